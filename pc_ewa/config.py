@@ -1,0 +1,219 @@
+"""An experiment, typed: YAML file <- key=value overrides -> checked before anything long starts."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from pc_ewa.data import DATASETS
+from pc_ewa.errors import ConfigError
+from pc_ewa.ewa.averaging import Schedule, check_share_rate
+from pc_ewa.ewa.experts import Init, PartitionScope
+from pc_ewa.models import MODELS
+from pc_ewa.signatures import check_arguments, choose, describe
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class _OpenSection(_Section):
+    """A section that also takes the arguments of the thing it names; `resolve` checks them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments for the named thing."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Data(_OpenSection):
+    """Which clouds; any other key goes to the dataset's loader (`path` of "hdf5", ...)."""
+
+    name: str
+    root: str = "datasets"
+    num_points: PositiveInt = 1024
+    normalize: bool = True
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+
+
+class Model(_OpenSection):
+    """Which network; any other key is an argument of it (`dim`, `depth`, ...)."""
+
+    name: str
+
+
+class Ewa(_Section):
+    """Experts weights averaging, see `pc_ewa.upcycle` and `pc_ewa.ExpertAverager`."""
+
+    num_experts: Annotated[int, Field(ge=2)] = 4
+    layers: str | list[int] = "every-2"
+    init: Init = "copy"
+    partition: PartitionScope = "batch"
+    share_rate: NonNegativeFloat = 0.3
+    schedule: Schedule = "linear"
+    ramp: Share = 1.0
+    start: Fraction = 0.0
+    stop: Share = 1.0
+    every: PositiveInt = 1
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "Ewa":
+        check_share_rate(self.share_rate, self.num_experts)
+        if self.start >= self.stop:
+            raise ValueError(f"start={self.start} must be below stop={self.stop}")
+        return self
+
+
+class Augment(_Section):
+    """Random changes of each training cloud; the defaults are Point-MAE's fine-tuning recipe."""
+
+    scale: tuple[PositiveFloat, PositiveFloat] | None = (2 / 3, 3 / 2)
+    shift: NonNegativeFloat = 0.2
+    rotate: bool = False
+    jitter: NonNegativeFloat = 0.0
+
+
+class Train(_Section):
+    """The loop; the defaults are Point-MAE's fine-tuning recipe, with a validation part cut from train."""
+
+    epochs: PositiveInt = 300
+    steps: PositiveInt | None = None
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    accumulate: PositiveInt = 1
+    lr: PositiveFloat = 5e-4
+    min_lr: NonNegativeFloat = 1e-6
+    warmup: Fraction = 1 / 30
+    weight_decay: NonNegativeFloat = 0.05
+    clip_grad: PositiveFloat | None = 10.0
+    label_smoothing: Fraction = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_every: PositiveInt = 1
+    save_every: PositiveInt | None = None
+    keep: PositiveInt = 2
+
+
+class Wandb(_Section):
+    """Weights & Biases; "offline" needs no account and nothing leaves the machine until `wandb sync`."""
+
+    mode: Literal["offline", "online", "disabled"] = "offline"
+    project: str = "pc-ewa"
+
+
+class Experiment(_Section):
+    """Everything a run depends on; `python tools/finetune.py --help` shows it with every default."""
+
+    output: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    device: str = "auto"
+    task: str = "classify"
+    init_from: str | None = None
+    data: Data
+    model: Model
+    ewa: Ewa | None = None
+    augment: Augment = Augment()
+    train: Train = Train()
+    wandb: Wandb = Wandb()
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "Experiment":
+        if self.train.batch_size % self.train.accumulate:
+            raise ValueError(f"train.accumulate={self.train.accumulate} does not divide train.batch_size={self.train.batch_size}")
+        if self.train.min_lr > self.train.lr:
+            raise ValueError(f"train.min_lr={self.train.min_lr} is above train.lr={self.train.lr}")
+        if self.augment.scale and self.augment.scale[0] > self.augment.scale[1]:
+            raise ValueError(f"augment.scale={list(self.augment.scale)}; give the smaller factor first")
+        return self
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read a YAML file, apply `key=value` overrides, check everything and fill in every default.
+
+    Without `output` the run folder is `runs/` and the name of the file.
+
+    Raises:
+        ConfigError: in one line, every problem: dotted key, value, what is allowed or was meant.
+    """
+    path = Path(path)
+    if not path.is_file():
+        there = ", ".join(sorted(str(p) for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
+        raise ConfigError(f"{path} is no file; " + (f"there are {there}" if there else "check the path"))
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds {type(content).__name__}; expected keys and values, see configs/quickstart.yaml")
+    content.setdefault("output", f"runs/{path.stem}")
+    for override in overrides or []:
+        _apply(content, override)
+    return resolve(content)
+
+
+def resolve(content: dict[str, Any]) -> Experiment:
+    """Check a config given as plain values, and fill in every default, those of model and dataset too."""
+    try:
+        experiment = Experiment.model_validate(content)
+    except pydantic.ValidationError as error:
+        raise ConfigError(describe(error, Experiment)) from None
+    data, model = experiment.data, experiment.model
+    model_class, loader = choose("model.name", model.name, MODELS), choose("data.name", data.name, DATASETS)
+    # What data decides (the number of classes), and where it lies, is not for the config to say again.
+    model_arguments = check_arguments("model", model_class, model.arguments, skip=["num_classes"])
+    data_arguments = check_arguments("data", loader, data.arguments, skip=["split", "root"])
+    for name in ("group_size", "num_groups"):
+        if model_arguments.get(name, 0) > data.num_points:
+            raise ConfigError(f"model.{name}={model_arguments[name]} is above data.num_points={data.num_points}; lower it")
+    return experiment.model_copy(
+        update={
+            "model": Model(name=model.name, **model_arguments),
+            "data": Data(**data.model_dump(include=set(Data.model_fields)), **data_arguments),
+        }
+    )
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 5e-4 is a number (YAML 1.1 wants 5.0e-4), a key given twice an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice.pop()!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _apply(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is no override; write key=value, such as train.lr=1e-3")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise ConfigError(f"{override!r}: the value is no YAML; quote it") from None
+    *sections, last = key.split(".")
+    for section in sections:
+        # `ewa.num_experts=8` also switches a section on that is absent or null.
+        if content.get(section) is None:
+            content[section] = {}
+        content = content[section]
+        if not isinstance(content, dict):
+            raise ConfigError(f"{override!r}: {section!r} holds a value, not a section")
+    content[last] = value

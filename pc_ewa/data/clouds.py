@@ -1,0 +1,135 @@
+"""`Clouds`: labelled shapes with the same number of points each, in memory on one device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pc_ewa.errors import DataError
+
+UpAxis = Literal["x", "y", "z"]
+
+STORED_TYPES = (torch.float32, torch.float16, torch.int16)
+
+
+class MissingSplitError(DataError):
+    """The dataset is sound but has no shapes in the split asked for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Clouds:
+    """N shapes of P points each.
+
+    Attributes:
+        points: (N, P, 3), in the type they are stored in: float32, float16 or int16.
+        scale: int16 only, otherwise None: coordinates are points / scale.
+        labels: (N,) int64, positions in `class_names`.
+        class_names: name of every class, also of those without a shape here.
+        up_axis: the axis that points up, "x", "y" or "z".
+        name: name of the dataset, for logs and reports.
+        shape_names: one name per shape, or None where the dataset has none.
+
+    Raises:
+        ValueError: fields that do not fit together.
+    """
+
+    points: Tensor
+    scale: float | None
+    labels: Tensor
+    class_names: tuple[str, ...]
+    up_axis: UpAxis
+    name: str
+    shape_names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the fields fit together."""
+        shape, dtype = tuple(self.points.shape), self.points.dtype
+        if len(shape) != 3 or shape[2] != 3 or dtype not in STORED_TYPES:
+            raise ValueError(f"points are {shape} {dtype}; expected (N, P, 3) of float32, float16 or int16")
+        if (dtype == torch.int16) != (self.scale is not None):
+            raise ValueError(f"scale is {self.scale} for {dtype} points; int16 and only int16 has one")
+        if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"labels are {tuple(self.labels.shape)} {self.labels.dtype}; expected ({shape[0]},) int64"
+            )
+        if self.shape_names is not None and len(self.shape_names) != shape[0]:
+            raise ValueError(f"{len(self.shape_names)} shape_names for {shape[0]} shapes")
+
+    def __len__(self) -> int:
+        """Return the number of shapes."""
+        return len(self.labels)
+
+    @property
+    def num_points(self) -> int:
+        """Points per shape."""
+        return self.points.shape[1]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of class names."""
+        return len(self.class_names)
+
+    def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Pick shapes: coordinates (B, P, 3) float32 and labels (B,), on the device of the data."""
+        index = self._index(indices)
+        points = self.points[index].float()  # a copy: the caller may change it in place
+        if self.scale is not None:
+            points /= self.scale
+        return points, self.labels[index]
+
+    def select(self, indices: Tensor | Sequence[int]) -> Clouds:
+        """Pick shapes, in the order given, as `Clouds` of their own."""
+        index = self._index(indices)
+        names = self.shape_names
+        if names is not None:
+            names = tuple(names[i] for i in index.tolist())
+        return replace(self, points=self.points[index], labels=self.labels[index], shape_names=names)
+
+    def to(self, device: torch.device | str) -> Clouds:
+        """Return the same shapes on another device."""
+        return replace(self, points=self.points.to(device), labels=self.labels.to(device))
+
+    def split_validation(self, fraction: float, seed: int) -> tuple[Clouds, Clouds]:
+        """Cut a stratified validation part; the same seed gives the same parts on every machine.
+
+        Every class with two shapes or more has at least one on each side; the only shape of a class stays in
+        training. Both parts keep the order of this dataset.
+
+        Args:
+            fraction: share of each class that goes to validation, between 0 and 1.
+            seed: 0 to 2**32 - 1.
+
+        Returns:
+            The training and the validation part: disjoint, together everything.
+
+        Raises:
+            ValueError: a fraction that is not between 0 and 1.
+            DataError: no class has two shapes, so that nothing can be set aside.
+        """
+        if not 0 < fraction < 1:
+            raise ValueError(f"validation fraction is {fraction}; it must be between 0 and 1")
+        labels = self.labels.cpu().numpy()
+        # RandomState, not default_rng: its stream is frozen for all numpy versions.
+        order = np.random.RandomState(seed).permutation(len(labels))
+        held_out = np.zeros(len(labels), dtype=bool)
+        for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+            share = min(max(round(fraction * int(count)), 1), int(count) - 1)
+            held_out[order[labels[order] == label][:share]] = True
+        if not held_out.any():
+            raise DataError(
+                f"{self.name}: no shapes can be set aside for validation, each class has only one; "
+                "add shapes, or a split named val"
+            )
+        index = torch.from_numpy(held_out)
+        return self.select((~index).nonzero().flatten()), self.select(index.nonzero().flatten())
+
+    def _index(self, indices: Tensor | Sequence[int]) -> Tensor:
+        index = torch.as_tensor(indices, device=self.points.device)
+        if index.dtype == torch.bool:
+            raise ValueError("indices are a boolean mask; give positions: mask.nonzero().flatten()")
+        return index.long()

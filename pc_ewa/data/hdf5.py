@@ -1,0 +1,129 @@
+"""Read and write HDF5 files in our layout (layout.py describes it)."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pc_ewa.data.clouds import Clouds, UpAxis
+from pc_ewa.data.layout import DEFAULT_SPLITS, Layout
+from pc_ewa.errors import DataError
+
+
+def load(split: str, root: Path, *, path: str | Path) -> Clouds:
+    """Load a split of the user's own file; `path` is taken as it is, `root` plays no part."""
+    file = Path(path).expanduser()
+    return read_hdf5(file, split, name=file.stem, remedy="check the option path")
+
+
+def read_hdf5(path: Path, split: str, *, name: str, remedy: str = "check the path") -> Clouds:
+    """Read one split and check it.
+
+    Args:
+        path: a file in our layout.
+        split: one of its split names; "train" must have a shape of every class.
+        name: name of the dataset.
+        remedy: what to do when the file is missing, for the message.
+
+    Raises:
+        MissingSplitError: no shapes in this split.
+        DataError: a missing or damaged file, or contents that training cannot use; one line with the remedy.
+    """
+    with _one_line_errors(f"cannot read {path}", "is it an HDF5 file, whole and readable? Get a fresh copy"):
+        if not path.exists():
+            raise DataError(f"{path} does not exist; {remedy}")
+        with h5py.File(path, "r") as file:
+            return Layout(file, path).clouds(split, name)
+
+
+def write_hdf5(
+    path: Path,
+    points: ArrayLike,
+    labels: ArrayLike,
+    class_names: Sequence[str],
+    *,
+    up_axis: UpAxis,
+    split: ArrayLike | None = None,
+    split_names: Sequence[str] = DEFAULT_SPLITS,
+    names: Sequence[str] | None = None,
+    licence: str | None = None,
+    dtype: Literal["int16", "float16", "float32"] = "int16",
+) -> None:
+    """Write a file in our layout; it gets its name only when it is whole and reads back without complaint.
+
+    Args:
+        path: the file to create or replace; its folder is made when missing.
+        points: coordinates (N, P, 3).
+        labels: (N,) integers, positions in `class_names`.
+        class_names: name of every class.
+        up_axis: the axis that points up.
+        split: (N,) integers, positions in `split_names`; None puts every shape into the first.
+        split_names: names of the splits.
+        names: one name per shape.
+        licence: of the whole file.
+        dtype: stored type; int16 has steps of 1/32767 of the largest coordinate.
+
+    Raises:
+        DataError: contents that `read_hdf5` would refuse, or a file that cannot be written.
+    """
+    coordinates, label = np.asarray(points), np.asarray(labels)
+    attributes = {
+        "class_names": json.dumps(list(class_names)),
+        "split_names": json.dumps(list(split_names)),
+        "up_axis": up_axis,
+    }
+    if licence is not None:
+        attributes["licence"] = licence
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _one_line_errors(f"cannot write {path}", "choose a folder that is writable and has space"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with h5py.File(temporary, "w") as file:
+                file.attrs.update(attributes)
+                _write_points(file, coordinates, dtype, path)
+                file["label"] = label
+                if split is not None:
+                    file["split"] = np.asarray(split)
+                if names is not None:
+                    file.create_dataset("name", data=list(names), dtype=h5py.string_dtype())
+            _read_all(temporary, path)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _write_points(file: h5py.File, points: NDArray[Any], dtype: str, path: Path) -> None:
+    if not np.isfinite(points).all():  # NaN would become a plausible int16
+        raise DataError(f"cannot write {path}: NaN or infinity in the points; remove or repair these shapes")
+    scale = None
+    if dtype == "int16":
+        scale = 32767 / (float(np.abs(points).max(initial=0)) or 1.0)
+        points = np.rint(points.astype(np.float64) * scale)
+    with np.errstate(over="ignore"):  # reading back refuses what overflows float16
+        stored = points.astype(dtype)
+    file.create_dataset("data", data=stored, compression="gzip" if stored.size else None)
+    if scale is not None:
+        file["data"].attrs["scale"] = scale
+
+
+def _read_all(temporary: Path, path: Path) -> None:
+    """Read every split with its checks; messages name the file `path`, as the user does."""
+    with h5py.File(temporary, "r") as file:
+        layout = Layout(file, path)
+        for split in layout.used_splits():
+            layout.clouds(split, path.stem)
+
+
+@contextmanager
+def _one_line_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn what h5py and the file system raise on a damaged file or a full disk into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py uses all four
+        raise DataError(f"{what}: {' '.join(str(error).split())}; {remedy}") from error

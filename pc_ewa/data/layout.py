@@ -1,0 +1,184 @@
+"""Our HDF5 layout, and every check that training relies on.
+
+Datasets: `data` (N, P, 3) float32, float16, or int16 with the attribute `scale` (coordinates = data / scale);
+`label` (N,) integers; optional `split` (N,), positions in `split_names` (without it all shapes belong to the
+first name); optional `name` (N,) strings. File attributes: `class_names` and `split_names` (JSON lists; the
+latter defaults to ["train", "test"]), `up_axis`, `licence`. Anything else in a file is left alone.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
+from pc_ewa.errors import DataError
+
+DEFAULT_SPLITS = ("train", "test")
+
+
+class Layout:
+    """An open file in our layout; opening checks all but the points, `clouds` checks those of its split.
+
+    Args:
+        file: the open file.
+        path: the name the user knows it by, for messages.
+
+    Raises:
+        DataError: contents that training cannot use; one line that says what to do.
+    """
+
+    def __init__(self, file: h5py.File, path: Path) -> None:
+        self.file, self.path = file, path
+        missing = [key for key in ("data", "label") if not isinstance(file.get(key), h5py.Dataset)]
+        if missing:
+            found = ", ".join(map(str, file)) or "nothing"
+            self.fail(f"there is no dataset {' and no '.join(missing)} (found: {found})", "add it")
+        self.count = self._checked_shape()[0]
+        self.scale = self._checked_scale()
+        self.class_names = self._name_list("class_names")
+        self.split_names = self._name_list("split_names") if "split_names" in file.attrs else DEFAULT_SPLITS
+        self.labels = self._positions("label", "class_names", self.class_names)
+        self.splits = np.zeros(self.count, dtype=np.int64)
+        if "split" in file:
+            self.splits = self._positions("split", "split_names", self.split_names)
+        self.shape_names = self._shape_names() if "name" in file else None
+        self.up_axis = self._checked_up_axis()
+
+    def fail(self, defect: str, remedy: str) -> NoReturn:
+        """Raise the one line that names the file, what is wrong and what to do."""
+        raise DataError(f"{self.path}: {defect}; {remedy}")
+
+    def used_splits(self) -> dict[str, int]:
+        """Return the number of shapes of each split that has any."""
+        counts = np.bincount(self.splits, minlength=len(self.split_names))
+        return {name: int(count) for name, count in zip(self.split_names, counts, strict=True) if count}
+
+    def clouds(self, split: str, name: str) -> Clouds:
+        """Read the shapes of one split; "train" must have one of every class.
+
+        Raises:
+            MissingSplitError: no shapes in this split.
+            DataError: an empty class, NaN or infinity.
+        """
+        rows = self._rows(split)
+        data = self.file["data"]
+        points = data[:].astype(data.dtype.newbyteorder("="), copy=False)[rows]
+        self.check_finite(points, rows)
+        return Clouds(
+            points=torch.from_numpy(points),
+            scale=self.scale,
+            labels=torch.from_numpy(self.labels[rows]),
+            class_names=self.class_names,
+            up_axis=self.up_axis,
+            name=name,
+            shape_names=None if self.shape_names is None else tuple(self.shape_names[i] for i in rows),
+        )
+
+    def check_finite(self, points: NDArray[Any], rows: NDArray[np.int64]) -> None:
+        """Refuse NaN and infinity in clouds (B, P, 3); `rows` are their positions in the file."""
+        bad = np.flatnonzero(~np.isfinite(points).all(axis=(1, 2)))
+        if len(bad):
+            first = points[bad[0]]
+            value = first[~np.isfinite(first)][0]
+            number = f"{len(bad)} such shape{'s' if len(bad) > 1 else ''} of {len(points)}"
+            self.fail(f"shape {rows[bad[0]]} of data has {value} ({number})", "remove or repair it")
+
+    def _rows(self, split: str) -> NDArray[np.int64]:
+        used = self.used_splits()
+        if split not in used:
+            defect = (
+                f"split {split!r} is empty" if split in self.split_names else f"there is no split {split!r}"
+            )
+            listed = ", ".join(f"{name} ({count} shapes)" for name, count in used.items())
+            raise MissingSplitError(
+                f"{self.path}: {defect}; choose one of: {listed}, or assign shapes to it in the dataset split"
+            )
+        rows = np.flatnonzero(self.splits == self.split_names.index(split))
+        counts = np.bincount(self.labels[rows], minlength=len(self.class_names))
+        if split == "train" and 0 in counts:
+            empty = ", ".join(self.class_names[label] for label in np.flatnonzero(counts == 0))
+            self.fail(f"empty class, no training shape of: {empty}", "add some, or correct class_names")
+        return rows
+
+    def _checked_shape(self) -> tuple[int, int, int]:
+        shape = self.file["data"].shape
+        if shape is None or len(shape) != 3 or shape[2] != 3:
+            self.fail(f"data has shape {shape}", "store clouds as (shapes, points, 3)")
+        if 0 in shape:
+            defect = "there are no shapes" if shape[0] == 0 else "clouds have zero points"
+            self.fail(f"data has shape {shape}: {defect}", "store at least one shape of one point")
+        return cast(tuple[int, int, int], shape)
+
+    def _checked_scale(self) -> float | None:
+        """Check the type of the points, and return the scale of int16 ones."""
+        data = self.file["data"]
+        dtype, scale = data.dtype, data.attrs.get("scale")
+        if (dtype.kind, dtype.itemsize) not in (("f", 4), ("f", 2), ("i", 2)):
+            self.fail(f"data is {dtype}", "store float32, float16, or int16 with an attribute scale")
+        if dtype.kind == "f":
+            if scale is not None:
+                self.fail(
+                    f"data is {dtype} with scale {scale}", "divide by it and remove it: it is for int16"
+                )
+            return None
+        remedy = "set data.attrs['scale'] to a number above 0 (coordinates = data / scale)"
+        if scale is None:
+            self.fail("data is int16 without an attribute scale", remedy)
+        if not isinstance(scale, np.number) or not (math.isfinite(scale) and scale > 0):
+            self.fail(f"data has scale {scale}", remedy)
+        return float(scale)
+
+    def _name_list(self, key: str) -> tuple[str, ...]:
+        """Read a JSON list of distinct names from the file's attributes."""
+        stored = self.file.attrs.get(key)
+        try:
+            names = json.loads(stored) if isinstance(stored, str | bytes) else None
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            found = "missing" if stored is None else repr(stored)[:60]
+            self.fail(f"attribute {key} is {found}", 'set it to a JSON list such as ["chair", "table"]')
+        if len(set(names)) < len(names):
+            self.fail(f"attribute {key} has {max(names, key=names.count)!r} twice", "make the names distinct")
+        return tuple(names)
+
+    def _positions(self, key: str, names_key: str, names: tuple[str, ...]) -> NDArray[np.int64]:
+        """Read `label` or `split`: one position in `names` for each shape."""
+        values = self._column(key, "integers")[:]
+        bad = np.flatnonzero((values < 0) | (values >= len(names)))
+        if len(bad):
+            defect = f"{key} of shape {bad[0]} is {values[bad[0]]}"
+            allowed = f"0 to {len(names) - 1}, as there are {len(names)} {names_key}"
+            self.fail(f"{defect}; allowed: {allowed}", f"correct {key} or {names_key}")
+        return cast("NDArray[np.int64]", values.astype(np.int64))
+
+    def _shape_names(self) -> list[str]:
+        return [str(name) for name in self._column("name", "strings").asstr("utf-8", errors="replace")[:]]
+
+    def _column(self, key: str, kind: str) -> h5py.Dataset:
+        """Return the dataset `key`, which must have one entry of this kind for each shape."""
+        column = self.file[key]
+        if not isinstance(column, h5py.Dataset):
+            self.fail(f"{key} is a group", f"store a dataset of {self.count} {kind}")
+        fits = h5py.check_string_dtype(column.dtype) if kind == "strings" else column.dtype.kind in "iu"
+        if not fits or column.shape is None or len(column.shape) != 1:
+            found = f"{key} has shape {column.shape} and type {column.dtype}"
+            self.fail(found, f"store {kind} of shape ({self.count},)")
+        if len(column) != self.count:
+            self.fail(f"{key} has {len(column)} entries, data {self.count}", "store one for each shape")
+        return column
+
+    def _checked_up_axis(self) -> UpAxis:
+        up_axis = self.file.attrs.get("up_axis")
+        if isinstance(up_axis, bytes):
+            up_axis = up_axis.decode(errors="replace")
+        if not isinstance(up_axis, str) or up_axis not in ("x", "y", "z"):
+            found = "missing" if up_axis is None else repr(up_axis)
+            self.fail(f"attribute up_axis is {found}", "set it to the axis that points up: x, y or z")
+        return cast(UpAxis, up_axis)

@@ -1,0 +1,43 @@
+"""What tools print as one line and end with exit code 2; every other exception keeps its traceback."""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+
+class Error(Exception):
+    """A problem the user can solve: the message has the value, what is allowed and the next step."""
+
+
+class ConfigError(Error):
+    """An experiment that cannot run: unknown key, wrong type, impossible value."""
+
+
+class DataError(Error):
+    """A dataset that is missing, damaged or not what it claims to be."""
+
+
+class CheckpointError(Error):
+    """A checkpoint that is missing, damaged or made for another model."""
+
+
+class TrainingError(Error):
+    """Training that cannot go on, such as a loss that is not finite."""
+
+
+def exit_on_error(main: Callable[P, None]) -> Callable[P, int]:
+    """Decorate the main function of a tool: an `Error` becomes one line on stderr and exit code 2."""
+
+    @functools.wraps(main)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            main(*args, **kwargs)
+        except Error as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+        return 0
+
+    return guarded

@@ -1,0 +1,22 @@
+"""Experts Weights Averaging (arXiv 2308.06093) for any vision transformer; knows nothing of point clouds."""
+
+from pc_ewa.ewa.averaging import ExpertAverager, expert_shard_placement
+from pc_ewa.ewa.conversion import dense_state_dict, expert_layers, merge_experts, upcycle
+from pc_ewa.ewa.experts import ExpertFFN, ExpertLinear, routed_experts
+from pc_ewa.ewa.routing import Partition, combine, dispatch, uniform_partition
+
+__all__ = [
+    "upcycle",
+    "merge_experts",
+    "dense_state_dict",
+    "expert_layers",
+    "ExpertAverager",
+    "expert_shard_placement",
+    "ExpertFFN",
+    "ExpertLinear",
+    "routed_experts",
+    "Partition",
+    "uniform_partition",
+    "dispatch",
+    "combine",
+]

@@ -1,0 +1,171 @@
+"""ExpertAverager: moves the experts of each mixture a little towards each other after every optimizer step."""
+
+import math
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from pc_ewa.ewa.conversion import expert_layers
+from pc_ewa.ewa.experts import ExpertFFN, merge_stack
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+class LayerStatistics(NamedTuple):
+    """How far apart the experts of one mixture are, over all their weights taken as vectors W_i with mean W̄.
+
+    `spread` is the mean of ‖W_i - W̄‖ / ‖W̄‖; `cosine` the mean cosine of two different experts; `share_rate` the
+    rate β of the latest averaging.
+    """
+
+    spread: float
+    cosine: float
+    share_rate: float
+
+
+class ExpertAverager:
+    """Experts weights averaging (EWA, arXiv 2308.06093, Eq. 6) after each optimizer step, in place.
+
+    With share rate β and N experts, all at once from the weights before the step:
+
+        W_i <- (1 - β) W_i + Σ_{j≠i} β/(N-1) W_j     =  W_i + γ (W̄ - W_i),   γ = β N/(N-1)
+
+    The mean of the experts stays; their deviations from it shrink by 1 - γ. Under data parallelism every rank does
+    the same arithmetic on the same weights: no communication.
+
+    Args:
+        model: a model with mixtures (`upcycle`).
+        share_rate: β, 0 to (N-1)/N, which merges the experts fully; the peak of the schedule.
+        schedule: "constant"; or a "linear" or "cosine" ramp from 0 to `share_rate`.
+        total_steps: optimizer steps of the whole training; needed unless the schedule is constant and always on.
+        ramp: the share of the window over which the ramp rises; `share_rate` holds after it.
+        start: averaging begins after this share of training.
+        stop: averaging ends after this share of training (0.5 is "Early EWA").
+        every: average each k-th step only, k steps at once: γ_k = 1 - (1 - γ)^k.
+
+    Raises:
+        ValueError: an impossible value, or a model without mixtures.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        share_rate: float = 0.3,
+        schedule: Schedule = "linear",
+        total_steps: int | None = None,
+        *,
+        ramp: float = 1.0,
+        start: float = 0.0,
+        stop: float = 1.0,
+        every: int = 1,
+    ) -> None:
+        self.layers = expert_layers(model)
+        if not self.layers:
+            raise ValueError(f"{type(model).__name__} has no mixture of experts to average; upcycle() it first")
+        for name, layer in self.layers.items():
+            check_share_rate(share_rate, layer.num_experts, f" in {name or type(model).__name__}")
+        if schedule not in ("constant", "linear", "cosine"):
+            raise ValueError(f"schedule={schedule!r}; choose 'constant', 'linear' or 'cosine'")
+        if total_steps is None and (schedule != "constant" or (start, stop) != (0.0, 1.0)):
+            raise ValueError(f"schedule={schedule!r} with start={start}, stop={stop} needs total_steps")
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"total_steps={total_steps}; it must be at least 1")
+        if not 0 <= start < stop <= 1:
+            raise ValueError(f"start={start}, stop={stop}; they must satisfy 0 <= start < stop <= 1")
+        if not 0 < ramp <= 1:
+            raise ValueError(f"ramp={ramp}; it must be above 0 and at most 1")
+        if every < 1:
+            raise ValueError(f"every={every}; it must be at least 1")
+        self.share_rate, self.schedule, self.total_steps = share_rate, schedule, total_steps
+        self.ramp, self.start, self.stop, self.every = ramp, start, stop, every
+        self.steps_done = 0
+
+    def attach(self, optimizer: Optimizer) -> "ExpertAverager":
+        """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it."""
+        self._handle: RemovableHandle = optimizer.register_step_post_hook(self._after_optimizer_step)
+        return self
+
+    def detach(self) -> None:
+        """Take the hook off the optimizer."""
+        self._handle.remove()
+
+    def share_rate_at(self, step: int) -> float:
+        """Return β for the averaging after optimizer step `step` (the first is 0): a pure function of the step."""
+        if self.total_steps is None:
+            return self.share_rate
+        # The window in steps; the ramp counts the steps done, so that it ends on the full rate.
+        begin, end = self.start * self.total_steps, self.stop * self.total_steps
+        if not begin <= step < end:
+            return 0.0
+        if self.schedule == "constant":
+            return self.share_rate
+        progress = min(1.0, (step + 1 - begin) / (self.ramp * (end - begin)))
+        return self.share_rate * (progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Average once, for those who call it by hand after `optimizer.step()` instead of attaching."""
+        self.steps_done += 1
+        if self.steps_done % self.every:
+            return
+        share_rate = self.share_rate_at(self.steps_done - 1)
+        if share_rate == 0:
+            return
+        for layer in self.layers.values():
+            gamma = 1 - (1 - share_rate * layer.num_experts / (layer.num_experts - 1)) ** self.every
+            for stack in _stacks(layer):
+                stack.lerp_(merge_stack(stack).expand_as(stack), gamma)
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, LayerStatistics]:
+        """Measure every mixture; under sharding, the part of the weights on this rank."""
+        rate = self.share_rate_at(max(0, self.steps_done - 1))
+        return {name: _measure(layer, rate) for name, layer in self.layers.items()}
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+        # Fused optimizers run under a GradScaler even when they skip the update inside their kernel.
+        found_inf = getattr(optimizer, "found_inf", None)
+        if found_inf is None or not bool(found_inf):
+            self.step()
+
+
+def check_share_rate(share_rate: float, num_experts: int, where: str = "") -> None:
+    """Raise ValueError unless 0 <= β <= (N-1)/N; above that the averaging would overshoot the mean."""
+    limit = (num_experts - 1) / num_experts
+    if not 0 <= share_rate <= limit:
+        raise ValueError(f"share_rate={share_rate} with {num_experts} experts{where}; choose 0 to (N-1)/N = {limit:.4g}")
+
+
+def expert_shard_placement(parameter: nn.Parameter) -> Shard | None:
+    """`shard_placement_fn` for FSDP2's `fully_shard`: splits stacked experts on axis 1, so that averaging stays local.
+
+    Stacked weights are recognised by their three axes and stacked biases go with the default axis of FSDP2 only when
+    they are no stacks; apply it to `ExpertFFN` modules, whose parameters are all stacks.
+    """
+    return Shard(1) if parameter.dim() >= 2 else None
+
+
+def _stacks(layer: ExpertFFN) -> Iterator[Tensor]:
+    for stack in layer.parameters():
+        if isinstance(stack, DTensor):
+            if any(placement.is_shard(0) for placement in stack.placements):
+                raise ValueError("experts sharded on axis 0; pass shard_placement_fn=expert_shard_placement to fully_shard")
+            yield stack.to_local()
+        else:
+            yield stack
+
+
+def _measure(layer: ExpertFFN, share_rate: float) -> LayerStatistics:
+    experts = torch.cat([stack.detach().flatten(1).double() for stack in _stacks(layer)], dim=1)
+    mean = experts.mean(0)
+    spread = ((experts - mean).norm(dim=1) / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny)).mean()
+    unit = torch.nn.functional.normalize(experts, dim=1)
+    cosines = unit @ unit.T
+    count = layer.num_experts
+    cosine = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
+    return LayerStatistics(spread.item(), cosine.item(), share_rate)

@@ -1,0 +1,69 @@
+"""Batches as a pure function of (seed, step, slot): nothing to save, nothing to lose when a run resumes."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pc_ewa.config import Augment, Experiment
+from pc_ewa.data import Clouds, transforms
+
+# What a random stream is for; each has its own numbers, whatever the others draw.
+INIT, ORDER, AUGMENT, MODEL, ROUTED = range(5)
+
+
+def stream(seed: int, purpose: int, *numbers: int) -> int:
+    """Seed of a random stream: the same for the same numbers, unrelated for any others."""
+    return int(np.random.SeedSequence([seed, purpose, *numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Batches:
+    """Draws augmented batches on the device.
+
+    A global batch has `slots` parts, one for each process and accumulation step. What is in a part, its augmentation
+    and the randomness of the model on it depend on the part alone: 2 processes draw what 1 process draws when it
+    accumulates 2 steps.
+    """
+
+    def __init__(self, clouds: Clouds, experiment: Experiment, slots: int, device: torch.device) -> None:
+        self.clouds, self.experiment, self.slots, self.device = clouds, experiment, slots, device
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in one pass; the remainder of each pass is left out, another one each time."""
+        return len(self.clouds) // self.experiment.train.batch_size
+
+    def draw(self, step: int, slot: int) -> tuple[Tensor, Tensor]:
+        """Points (B / slots, num_points, 3) and labels of one part of the batch of this step."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        size = self.experiment.train.batch_size
+        order = _epoch_order(len(self.clouds), stream(self.experiment.seed, ORDER, epoch))
+        indices = order[place * size : (place + 1) * size].chunk(self.slots)[slot]
+        points, labels = (tensor.to(self.device) for tensor in self.clouds.batch(indices))
+        generator = torch.Generator(self.device).manual_seed(stream(self.experiment.seed, AUGMENT, step, slot))
+        data = self.experiment.data
+        if data.normalize:
+            points = transforms.normalize_unit_sphere(points)
+        points = transforms.subsample_train(points, data.num_points, generator)
+        return augment(points, self.experiment.augment, self.clouds.up_axis, generator), labels
+
+    def seed_model(self, step: int, slot: int) -> None:
+        """Seed what the model draws on this part: dropout, drop path, the deal of tokens to experts."""
+        torch.manual_seed(stream(self.experiment.seed, MODEL, step, slot))
+
+
+def augment(points: Tensor, how: Augment, up_axis: transforms.UpAxis, generator: torch.Generator) -> Tensor:
+    """Apply the random changes that the experiment asks for, in the order rotate, scale and shift, jitter."""
+    if how.rotate:
+        points = transforms.rotate(points, generator, up_axis)
+    if how.scale or how.shift:
+        points = transforms.scale_and_translate(points, generator, how.scale or (1.0, 1.0), how.shift)
+    if how.jitter:
+        points = transforms.jitter(points, generator, std=how.jitter)
+    return points
+
+
+@lru_cache(maxsize=2)
+def _epoch_order(count: int, seed: int) -> Tensor:
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

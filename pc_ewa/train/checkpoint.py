@@ -1,0 +1,65 @@
+"""The run folder's checkpoints: written whole or not at all, the newest few kept, last and best always there."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pc_ewa.errors import CheckpointError
+from pc_ewa.models.official import read_checkpoint
+
+LAST, BEST = "last.pt", "best.pt"
+
+
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space or choose another output") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Checkpoints:
+    """`checkpoints/` of a run: step-N.pt (the newest `keep`), last.pt (the newest of them) and best.pt."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder, self.keep = folder, keep
+
+    def save(self, content: Mapping[str, Any], step: int, best: bool) -> None:
+        """Save the state after `step` optimizer steps; `best` also marks it the best by validation."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step-{step:08d}.pt"
+        save_atomically(content, path)
+        self._point(LAST, path)
+        if best:
+            self._point(BEST, path)
+        for old in self._steps()[: -self.keep]:
+            old.unlink()
+
+    def newest(self) -> dict[str, Any] | None:
+        """Read the newest checkpoint, or None when there is none yet."""
+        steps = self._steps()
+        return read_checkpoint(steps[-1]) if steps else None
+
+    def _point(self, name: str, path: Path) -> None:
+        # A hard link costs no space and outlives the pruning of the step it points to.
+        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:  # a file system without hard links
+            save_atomically(read_checkpoint(path), temporary)
+        temporary.replace(self.folder / name)
+
+    def _steps(self) -> list[Path]:
+        return sorted(p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", p.name))

@@ -1,0 +1,81 @@
+"""One process or many: what torchrun says about this one, and the few things that all of them do together."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pc_ewa.errors import ConfigError
+
+
+class World(NamedTuple):
+    """This process among all: `rank` of `size`, on `device`."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+
+@contextmanager
+def join_world(device: str = "auto") -> Iterator[World]:
+    """Join the processes that torchrun started; without torchrun, be the only one.
+
+    Raises:
+        ConfigError: a device that this machine or torch does not have.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)) if size > 1 else None)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def choose_device(device: str, local_rank: int | None = None) -> torch.device:
+    """Turn "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1" into a device that exists."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ConfigError(f"device={device!r}; choose auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise ConfigError(f"device={device!r}; choose auto, cpu, cuda or cuda:N")
+    if chosen.type == "cpu":
+        return chosen
+    index = local_rank if local_rank is not None else chosen.index or 0
+    if index >= torch.cuda.device_count():
+        raise ConfigError(f"device={device!r} asks for GPU {index}; this machine has {torch.cuda.device_count()}: set device=cpu")
+    return torch.device("cuda", index)
+
+
+def average_buffers(model: nn.Module) -> None:
+    """Give every process the mean of all running statistics; each saw its own part of the batches."""
+    if dist.is_initialized():
+        for buffer in model.buffers():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)
+                buffer /= dist.get_world_size()
+
+
+def any_process(flag: bool, device: torch.device) -> bool:
+    """Whether the flag is up in at least one process."""
+    if not dist.is_initialized():
+        return flag
+    votes = torch.tensor(float(flag), device=device)
+    dist.all_reduce(votes)
+    return bool(votes > 0)

@@ -1,0 +1,225 @@
+"""The one training loop: everything random is a pure function of (seed, step, slot), so that resuming is exact."""
+
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from pc_ewa.config import Experiment
+from pc_ewa.errors import CheckpointError, TrainingError
+from pc_ewa.train.build import Setup
+from pc_ewa.train.checkpoint import Checkpoints
+from pc_ewa.train.distributed import World, any_process, average_buffers
+from pc_ewa.train.optim import learning_rate
+from pc_ewa.train.tracking import Tracker
+
+LOG_EVERY = 10  # optimizer steps
+
+
+@dataclass
+class Progress:
+    """How far a run is: optimizer steps done, seconds spent on them, and the best validation so far."""
+
+    step: int = 0
+    seconds: float = 0.0
+    last_val: float = -math.inf
+    best_val: float = -math.inf
+    best_step: int = 0
+
+
+def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
+    """Take up the newest checkpoint of the run folder, if there is one."""
+    content = checkpoints.newest()
+    if content is None:
+        return Progress()
+    try:
+        setup.model.load_state_dict(content["model"])
+        setup.optimizer.load_state_dict(content["optimizer"])
+        progress = Progress(**content["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{checkpoints.folder} holds another run: {reason}; choose another output") from None
+    if setup.averager:
+        setup.averager.steps_done = progress.step
+    return progress
+
+
+def train(
+    setup: Setup, experiment: Experiment, world: World, progress: Progress, checkpoints: Checkpoints, tracker: Tracker
+) -> bool:
+    """Train from `progress` to the end, validating and saving on the way.
+
+    Returns:
+        True when done; False when a signal (SIGTERM, Ctrl-C) asked to stop: the state is saved, the same command goes on.
+
+    Raises:
+        TrainingError: a loss or gradient that is not finite; the checkpoints stay as they are.
+    """
+    parallel = DistributedDataParallel(setup.model, broadcast_buffers=False) if world.size > 1 else setup.model
+    eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
+    save_every = experiment.train.save_every or eval_every
+    meter = _Meter()
+    setup.model.train()
+    bar = tqdm(
+        total=setup.total_steps,
+        initial=progress.step,
+        desc="training",
+        unit="step",
+        disable=not (world.is_main and sys.stderr.isatty()),
+    )
+    with bar, _stop_signals() as stop:
+        while progress.step < setup.total_steps:
+            began = time.perf_counter()
+            meter.add(_step(setup, experiment, world, parallel, progress.step))
+            progress.step += 1
+            progress.seconds += time.perf_counter() - began
+            done = progress.step == setup.total_steps
+            if progress.step % LOG_EVERY == 0 or done:
+                tracker.figures(progress.step, meter.means(experiment.train.batch_size) | _ewa_figures(setup))
+            bar.update()
+            best = False
+            if progress.step % eval_every == 0 or done:
+                average_buffers(setup.model)
+                best = _validate(setup, world, progress, tracker)
+            stopping = any_process(bool(stop), world.device)
+            if best or stopping or done or progress.step % save_every == 0:
+                _save(setup, experiment, world, progress, checkpoints, best)
+            if stopping and not done:
+                tracker.line(f"stopped after step {progress.step}, saved; the same command goes on from here")
+                return False
+    return True
+
+
+def _step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
+    """One optimizer step; returns the means of the figures over the parts of this process's batch, on the device."""
+    train = experiment.train
+    rate = learning_rate(step, setup.total_steps, train)
+    for group in setup.optimizer.param_groups:
+        group["lr"] = rate
+    figures: dict[str, Tensor] = {}
+    for part in range(train.accumulate):
+        slot = world.rank * train.accumulate + part
+        points, labels = setup.batches.draw(step, slot)
+        setup.batches.seed_model(step, slot)
+        last = part == train.accumulate - 1
+        waiting = nullcontext() if last or world.size == 1 else parallel.no_sync()  # type: ignore[operator]
+        with waiting:
+            with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
+                loss = setup.task.loss(parallel, points, labels)
+            (loss.value / train.accumulate).backward()
+        for name, figure in loss.figures.items():
+            figures[name] = figures.get(name, torch.zeros_like(figure)) + figure / train.accumulate
+    norm = nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf)
+    if not math.isfinite(norm.item()):
+        raise TrainingError(
+            f"step {step + 1}: loss {figures['loss'].item():.4g}, gradient norm {norm.item():.4g}, not finite; nothing was "
+            f"saved after it: lower train.lr (now {train.lr:g}), or use train.precision=fp32, and start again"
+        )
+    setup.optimizer.step()  # the averager runs in its post-step hook
+    setup.optimizer.zero_grad(set_to_none=True)
+    return figures | {"grad_norm": norm, "lr": torch.tensor(rate)}
+
+
+def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) -> bool:
+    """Measure on the validation part, through the merged experts; returns whether it is the best so far."""
+    accuracy = setup.task.evaluate(setup.model, setup.splits.val, world.device)
+    progress.last_val = accuracy.overall
+    best = accuracy.overall > progress.best_val
+    if best:
+        progress.best_val, progress.best_step = accuracy.overall, progress.step
+    tracker.figures(progress.step, {"val_accuracy": accuracy.overall, "val_mean_class_accuracy": accuracy.mean_class})
+    epoch = progress.step / setup.batches.steps_per_epoch
+    tracker.line(
+        f"step {progress.step}/{setup.total_steps} (epoch {epoch:.4g}): validation accuracy {accuracy.overall:.1%} "
+        f"({accuracy.correct}/{accuracy.count}){' *' if best else ''}, {progress.seconds:.0f} s"
+    )
+    return best
+
+
+def _save(
+    setup: Setup, experiment: Experiment, world: World, progress: Progress, checkpoints: Checkpoints, best: bool
+) -> None:
+    average_buffers(setup.model)
+    _check_replicas(setup.model)
+    if world.is_main:
+        checkpoints.save(
+            {
+                "progress": vars(progress),
+                "model": setup.model.state_dict(),
+                "optimizer": setup.optimizer.state_dict(),
+                "config": experiment.model_dump(mode="json"),
+                "class_names": list(setup.splits.train.class_names),
+            },
+            progress.step,
+            best,
+        )
+
+
+def _ewa_figures(setup: Setup) -> dict[str, float]:
+    if setup.averager is None:
+        return {}
+    figures = {}
+    for name, measured in setup.averager.statistics().items():
+        figures |= {f"ewa/{name}/spread": measured.spread, f"ewa/{name}/cosine": measured.cosine}
+        figures["share_rate"] = measured.share_rate
+    return figures
+
+
+def _check_replicas(model: nn.Module) -> None:
+    """Raise TrainingError unless all processes hold the same weights, bit for bit."""
+    if dist.is_initialized():
+        total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
+        spread = torch.stack([total, -total])
+        dist.all_reduce(spread, dist.ReduceOp.MAX)
+        if spread.sum() != 0:
+            raise TrainingError("the processes hold different weights; this is a bug in pc-ewa: please report it")
+
+
+class _Meter:
+    """Means of figures since they were last asked for, and shapes per second; adds without waiting for the GPU."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._count, self._began = 0, time.perf_counter()
+
+    def add(self, figures: dict[str, Tensor]) -> None:
+        for name, figure in figures.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(figure)) + figure
+        self._count += 1
+
+    def means(self, batch_size: int) -> dict[str, float]:
+        seconds = time.perf_counter() - self._began
+        means = {name: (total / self._count).item() for name, total in self._sums.items()}
+        means["shapes_per_second"] = self._count * batch_size / seconds
+        self._reset()
+        return means
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C interrupts at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

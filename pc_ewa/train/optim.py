@@ -1,0 +1,36 @@
+"""AdamW with the decay groups of the field, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from pc_ewa.config import Train
+
+
+def create_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: no norm, no bias (stacked ones are 2-D: told by name), no token, no cls_pos."""
+    decayed, exempt = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (decayed if is_decayed(name, parameter) else exempt).append(parameter)
+    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, fused=True)
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to the parameter of this name."""
+    leaf = name.rpartition(".")[2]
+    return parameter.dim() > 1 and leaf != "bias" and "token" not in leaf and leaf != "cls_pos"
+
+
+def learning_rate(step: int, total_steps: int, train: Train) -> float:
+    """Linear warm-up from `min_lr`, then half a cosine back to it; the first step is 0.
+
+    Unlike the official runs, which lag one epoch behind their own schedule, the rate is that of the step at hand.
+    """
+    warmup = round(train.warmup * total_steps)
+    if step < warmup:
+        return train.min_lr + (train.lr - train.min_lr) * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total_steps - warmup - 1)
+    return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * progress)) / 2

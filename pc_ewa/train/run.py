@@ -1,0 +1,185 @@
+"""A whole run: prepare, train, merge the experts, evaluate, report; into one self-contained folder."""
+
+import copy
+import json
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from pc_ewa.config import Experiment, dump
+from pc_ewa.errors import ConfigError
+from pc_ewa.ewa import expert_layers, merge_experts, routed_experts
+from pc_ewa.ewa.conversion import find_ffns
+from pc_ewa.models.official import read_checkpoint
+from pc_ewa.train.batches import ROUTED, stream
+from pc_ewa.train.build import Setup, build
+from pc_ewa.train.checkpoint import BEST, Checkpoints, save_atomically
+from pc_ewa.train.distributed import World, join_world
+from pc_ewa.train.loop import Progress, resume, train
+from pc_ewa.train.report import describe_summary
+from pc_ewa.train.tracking import Tracker
+
+# Keys that may change when a run resumes: they do not touch what is computed.
+_FREE = ("wandb",)
+
+
+def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | None:
+    """Run an experiment to its end, or go on with it where it stopped.
+
+    Args:
+        experiment: what to run.
+        check_only: stop once everything is built and found in order; nothing is written.
+
+    Returns:
+        The summary, as in summary.json; None when checking only or when a signal stopped the run.
+
+    Raises:
+        Error: a problem the user can solve, found before training where that is possible.
+    """
+    folder = Path(experiment.output)
+    check_folder(folder, experiment)
+    finished = folder / "summary.json"
+    if finished.is_file():
+        summary: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        print(f"{folder} is finished; to train anew choose another output=... or delete the folder\n")
+        print(describe_summary(summary))
+        return summary
+    with join_world(experiment.device) as world:
+        began = time.perf_counter()
+        setup = build(experiment, world)
+        if check_only:
+            return None
+        return _run(experiment, folder, setup, world, began)
+
+
+def check_folder(folder: Path, experiment: Experiment) -> None:
+    """Raise ConfigError if the run folder cannot be written or holds a run with another config."""
+    nearest = next(p for p in (folder, *folder.resolve().parents) if p.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"output={folder}: {nearest} is a file; choose another output")
+    _check_writable(nearest, folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return
+    there = yaml.safe_load(config.read_text(encoding="utf-8"))
+    asked = yaml.safe_load(dump(experiment))
+    different = [key for key in sorted(set(_flat(there)) | set(_flat(asked))) if not key.startswith(_FREE)]
+    different = [key for key in different if _flat(there).get(key) != _flat(asked).get(key)]
+    if different:
+        changes = ", ".join(f"{k}={_flat(there).get(k)} there, {_flat(asked).get(k)} asked" for k in different[:3])
+        raise ConfigError(f"{folder} holds a run with other settings ({changes}); choose another output or delete it")
+
+
+def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began: float) -> dict[str, Any] | None:
+    checkpoints = Checkpoints(folder / "checkpoints", experiment.train.keep)
+    progress = resume(setup, checkpoints)
+    if world.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump(experiment), encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(_environment(world), indent=2) + "\n", encoding="utf-8")
+    with Tracker(folder, experiment, progress.step, active=world.is_main) as tracker:
+        for note in (f"run: {folder}", *setup.notes):
+            tracker.line(note)
+        if progress.step:
+            tracker.line(f"resuming after step {progress.step}")
+        seconds = {"setup": time.perf_counter() - began}
+        if not train(setup, experiment, world, progress, checkpoints, tracker):
+            return None
+        seconds["train"] = progress.seconds
+        summary = _finish(experiment, folder, setup, world, progress, seconds)
+        tracker.summary(summary)
+        tracker.line("\n" + describe_summary(summary))
+    return summary
+
+
+def _finish(
+    experiment: Experiment, folder: Path, setup: Setup, world: World, progress: Progress, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Evaluate the last and the best state on test, before and after merging, and write the merged models."""
+    model, test = setup.model, setup.splits.test
+    summary: dict[str, Any] = {"output": str(folder), "seed": experiment.seed, "steps": progress.step}
+    summary |= {"val_shapes": len(setup.splits.val), "val_is_cut_from_train": setup.splits.val_is_cut}
+    summary |= {"params_training": _count(model), "mixtures": len(expert_layers(model))}
+    summary["ffns_training"] = sum(m.num_experts - 1 for m in expert_layers(model).values())
+    for which in ("last", "best"):
+        if which == "best":
+            model = copy.deepcopy(setup.model)
+            model.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["model"])
+        clock = time.perf_counter()
+        model.eval()
+        torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
+        with routed_experts(model):
+            unmerged = setup.task.evaluate(model, test, world.device)
+        seconds["evaluate"] = seconds.get("evaluate", 0.0) + time.perf_counter() - clock
+        clock = time.perf_counter()
+        merged_model = merge_experts(copy.deepcopy(model))
+        if world.is_main:
+            _save_merged(merged_model, experiment, setup, folder / "checkpoints" / f"merged_{which}.pt")
+        seconds["merge"] = seconds.get("merge", 0.0) + time.perf_counter() - clock
+        clock = time.perf_counter()
+        merged = setup.task.evaluate(merged_model, test, world.device)
+        seconds["evaluate"] += time.perf_counter() - clock
+        suffix = "" if which == "last" else "_best"
+        summary |= {
+            f"test_accuracy_unmerged{suffix}": unmerged.overall,
+            f"test_accuracy_merged{suffix}": merged.overall,
+            f"test_mean_class_accuracy_merged{suffix}": merged.mean_class,
+            f"test_correct_unmerged{suffix}": unmerged.correct,
+            f"test_correct_merged{suffix}": merged.correct,
+            f"val_accuracy{suffix}": progress.last_val if which == "last" else progress.best_val,
+        }
+    ffns = len(find_ffns(merged_model))
+    summary |= {"params_merged": _count(merged_model), "ffns_merged": ffns}
+    summary["ffns_training"] += ffns
+    summary |= {"best_step": progress.best_step, "test_shapes": merged.count}
+    summary["test_standard_error"] = merged.standard_error
+    summary["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
+    return summary
+
+
+def _save_merged(model: nn.Module, experiment: Experiment, setup: Setup, path: Path) -> None:
+    content = {
+        "base_model": model.state_dict(),  # the official files' name for it
+        "config": experiment.model_dump(mode="json"),
+        "class_names": list(setup.splits.train.class_names),
+    }
+    save_atomically(content, path)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _environment(world: World) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "command": sys.argv,
+    }
+
+
+def _check_writable(existing: Path, folder: Path) -> None:
+    probe = existing / f".pc-ewa-{time.time_ns()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"output={folder} cannot be written: {error.strerror}; choose another output") from None
+
+
+def _flat(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pc_ewa.data import has_split, load_dataset, write_hdf5
+from pc_ewa.errors import DataError
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    path = tmp_path / "own.h5"
+    write_hdf5(
+        path,
+        np.zeros((4, 2, 3)),
+        [0, 0, 0, 0],
+        ["a"],
+        up_axis="z",
+        split=[0, 0, 1, 2],
+        split_names=["train", "val", "test", "extra"],
+    )
+    return path
+
+
+def test_the_users_own_file_loads_by_path(own: Path) -> None:
+    clouds = load_dataset("hdf5", "train", path=str(own))
+    assert (len(clouds), clouds.name) == (2, "own")
+
+
+def test_a_relative_path_is_taken_from_the_working_folder(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(own.parent)
+    assert len(load_dataset("hdf5", "test", root="elsewhere", path="own.h5")) == 1
+
+
+def test_has_split_tells_the_splits_with_shapes(own: Path) -> None:
+    found = {name: has_split("hdf5", name, path=own) for name in ("train", "val", "extra", "other")}
+    assert found == {"train": True, "val": True, "extra": False, "other": False}
+
+
+def test_has_split_does_not_hide_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist; check the option path"):
+        has_split("hdf5", "val", path=tmp_path / "none.h5")
+
+
+def test_bundled_file_not_found_names_the_root(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"sweethome3d_1024\.h5 does not exist; .*data\.root"):
+        load_dataset("sweethome3d", "train", root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "sweethom3d",
+            {},
+            r"unknown dataset 'sweethom3d', did you mean 'sweethome3d'\?; there are: sweethome3d, hdf5",
+        ),
+        ("zzz", {}, "unknown dataset 'zzz'; there are: sweethome3d, hdf5"),
+        ("hdf5", {"paht": "a.h5"}, r"'hdf5' has no option 'paht', did you mean 'path'\?; it takes: path"),
+        ("hdf5", {}, "'hdf5' needs the option 'path', and none was given"),
+        ("sweethome3d", {"path": "a.h5"}, "'sweethome3d' has no option 'path'; it takes none"),
+    ],
+)
+def test_wrong_names_and_options_say_what_there_is(
+    name: str, options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load_dataset(name, "train", **options)
