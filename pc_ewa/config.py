@@ -125,7 +125,9 @@ class Experiment(_Section):
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Experiment":
         if self.train.batch_size % self.train.accumulate:
-            raise ValueError(f"train.accumulate={self.train.accumulate} does not divide train.batch_size={self.train.batch_size}")
+            raise ValueError(
+                f"train.accumulate={self.train.accumulate} does not divide train.batch_size={self.train.batch_size}"
+            )
         if self.train.min_lr > self.train.lr:
             raise ValueError(f"train.min_lr={self.train.min_lr} is above train.lr={self.train.lr}")
         if self.augment.scale and self.augment.scale[0] > self.augment.scale[1]:
@@ -150,11 +152,18 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds {type(content).__name__}; expected keys and values, see configs/quickstart.yaml")
+        raise ConfigError(
+            f"{path} holds {type(content).__name__}; expected keys and values, see configs/quickstart.yaml"
+        )
     content.setdefault("output", f"runs/{path.stem}")
-    for override in overrides or []:
+    return resolve(apply_overrides(content, overrides or []))
+
+
+def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Change a config given as plain values, in place, by `key=value` with dotted keys and YAML values."""
+    for override in overrides:
         _apply(content, override)
-    return resolve(content)
+    return content
 
 
 def resolve(content: dict[str, Any]) -> Experiment:
@@ -170,7 +179,9 @@ def resolve(content: dict[str, Any]) -> Experiment:
     data_arguments = check_arguments("data", loader, data.arguments, skip=["split", "root"])
     for name in ("group_size", "num_groups"):
         if model_arguments.get(name, 0) > data.num_points:
-            raise ConfigError(f"model.{name}={model_arguments[name]} is above data.num_points={data.num_points}; lower it")
+            raise ConfigError(
+                f"model.{name}={model_arguments[name]} is above data.num_points={data.num_points}; lower it"
+            )
     return experiment.model_copy(
         update={
             "model": Model(name=model.name, **model_arguments),

@@ -25,14 +25,20 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("config", help="the experiment, a YAML file such as configs/quickstart.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config, as in train.lr=1e-3")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change keys of the config, as in train.lr=1e-3"
+    )
     parser.add_argument(
         "--from",
         dest="init_from",
         metavar="CHECKPOINT",
         help="start from these weights: official Point-MAE files or ours (the same as init_from=CHECKPOINT)",
     )
-    parser.add_argument("--check", action="store_true", help="check config, data and run folder, then stop: nothing is trained")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check config, data and run folder, then stop: nothing is trained",
+    )
     options = parser.parse_intermixed_args(arguments)
     if options.init_from:
         options.overrides.append(f"init_from={options.init_from}")

@@ -54,9 +54,7 @@ class Clouds:
         if (dtype == torch.int16) != (self.scale is not None):
             raise ValueError(f"scale is {self.scale} for {dtype} points; int16 and only int16 has one")
         if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
-            raise ValueError(
-                f"labels are {tuple(self.labels.shape)} {self.labels.dtype}; expected ({shape[0]},) int64"
-            )
+            raise ValueError(f"labels are {tuple(self.labels.shape)} {self.labels.dtype}; expected ({shape[0]},) int64")
         if self.shape_names is not None and len(self.shape_names) != shape[0]:
             raise ValueError(f"{len(self.shape_names)} shape_names for {shape[0]} shapes")
 

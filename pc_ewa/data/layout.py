@@ -92,9 +92,7 @@ class Layout:
     def _rows(self, split: str) -> NDArray[np.int64]:
         used = self.used_splits()
         if split not in used:
-            defect = (
-                f"split {split!r} is empty" if split in self.split_names else f"there is no split {split!r}"
-            )
+            defect = f"split {split!r} is empty" if split in self.split_names else f"there is no split {split!r}"
             listed = ", ".join(f"{name} ({count} shapes)" for name, count in used.items())
             raise MissingSplitError(
                 f"{self.path}: {defect}; choose one of: {listed}, or assign shapes to it in the dataset split"
@@ -123,9 +121,7 @@ class Layout:
             self.fail(f"data is {dtype}", "store float32, float16, or int16 with an attribute scale")
         if dtype.kind == "f":
             if scale is not None:
-                self.fail(
-                    f"data is {dtype} with scale {scale}", "divide by it and remove it: it is for int16"
-                )
+                self.fail(f"data is {dtype} with scale {scale}", "divide by it and remove it: it is for int16")
             return None
         remedy = "set data.attrs['scale'] to a number above 0 (coordinates = data / scale)"
         if scale is None:

@@ -1,7 +1,7 @@
 """Classification accuracy from one confusion matrix: overall, mean over classes, per class."""
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -12,13 +12,14 @@ from pc_ewa.data.transforms import normalize_unit_sphere, subsample_eval
 from pc_ewa.progress import progress
 
 
-class Accuracy(NamedTuple):
+@dataclass(frozen=True)
+class Accuracy:
     """A confusion matrix (true class, predicted class) of counts, and what follows from it."""
 
     confusion: Tensor
 
     @property
-    def count(self) -> int:
+    def shapes(self) -> int:
         """Number of shapes."""
         return int(self.confusion.sum())
 
@@ -30,18 +31,19 @@ class Accuracy(NamedTuple):
     @property
     def overall(self) -> float:
         """Share of shapes classified correctly ("OA")."""
-        return self.correct / self.count
+        return self.correct / self.shapes
 
     @property
     def mean_class(self) -> float:
         """Mean over the classes present of the share classified correctly ("mAcc")."""
-        shapes = self.confusion.sum(1)
-        return float((self.confusion.diagonal()[shapes > 0] / shapes[shapes > 0]).mean())
+        per_class = self.confusion.sum(1)
+        present = per_class > 0
+        return float((self.confusion.diagonal()[present] / per_class[present]).mean())
 
     @property
     def standard_error(self) -> float:
         """Binomial standard error of `overall` for this number of shapes."""
-        return math.sqrt(self.overall * (1 - self.overall) / self.count)
+        return math.sqrt(self.overall * (1 - self.overall) / self.shapes)
 
 
 @torch.no_grad()
@@ -68,8 +70,9 @@ def evaluate_classifier(
     if model.training:
         model.eval()
     try:
-        mine = torch.arange(rank, len(clouds), size)
-        for indices in progress(mine.split(batch_size), title, show=rank == 0):
+        mine = range(rank, len(clouds), size)
+        batches = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
+        for indices in progress(batches, title, show=rank == 0):
             points, labels = (tensor.to(device) for tensor in clouds.batch(indices))
             points = prepare_eval(points, num_points, normalize)
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):

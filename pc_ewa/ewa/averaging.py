@@ -138,7 +138,9 @@ def check_share_rate(share_rate: float, num_experts: int, where: str = "") -> No
     """Raise ValueError unless 0 <= β <= (N-1)/N; above that the averaging would overshoot the mean."""
     limit = (num_experts - 1) / num_experts
     if not 0 <= share_rate <= limit:
-        raise ValueError(f"share_rate={share_rate} with {num_experts} experts{where}; choose 0 to (N-1)/N = {limit:.4g}")
+        raise ValueError(
+            f"share_rate={share_rate} with {num_experts} experts{where}; choose 0 to (N-1)/N = {limit:.4g}"
+        )
 
 
 def expert_shard_placement(parameter: nn.Parameter) -> Shard | None:
@@ -154,7 +156,9 @@ def _stacks(layer: ExpertFFN) -> Iterator[Tensor]:
     for stack in layer.parameters():
         if isinstance(stack, DTensor):
             if any(placement.is_shard(0) for placement in stack.placements):
-                raise ValueError("experts sharded on axis 0; pass shard_placement_fn=expert_shard_placement to fully_shard")
+                raise ValueError(
+                    "experts sharded on axis 0; pass shard_placement_fn=expert_shard_placement to fully_shard"
+                )
             yield stack.to_local()
         else:
             yield stack

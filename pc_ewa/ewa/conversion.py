@@ -157,7 +157,9 @@ def select_layers(layers: Layers, count: int) -> list[int]:
         if not match:
             raise ValueError(f"layers={layers!r}; choose 'all', 'every-k', 'last-n' or a list of indices")
         number = int(match[2] or 1)
-        chosen = list(range(max(0, count - number), count)) if match[1] == "last" else list(range(number - 1, count, number))
+        chosen = (
+            list(range(max(0, count - number), count)) if match[1] == "last" else list(range(number - 1, count, number))
+        )
         if not chosen or (match[1] == "last" and number > count):
             raise ValueError(f"layers={layers!r} asks for more than the {count} FFNs of the model")
         return chosen

@@ -44,14 +44,10 @@ class ExpertLinear(nn.Module):
     @torch.no_grad()
     def fuse(self) -> nn.Linear:
         """Return the plain linear layer whose weights are the mean of the experts."""
-        linear = nn.utils.skip_init(
-            nn.Linear,
-            self.in_features,
-            self.out_features,
-            bias=self.bias is not None,
-            device=self.weight.device,
-            dtype=self.weight.dtype,
-        )
+        has_bias, dtype = self.bias is not None, self.weight.dtype
+        # By way of "meta", so that no random initialisation is drawn.
+        linear = nn.Linear(self.in_features, self.out_features, has_bias, device="meta", dtype=dtype)
+        linear = linear.to_empty(device=self.weight.device)
         for name, stack in self.named_parameters():
             plain = linear.get_parameter(name)
             plain.copy_(merge_stack(stack))
@@ -103,7 +99,8 @@ class ExpertFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (..., T, C); the axes before T are the batch."""
         if not self.training:
-            return self.experts(x)
+            merged: Tensor = self.experts(x)
+            return merged
         rows = 1 if self.partition == "batch" else x.shape[:-2].numel()
         tokens = x.reshape(rows, -1, x.shape[-1])
         dealt = uniform_partition(tokens.shape[0], tokens.shape[1], self.num_experts, x.device)
@@ -148,7 +145,9 @@ def _stacked(tensor: Tensor, num_experts: int, init: Init) -> nn.Parameter:
 
 
 def _check_stackable(ffn: nn.Module) -> None:
-    linear = {f"{n}.{p}".lstrip(".") for n, m in ffn.named_modules() if type(m) is nn.Linear for p in ("weight", "bias")}
+    linear = {
+        f"{n}.{p}".lstrip(".") for n, m in ffn.named_modules() if type(m) is nn.Linear for p in ("weight", "bias")
+    }
     if not linear:
         raise ValueError(f"{type(ffn).__name__} has no nn.Linear: nothing to make experts of")
     others = [name for name, _ in (*ffn.named_parameters(), *ffn.named_buffers()) if name not in linear]

@@ -22,6 +22,7 @@ class PointMAEClassifier(nn.Module):
         num_groups: patches per cloud.
         group_size: points per patch.
         encoder_dim: width of the patch encoder; Point-MAE has no projection after it, so it equals `dim`.
+        encoder_width: width of the first layer of the patch encoder, which is most of the cost of a small model.
         mlp_ratio: hidden width of the FFNs, in units of `dim`.
         drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
         head_dropout: dropout in the head.
@@ -40,13 +41,14 @@ class PointMAEClassifier(nn.Module):
         num_groups: int = 64,
         group_size: int = 32,
         encoder_dim: int | None = None,
+        encoder_width: int = 128,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.1,
         head_dropout: float = 0.5,
     ) -> None:
         super().__init__()
         sizes = {"num_classes": num_classes, "dim": dim, "depth": depth, "num_heads": num_heads}
-        sizes |= {"num_groups": num_groups, "group_size": group_size}
+        sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
         check_sizes(sizes, drop_path=drop_path, head_dropout=head_dropout)
         if encoder_dim not in (None, dim):
             raise ConfigError(f"encoder_dim={encoder_dim} with dim={dim}; Point-MAE has no projection: make them equal")
@@ -55,7 +57,7 @@ class PointMAEClassifier(nn.Module):
         self.num_groups, self.group_size = num_groups, group_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.cls_pos = nn.Parameter(torch.zeros(1, 1, dim))
-        self.encoder = PatchEncoder(dim)
+        self.encoder = PatchEncoder(dim, encoder_width)
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, dim))
         self.blocks = TransformerEncoder(dim, depth, num_heads, mlp_ratio, drop_path)
         self.norm = nn.LayerNorm(dim)
@@ -75,7 +77,8 @@ class PointMAEClassifier(nn.Module):
         x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
         x = self.norm(self.blocks(x, position))
-        return self.cls_head_finetune(torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1))
+        logits: Tensor = self.cls_head_finetune(torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1))
+        return logits
 
 
 def check_sizes(sizes: dict[str, int], **rates: float) -> None:

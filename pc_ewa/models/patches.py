@@ -29,35 +29,45 @@ def group_points(points: Tensor, num_groups: int, group_size: int) -> tuple[Tens
     return ops.gather_points(points, neighbours) - centers[:, :, None], centers
 
 
+class PointConv(nn.Conv1d):
+    """A convolution over single points in name and shape, for the official checkpoints; maps rows (..., C) instead."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map each row."""
+        return F.linear(x, self.weight.squeeze(-1), self.bias)
+
+
 class PatchEncoder(nn.Module):
     """Mini-PointNet of Point-BERT: one token per patch, whatever the order of its points.
 
-    The layers are 1x1 convolutions in name and shape, for the official checkpoints, and run as matrix products.
+    Args:
+        dim: width of the tokens.
+        width: width of the first layer; those after it have 2, 4 and 4 times as many channels. 128 is official.
     """
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, width: int = 128) -> None:
         super().__init__()
         self.first_conv = nn.Sequential(
-            nn.Conv1d(3, 128, 1), nn.BatchNorm1d(128), nn.ReLU(inplace=True), nn.Conv1d(128, 256, 1)
+            PointConv(3, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), PointConv(width, 2 * width)
         )
+        wide = 4 * width
         self.second_conv = nn.Sequential(
-            nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Conv1d(512, dim, 1)
+            PointConv(wide, wide), nn.BatchNorm1d(wide), nn.ReLU(inplace=True), PointConv(wide, dim)
         )
 
     def forward(self, groups: Tensor) -> Tensor:
         """Embed groups (B, G, K, 3) as tokens (B, G, C)."""
         batch, num_groups, size, _ = groups.shape
-        expand, norm, relu, out = self.first_conv
-        local = _pointwise(relu(norm(_pointwise(groups.reshape(-1, 3), expand))), out).view(-1, size, 256)
+        local: Tensor = self.first_conv(groups.reshape(-1, 3))
+        local = local.view(batch * num_groups, size, -1)
         whole = local.max(dim=1).values
-        mix, norm, relu, out = self.second_conv
         # The official layer sees concat(whole, local). Its two halves apart give the same sums, and the half of
         # `whole` is computed once a patch instead of once a point: a quarter of all multiplications less.
-        weight = mix.weight.squeeze(-1)
-        mixed = F.linear(local, weight[:, 256:]) + F.linear(whole, weight[:, :256], mix.bias)[:, None]
-        points = _pointwise(relu(norm(mixed.flatten(0, 1))), out)
+        mix = self.second_conv[0]
+        whole_weight, local_weight = mix.weight.squeeze(-1).chunk(2, dim=1)
+        mixed = F.linear(local, local_weight) + F.linear(whole, whole_weight, mix.bias)[:, None]
+        points: Tensor = self.second_conv[1:](mixed.flatten(0, 1))
         return points.view(batch, num_groups, size, -1).max(dim=2).values
-
-
-def _pointwise(x: Tensor, conv: nn.Conv1d) -> Tensor:
-    return F.linear(x, conv.weight.squeeze(-1), conv.bias)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pc_ewa.config import Augment, Experiment
-from pc_ewa.data import Clouds, transforms
+from pc_ewa.data import Clouds, UpAxis, transforms
 
 # What a random stream is for; each has its own numbers, whatever the others draw.
 INIT, ORDER, AUGMENT, MODEL, ROUTED = range(5)
@@ -53,7 +53,7 @@ class Batches:
         torch.manual_seed(stream(self.experiment.seed, MODEL, step, slot))
 
 
-def augment(points: Tensor, how: Augment, up_axis: transforms.UpAxis, generator: torch.Generator) -> Tensor:
+def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Generator) -> Tensor:
     """Apply the random changes that the experiment asks for, in the order rotate, scale and shift, jitter."""
     if how.rotate:
         points = transforms.rotate(points, generator, up_axis)

@@ -40,7 +40,7 @@ class Setup(NamedTuple):
     notes: tuple[str, ...]
 
 
-def load_splits(data: Data, seed: int, augment_needs_train: bool = True) -> Splits:
+def load_splits(data: Data, seed: int) -> Splits:
     """Load train, validation and test; without a "val" split, a stratified part of train becomes it."""
     arguments = {"root": Path(data.root), **data.arguments}
     train = load_dataset(data.name, "train", **arguments)
@@ -73,7 +73,9 @@ def build(experiment: Experiment, world: World) -> Setup:
     splits = load_splits(experiment.data, experiment.seed)
     batches = Batches(splits.train, experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
-        raise ConfigError(f"train.batch_size={train.batch_size} is above the {len(splits.train)} training shapes; lower it")
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} is above the {len(splits.train)} training shapes; lower it"
+        )
     total_steps = train.steps or train.epochs * batches.steps_per_epoch
 
     torch.manual_seed(stream(experiment.seed, INIT))

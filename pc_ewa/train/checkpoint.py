@@ -24,7 +24,9 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}; free some space or choose another output") from None
+        raise CheckpointError(
+            f"cannot write {path}: {error.strerror}; free some space or choose another output"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 

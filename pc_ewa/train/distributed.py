@@ -13,7 +13,7 @@ from pc_ewa.errors import ConfigError
 
 
 class World(NamedTuple):
-    """This process among all: `rank` of `size`, on `device`."""
+    """One process among all: `rank` of `size`, on `device`."""
 
     rank: int
     size: int
@@ -59,7 +59,9 @@ def choose_device(device: str, local_rank: int | None = None) -> torch.device:
         return chosen
     index = local_rank if local_rank is not None else chosen.index or 0
     if index >= torch.cuda.device_count():
-        raise ConfigError(f"device={device!r} asks for GPU {index}; this machine has {torch.cuda.device_count()}: set device=cpu")
+        raise ConfigError(
+            f"device={device!r} asks for GPU {index}; this machine has {torch.cuda.device_count()}: set device=cpu"
+        )
     return torch.device("cuda", index)
 
 

@@ -54,7 +54,12 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
 
 
 def train(
-    setup: Setup, experiment: Experiment, world: World, progress: Progress, checkpoints: Checkpoints, tracker: Tracker
+    setup: Setup,
+    experiment: Experiment,
+    world: World,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
 ) -> bool:
     """Train from `progress` to the end, validating and saving on the way.
 
@@ -115,7 +120,7 @@ def _step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Modul
         with waiting:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 loss = setup.task.loss(parallel, points, labels)
-            (loss.value / train.accumulate).backward()
+            (loss.value / train.accumulate).backward()  # type: ignore[no-untyped-call]
         for name, figure in loss.figures.items():
             figures[name] = figures.get(name, torch.zeros_like(figure)) + figure / train.accumulate
     norm = nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf)
@@ -140,13 +145,18 @@ def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) 
     epoch = progress.step / setup.batches.steps_per_epoch
     tracker.line(
         f"step {progress.step}/{setup.total_steps} (epoch {epoch:.4g}): validation accuracy {accuracy.overall:.1%} "
-        f"({accuracy.correct}/{accuracy.count}){' *' if best else ''}, {progress.seconds:.0f} s"
+        f"({accuracy.correct}/{accuracy.shapes}){' *' if best else ''}, {progress.seconds:.0f} s"
     )
     return best
 
 
 def _save(
-    setup: Setup, experiment: Experiment, world: World, progress: Progress, checkpoints: Checkpoints, best: bool
+    setup: Setup,
+    experiment: Experiment,
+    world: World,
+    progress: Progress,
+    checkpoints: Checkpoints,
+    best: bool,
 ) -> None:
     average_buffers(setup.model)
     _check_replicas(setup.model)
@@ -167,7 +177,7 @@ def _save(
 def _ewa_figures(setup: Setup) -> dict[str, float]:
     if setup.averager is None:
         return {}
-    figures = {}
+    figures: dict[str, float] = {}
     for name, measured in setup.averager.statistics().items():
         figures |= {f"ewa/{name}/spread": measured.spread, f"ewa/{name}/cosine": measured.cosine}
         figures["share_rate"] = measured.share_rate

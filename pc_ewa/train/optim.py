@@ -10,11 +10,15 @@ from pc_ewa.config import Train
 
 def create_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
     """AdamW that decays matrices only: no norm, no bias (stacked ones are 2-D: told by name), no token, no cls_pos."""
-    decayed, exempt = [], []
+    decayed: list[nn.Parameter] = []
+    exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             (decayed if is_decayed(name, parameter) else exempt).append(parameter)
-    groups = [{"params": decayed, "weight_decay": train.weight_decay}, {"params": exempt, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": train.weight_decay},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, fused=True)
 
 

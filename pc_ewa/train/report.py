@@ -54,7 +54,10 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [f"{row[0]:<{widths[0]}}" + "".join(f"   {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True)) for row in rows]
+    lines = [
+        f"{row[0]:<{widths[0]}}" + "".join(f"   {cell:>{w}}" for cell, w in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    ]
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
 
 

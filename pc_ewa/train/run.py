@@ -19,10 +19,11 @@ from pc_ewa.ewa.conversion import find_ffns
 from pc_ewa.models.official import read_checkpoint
 from pc_ewa.train.batches import ROUTED, stream
 from pc_ewa.train.build import Setup, build
-from pc_ewa.train.checkpoint import BEST, Checkpoints, save_atomically
+from pc_ewa.train.checkpoint import BEST, Checkpoints
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import Progress, resume, train
 from pc_ewa.train.report import describe_summary
+from pc_ewa.train.restore import save_merged
 from pc_ewa.train.tracking import Tracker
 
 # Keys that may change when a run resumes: they do not touch what is computed.
@@ -99,7 +100,12 @@ def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began
 
 
 def _finish(
-    experiment: Experiment, folder: Path, setup: Setup, world: World, progress: Progress, seconds: dict[str, float]
+    experiment: Experiment,
+    folder: Path,
+    setup: Setup,
+    world: World,
+    progress: Progress,
+    seconds: dict[str, float],
 ) -> dict[str, Any]:
     """Evaluate the last and the best state on test, before and after merging, and write the merged models."""
     model, test = setup.model, setup.splits.test
@@ -120,7 +126,8 @@ def _finish(
         clock = time.perf_counter()
         merged_model = merge_experts(copy.deepcopy(model))
         if world.is_main:
-            _save_merged(merged_model, experiment, setup, folder / "checkpoints" / f"merged_{which}.pt")
+            names = list(setup.splits.train.class_names)
+            save_merged(merged_model, experiment, names, folder / "checkpoints" / f"merged_{which}.pt")
         seconds["merge"] = seconds.get("merge", 0.0) + time.perf_counter() - clock
         clock = time.perf_counter()
         merged = setup.task.evaluate(merged_model, test, world.device)
@@ -137,19 +144,10 @@ def _finish(
     ffns = len(find_ffns(merged_model))
     summary |= {"params_merged": _count(merged_model), "ffns_merged": ffns}
     summary["ffns_training"] += ffns
-    summary |= {"best_step": progress.best_step, "test_shapes": merged.count}
+    summary |= {"best_step": progress.best_step, "test_shapes": merged.shapes}
     summary["test_standard_error"] = merged.standard_error
     summary["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
     return summary
-
-
-def _save_merged(model: nn.Module, experiment: Experiment, setup: Setup, path: Path) -> None:
-    content = {
-        "base_model": model.state_dict(),  # the official files' name for it
-        "config": experiment.model_dump(mode="json"),
-        "class_names": list(setup.splits.train.class_names),
-    }
-    save_atomically(content, path)
 
 
 def _count(model: nn.Module) -> int:

@@ -61,8 +61,6 @@ def test_bundled_file_not_found_names_the_root(tmp_path: Path) -> None:
         ("sweethome3d", {"path": "a.h5"}, "'sweethome3d' has no option 'path'; it takes none"),
     ],
 )
-def test_wrong_names_and_options_say_what_there_is(
-    name: str, options: dict[str, object], message: str
-) -> None:
+def test_wrong_names_and_options_say_what_there_is(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         load_dataset(name, "train", **options)

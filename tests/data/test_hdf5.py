@@ -72,9 +72,7 @@ def test_round_trip_is_exact_to_the_rounding_of_the_type(
         "float16": np.maximum(np.abs(points) * 2.0**-11, 2.0**-25),
         "float32": np.zeros_like(points),
     }
-    assert (
-        np.abs(read.numpy() - points) <= steps[dtype] + np.abs(points) * 2.0**-22 * (dtype != "float32")
-    ).all()
+    assert (np.abs(read.numpy() - points) <= steps[dtype] + np.abs(points) * 2.0**-22 * (dtype != "float32")).all()
     assert read_labels.tolist() == labels
     assert (clouds.shape_names, clouds.class_names) == (tuple(names), tuple(classes))
 

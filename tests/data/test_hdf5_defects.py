@@ -119,12 +119,8 @@ DEFECTS: list[tuple[str, Change, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("change", "defect", "remedy"), [case[1:] for case in DEFECTS], ids=[c[0] for c in DEFECTS]
-)
-def test_a_defect_is_named_with_the_file_and_the_remedy(
-    path: Path, change: Change, defect: str, remedy: str
-) -> None:
+@pytest.mark.parametrize(("change", "defect", "remedy"), [case[1:] for case in DEFECTS], ids=[c[0] for c in DEFECTS])
+def test_a_defect_is_named_with_the_file_and_the_remedy(path: Path, change: Change, defect: str, remedy: str) -> None:
     with h5py.File(path, "a") as file:
         change(file)
     with pytest.raises(DataError, match=f"{defect}.*; .*{remedy}") as caught:

@@ -109,9 +109,7 @@ def test_scale_and_translate_fills_its_range_and_differs_by_axis() -> None:
 
 @laws
 @given(shapes, seeds, st.sampled_from(["x", "y", "z"]))
-def test_rotation_keeps_height_lengths_and_handedness(
-    shape: tuple[int, int], seed: int, axis: UpAxis
-) -> None:
+def test_rotation_keeps_height_lengths_and_handedness(shape: tuple[int, int], seed: int, axis: UpAxis) -> None:
     points = clouds(*shape, seed)
     turned = rotate(points, seeded(seed), axis)
     up = "xyz".index(axis)
@@ -152,9 +150,7 @@ def test_random_subset_is_uniform() -> None:
     assert (counts - 1500).abs().max() < 200
 
 
-@pytest.mark.parametrize(
-    ("available", "count", "candidates"), [(1500, 1024, 1200), (60, 40, 48), (60, 55, 60)]
-)
+@pytest.mark.parametrize(("available", "count", "candidates"), [(1500, 1024, 1200), (60, 40, 48), (60, 55, 60)])
 def test_subsample_train_draws_from_the_farthest_points(available: int, count: int, candidates: int) -> None:
     points = clouds(3, available)
     drawn = positions(subsample_train(points, count, seeded()), points)

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# bash tools/run_train.sh [CONFIG.yaml] [key=value ...]
+#   Sets up what is missing, then trains, merges the experts, evaluates and reports. The same command resumes a run.
+#   CONFIG.yaml defaults to configs/quickstart.yaml; key=value changes a key of it, as in train.lr=1e-3.
+#   GPUS=2 ...                              processes on this machine (default: one per GPU; without a GPU, one)
+#   NODES=4 NODE_RANK=0 MASTER=10.0.0.1 ... start once on every node, each with its own NODE_RANK (PORT=29500)
+set -euo pipefail
+
+# Paths are the caller's; the package's own are found from here.
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+cd "$here"
+case "${1:-}" in
+  -h | --help) sed -n '2,6s/^# \{0,1\}//p' tools/run_train.sh; exit 0 ;;
+  "" | *=*) set -- configs/quickstart.yaml "$@" ;;
+esac
+
+source tools/setup.sh
+setup requirements.txt
+
+whole() { [[ "$2" =~ ^[1-9][0-9]*$ ]] || fail "$1=$2; give a whole number from 1 on"; }
+whole NODES "${NODES:-1}"
+GPUS="${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
+whole GPUS "$GPUS"
+if [ "${NODES:-1}" = 1 ] && [ "$GPUS" = 1 ]; then
+  exec "$PYTHON" tools/finetune.py "$@"
+fi
+
+if [ "${NODES:-1}" = 1 ]; then
+  shape=(--standalone)  # a port of its own: two runs on one machine do not collide
+else
+  [ -n "${NODE_RANK:-}" ] && [ -n "${MASTER:-}" ] || fail "NODES=$NODES needs NODE_RANK=0..$((NODES - 1)) and MASTER=address of node 0"
+  shape=(--nnodes "$NODES" --node-rank "$NODE_RANK" --master-addr "$MASTER" --master-port "${PORT:-29500}")
+fi
+# A mistake in the config shall be one line, not one traceback per process.
+"$PYTHON" tools/finetune.py --check "$@"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$("$PYTHON" -c "import os; print(max(1, (os.cpu_count() or 1) // $GPUS))")}"
+exec "$PYTHON" -m torch.distributed.run "${shape[@]}" --nproc-per-node "$GPUS" tools/finetune.py "$@"
