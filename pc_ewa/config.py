@@ -175,8 +175,8 @@ def resolve(content: dict[str, Any]) -> Experiment:
     data, model = experiment.data, experiment.model
     model_class, loader = choose("model.name", model.name, MODELS), choose("data.name", data.name, DATASETS)
     # What data decides (the number of classes), and where it lies, is not for the config to say again.
-    model_arguments = check_arguments("model", model_class, model.arguments, skip=["num_classes"])
-    data_arguments = check_arguments("data", loader, data.arguments, skip=["split", "root"])
+    model_arguments = check_arguments("model", model_class, model.arguments, skip=["num_classes"], beside=["name"])
+    data_arguments = check_arguments("data", loader, data.arguments, skip=["split", "root"], beside=Data.model_fields)
     for name in ("group_size", "num_groups"):
         if model_arguments.get(name, 0) > data.num_points:
             raise ConfigError(

@@ -40,9 +40,8 @@ def main(arguments: list[str] | None = None) -> None:
     restored = restore(options.checkpoint, options.config, options.overrides)
     accuracy = restored.evaluate(options.split)
     print(f"{options.checkpoint} on {options.split} of {restored.experiment.data.name}")
-    print(
-        f"overall accuracy     {accuracy.overall:.2%} ({accuracy.correct}/{accuracy.shapes}), ± {accuracy.standard_error:.2%} standard error"
-    )
+    share = f"{accuracy.correct}/{accuracy.shapes}, standard error {accuracy.standard_error:.2%}"
+    print(f"overall accuracy     {accuracy.overall:.2%} ({share})")
     print(f"mean class accuracy  {accuracy.mean_class:.2%}")
     width = max(len(name) for name in restored.class_names)
     for name, row in zip(restored.class_names, accuracy.confusion, strict=True):

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pc_ewa.ewa.conversion import expert_layers
 from pc_ewa.ewa.experts import ExpertFFN, merge_stack
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import Shard
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -143,25 +145,27 @@ def check_share_rate(share_rate: float, num_experts: int, where: str = "") -> No
         )
 
 
-def expert_shard_placement(parameter: nn.Parameter) -> Shard | None:
-    """`shard_placement_fn` for FSDP2's `fully_shard`: splits stacked experts on axis 1, so that averaging stays local.
+def expert_shard_placement(parameter: nn.Parameter) -> "Shard":
+    """`shard_placement_fn` for FSDP2: splits stacked experts on axis 1, so that averaging stays local.
 
-    Stacked weights are recognised by their three axes and stacked biases go with the default axis of FSDP2 only when
-    they are no stacks; apply it to `ExpertFFN` modules, whose parameters are all stacks.
+    Shard every mixture with it first, `fully_shard(layer, shard_placement_fn=expert_shard_placement)` for each layer of
+    `expert_layers(model)`, and then the model as usual.
     """
-    return Shard(1) if parameter.dim() >= 2 else None
+    from torch.distributed.tensor import Shard  # half a second to import, and few need it
+
+    return Shard(1)
 
 
 def _stacks(layer: ExpertFFN) -> Iterator[Tensor]:
+    """The stacked parameters of a mixture; of sharded ones (DTensor), the part on this rank."""
     for stack in layer.parameters():
-        if isinstance(stack, DTensor):
-            if any(placement.is_shard(0) for placement in stack.placements):
-                raise ValueError(
-                    "experts sharded on axis 0; pass shard_placement_fn=expert_shard_placement to fully_shard"
-                )
-            yield stack.to_local()
-        else:
+        placements = getattr(stack, "placements", None)
+        if placements is None:
             yield stack
+        elif any(placement.is_shard(0) for placement in placements):
+            raise ValueError("experts sharded on axis 0; pass shard_placement_fn=expert_shard_placement to fully_shard")
+        else:
+            yield stack.to_local()  # type: ignore[attr-defined]
 
 
 def _measure(layer: ExpertFFN, share_rate: float) -> LayerStatistics:

@@ -130,7 +130,12 @@ def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
 def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[_Site]:
     """Find the FFNs of a model, in the order of `named_modules()`; `ffn` as in `upcycle`."""
     if ffn is not None:
-        sites = [_Site(*_parent(model, name)) for name, module in model.named_modules() if _chosen(ffn, name, module)]
+        sites, last = [], ""
+        for name, module in model.named_modules():
+            # A pattern or predicate that fits an FFN often fits its parts too: the outermost module is meant.
+            if not (last and name.startswith(f"{last}.")) and _chosen(ffn, name, module):
+                sites.append(_Site(*_parent(model, name)))
+                last = name
         if not sites:
             wanted = f"the predicate {ffn!r} accepted" if callable(ffn) else f"ffn={ffn!r} names"
             raise ValueError(f"{wanted} no module of {type(model).__name__}; its names are model.named_modules()")

@@ -99,10 +99,9 @@ class ExpertFFN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (..., T, C); the axes before T are the batch."""
         if not self.training:
-            merged: Tensor = self.experts(x)
-            return merged
+            return self.experts(x)
         rows = 1 if self.partition == "batch" else x.shape[:-2].numel()
-        tokens = x.reshape(rows, -1, x.shape[-1])
+        tokens = x.reshape(rows, x.shape[:-1].numel() // max(1, rows), x.shape[-1])
         dealt = uniform_partition(tokens.shape[0], tokens.shape[1], self.num_experts, x.device)
         return combine(self.experts(dispatch(tokens, dealt)), dealt).reshape(x.shape)
 
@@ -145,16 +144,15 @@ def _stacked(tensor: Tensor, num_experts: int, init: Init) -> nn.Parameter:
 
 
 def _check_stackable(ffn: nn.Module) -> None:
-    linear = {
-        f"{n}.{p}".lstrip(".") for n, m in ffn.named_modules() if type(m) is nn.Linear for p in ("weight", "bias")
-    }
+    modules = [(name, module) for name, module in ffn.named_modules() if type(module) is nn.Linear]
+    linear = {f"{name}.{kind}".lstrip(".") for name, _ in modules for kind in ("weight", "bias")}
     if not linear:
         raise ValueError(f"{type(ffn).__name__} has no nn.Linear: nothing to make experts of")
     others = [name for name, _ in (*ffn.named_parameters(), *ffn.named_buffers()) if name not in linear]
     if others:
         raise ValueError(
-            f"{type(ffn).__name__} holds {', '.join(others)} outside of nn.Linear, which cannot be stacked into experts; "
-            "point at a module whose parameters are all in nn.Linear layers"
+            f"{type(ffn).__name__} holds {', '.join(others)} outside of nn.Linear, which cannot be stacked into "
+            "experts; point at a module whose parameters are all in nn.Linear layers"
         )
 
 

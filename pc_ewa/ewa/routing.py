@@ -31,9 +31,10 @@ def uniform_partition(rows: int, tokens: int, num_experts: int, device: torch.de
         lucky = torch.rand(rows, num_experts, device=device).argsort(1)[:, :rest]
         last = order.new_full((rows, num_experts), tokens).scatter_(1, lucky, order[:, -rest:])
         slotted = torch.cat([slotted, last[:, :, None]], dim=2)
-    grid = torch.arange(slotted[0].numel(), device=device).expand(rows, -1)
+    taken = slotted.flatten(1)
+    grid = torch.arange(taken.shape[1], device=device).expand(rows, -1)
     # One column more than there are tokens takes what the empty slots write.
-    slots = order.new_empty(rows, tokens + 1).scatter_(1, slotted.reshape(rows, -1), grid)[:, :tokens]
+    slots = order.new_empty(rows, tokens + 1).scatter_(1, taken, grid)[:, :tokens]
     return Partition(slotted, slots)
 
 
@@ -47,11 +48,11 @@ def dispatch(x: Tensor, partition: Partition) -> Tensor:
 
 def combine(groups: Tensor, partition: Partition) -> Tensor:
     """Put the experts' outputs (N, B·S, C) back in token order (B, T, C); empty slots are dropped, gradient and all."""
-    rows, num_experts, size = partition.tokens.shape
+    rows, _, size = partition.tokens.shape
     expert, slot = partition.slots // size, partition.slots % size
     flat = expert * (rows * size) + _row_offsets(rows, size, groups.device)[..., 0] + slot
-    tokens = groups.reshape(num_experts * rows * size, -1).index_select(0, flat.reshape(-1))
-    return tokens.view(rows, partition.slots.shape[1], -1)
+    tokens = groups.flatten(0, 1).index_select(0, flat.reshape(-1))
+    return tokens.view(*partition.slots.shape, groups.shape[-1])
 
 
 def _row_offsets(rows: int, step: int, device: torch.device) -> Tensor:

@@ -77,8 +77,7 @@ class PointMAEClassifier(nn.Module):
         x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
         x = self.norm(self.blocks(x, position))
-        logits: Tensor = self.cls_head_finetune(torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1))
-        return logits
+        return self.cls_head_finetune(torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1))
 
 
 def check_sizes(sizes: dict[str, int], **rates: float) -> None:
@@ -86,11 +85,10 @@ def check_sizes(sizes: dict[str, int], **rates: float) -> None:
     for name, value in sizes.items():
         if value < 1:
             raise ConfigError(f"{name}={value}; it must be at least 1")
-    if sizes["dim"] % sizes["num_heads"]:
-        heads = [n for n in range(1, sizes["dim"] + 1) if sizes["dim"] % n == 0 and n <= 2 * sizes["num_heads"]]
-        raise ConfigError(
-            f"num_heads={sizes['num_heads']} does not divide dim={sizes['dim']}; choose one of {', '.join(map(str, heads))}"
-        )
+    dim, num_heads = sizes["dim"], sizes["num_heads"]
+    if dim % num_heads:
+        fitting = ", ".join(str(n) for n in range(1, 2 * num_heads) if dim % n == 0)
+        raise ConfigError(f"num_heads={num_heads} does not divide dim={dim}; choose one of {fitting}")
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ConfigError(f"{name}={rate}; it must be at least 0 and below 1")

@@ -1,16 +1,17 @@
 """Checkpoint files of Point-MAE, Point-BERT and ours into a model: key rules, and a report of what matched."""
 
-import pickle
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pc_ewa.errors import CheckpointError
 
-# Prefixes under which the official files keep the backbone; the first that matches is taken off.
-_BACKBONES = ("MAE_encoder.", "transformer_q.")
+# Under these the official pre-training files keep the backbone; the contrastive head in there is no part of it.
+_BACKBONE = re.compile(r"^(MAE_encoder|transformer_q)\.(?!cls_head\.)")
 _STATES = ("model", "base_model", "model_state_dict", "state_dict")
 _HEADS = ("cls_head", "head")
 
@@ -50,8 +51,12 @@ def load_pretrained(path: str | Path, model: nn.Module) -> LoadReport:
     fitting = {key: value for key, value in found.items() if key in wanted and value.shape == wanted[key].shape}
     misfits = [key for key in found if key in wanted and key not in fitting and key not in heads]
     absent = [key for key in wanted if key not in found and not key.startswith((*_HEADS, "cls_token", "cls_pos"))]
-    if misfits or absent or not fitting:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {_misfit(found, wanted, misfits, absent)}")
+    # A file of more blocks than the model has fits in all of these, and is another architecture all the same.
+    parts = {key.split(".")[0] for key in wanted}
+    surplus = [key for key in found if key not in wanted and key not in heads and key.split(".")[0] in parts]
+    if misfits or absent or surplus or not fitting:
+        problem = _misfit(found, wanted, misfits, absent, surplus)
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {problem}")
     model.load_state_dict(fitting, strict=False)
     missing = tuple(key for key in wanted if key not in fitting)
     return LoadReport(tuple(fitting), missing, tuple(key for key in found if key not in fitting))
@@ -62,7 +67,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     content = read_checkpoint(path) if path.suffix != ".safetensors" else _read_safetensors(path)
     state = next((content[key] for key in _STATES if isinstance(content.get(key), dict)), content)
-    weights = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    weights = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not weights:
         raise CheckpointError(f"{path} holds no weights; expected a state_dict, alone or under {', '.join(_STATES)}")
     return weights
@@ -74,10 +79,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is no file; check the path of the checkpoint")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} is damaged or no checkpoint of plain weights: {reason[:160]}") from None
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on a damaged file torch lets out whatever its unpickler stumbles over
+        refused = re.search(r"GLOBAL (\w+(\.\w+)+)", str(error))
+        problem = "is damaged or no file of torch.save"
+        if refused:
+            problem = f"holds {refused[1]}; only plain weights are read, since other objects can run code"
+        elif isinstance(error, RuntimeError | OSError):
+            problem += f": {str(error).partition(chr(10))[0][:160]}"
+        raise CheckpointError(f"{path} {problem}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict of weights")
     return content
@@ -86,11 +97,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def backbone_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename official keys to those of the models here: no `module.`, no prefix of the pre-training model."""
     state = {key.replace("module.", "").removeprefix("base_model."): value for key, value in state.items()}
-    for prefix in _BACKBONES:
-        if any(key.startswith(prefix) for key in state):
-            inside = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-            return {key: value for key, value in inside.items() if not key.startswith("cls_head.")}
-    return state
+    return {_BACKBONE.sub("", key): value for key, value in state.items()}
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -105,11 +112,24 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} is damaged or no safetensors file: {error}") from None
 
 
-def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor], misfits: list[str], absent: list[str]) -> str:
+def _numpy_scalars() -> list[Any]:
+    """What the official files' numpy metrics are made of: numbers, which run no code; both of their module's names."""
+    scalar, _ = np.float64().__reduce__()
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
+
+
+def _misfit(
+    found: dict[str, Tensor], wanted: dict[str, Tensor], misfits: list[str], absent: list[str], surplus: list[str]
+) -> str:
     if any(".experts." in key for key in found):
         return "it holds mixtures of experts; merge it first: python tools/merge_experts.py CHECKPOINT -o OUT"
+    if any(".experts." in key for key in absent):
+        return "the model has mixtures of experts, the file has none; load_pretrained() first, upcycle() then"
     if misfits:
         key = misfits[0]
         here, there = tuple(wanted[key].shape), tuple(found[key].shape)
         return f"{len(misfits)} tensors differ in shape, such as {key}: {there} in the file, {here} in the model"
-    return f"{len(absent)} tensors of the backbone are not in it, such as {absent[0]}"
+    if absent:
+        return f"{len(absent)} tensors of the backbone are not in it, such as {absent[0]}"
+    return f"{len(surplus)} of its tensors have no place in the model, such as {surplus[0]}"

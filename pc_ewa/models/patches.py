@@ -1,5 +1,7 @@
 """From points to tokens: patches around far-apart centers, and the mini-PointNet that embeds each patch."""
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,13 +63,13 @@ class PatchEncoder(nn.Module):
     def forward(self, groups: Tensor) -> Tensor:
         """Embed groups (B, G, K, 3) as tokens (B, G, C)."""
         batch, num_groups, size, _ = groups.shape
-        local: Tensor = self.first_conv(groups.reshape(-1, 3))
+        local = self.first_conv(groups.reshape(-1, 3))
         local = local.view(batch * num_groups, size, -1)
         whole = local.max(dim=1).values
         # The official layer sees concat(whole, local). Its two halves apart give the same sums, and the half of
         # `whole` is computed once a patch instead of once a point: a quarter of all multiplications less.
-        mix = self.second_conv[0]
+        mix = cast(PointConv, self.second_conv[0])
         whole_weight, local_weight = mix.weight.squeeze(-1).chunk(2, dim=1)
         mixed = F.linear(local, local_weight) + F.linear(whole, whole_weight, mix.bias)[:, None]
-        points: Tensor = self.second_conv[1:](mixed.flatten(0, 1))
+        points = self.second_conv[1:](mixed.flatten(0, 1))
         return points.view(batch, num_groups, size, -1).max(dim=2).values

@@ -67,8 +67,8 @@ def build(experiment: Experiment, world: World) -> Setup:
     slots = world.size * train.accumulate
     if train.batch_size % slots or train.batch_size // slots < 2:
         raise ConfigError(
-            f"train.batch_size={train.batch_size} over {world.size} processes and {train.accumulate} accumulated steps; "
-            "every part must be equal and have at least 2 shapes"
+            f"train.batch_size={train.batch_size} over {world.size} processes and {train.accumulate} accumulated "
+            "steps; every part must be equal and have at least 2 shapes"
         )
     splits = load_splits(experiment.data, experiment.seed)
     batches = Batches(splits.train, experiment, slots, world.device)

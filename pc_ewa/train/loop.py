@@ -64,7 +64,7 @@ def train(
     """Train from `progress` to the end, validating and saving on the way.
 
     Returns:
-        True when done; False when a signal (SIGTERM, Ctrl-C) asked to stop: the state is saved, the same command goes on.
+        True when done; False when SIGTERM or Ctrl-C asked to stop: the state is saved, the same command goes on.
 
     Raises:
         TrainingError: a loss or gradient that is not finite; the checkpoints stay as they are.
@@ -84,7 +84,7 @@ def train(
     with bar, _stop_signals() as stop:
         while progress.step < setup.total_steps:
             began = time.perf_counter()
-            meter.add(_step(setup, experiment, world, parallel, progress.step))
+            meter.add(train_step(setup, experiment, world, parallel, progress.step))
             progress.step += 1
             progress.seconds += time.perf_counter() - began
             done = progress.step == setup.total_steps
@@ -104,8 +104,11 @@ def train(
     return True
 
 
-def _step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
-    """One optimizer step; returns the means of the figures over the parts of this process's batch, on the device."""
+def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
+    """Take one optimizer step; returns the figures of this process's part of the batch, on the device.
+
+    `parallel` is `setup.model`, or its DistributedDataParallel wrapper.
+    """
     train = experiment.train
     rate = learning_rate(step, setup.total_steps, train)
     for group in setup.optimizer.param_groups:
@@ -126,8 +129,8 @@ def _step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Modul
     norm = nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf)
     if not math.isfinite(norm.item()):
         raise TrainingError(
-            f"step {step + 1}: loss {figures['loss'].item():.4g}, gradient norm {norm.item():.4g}, not finite; nothing was "
-            f"saved after it: lower train.lr (now {train.lr:g}), or use train.precision=fp32, and start again"
+            f"step {step + 1}: loss {figures['loss'].item():.4g}, gradient norm {norm.item():.4g}: not finite; the "
+            f"checkpoints before it are whole: lower train.lr (now {train.lr:g}) or use train.precision=fp32"
         )
     setup.optimizer.step()  # the averager runs in its post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
