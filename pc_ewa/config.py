@@ -13,20 +13,21 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa.averaging import Schedule, check_share_rate
 from pc_ewa.ewa.experts import Init, PartitionScope
 from pc_ewa.models import MODELS
-from pc_ewa.signatures import check_arguments, choose, describe
+from pc_ewa.signatures import check_arguments, choose, describe, refuse_switch
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    _switch = pydantic.field_validator("*", mode="wrap")(refuse_switch)
 
 
 class _OpenSection(_Section):
     """A section that also takes the arguments of the thing it names; `resolve` checks them."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="allow")
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -108,7 +109,7 @@ class Wandb(_Section):
 
 
 class Experiment(_Section):
-    """Everything a run depends on; `python tools/finetune.py --help` shows it with every default."""
+    """Everything a run depends on; config.yaml in a run folder shows it with every default."""
 
     output: str
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -198,12 +199,13 @@ def dump(experiment: Experiment) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML as people write it: 5e-4 is a number (YAML 1.1 wants 5.0e-4), a key given twice an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = {key for key in keys if keys.count(key) > 1}
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice.pop()!r} is given twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.composer.ComposerError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return node
 
 
 _Loader.add_implicit_resolver(

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pc_ewa.errors import ConfigError
 
@@ -17,6 +17,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """Say what was probably meant: "; did you mean 'x'?", or what there is."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    if not allowed:
+        return "there are none to choose from"
     return f"did you mean {close[0]!r}?" if close else f"choose from {', '.join(allowed)}"
 
 
@@ -56,12 +58,27 @@ def check_arguments(
         if name not in skipped and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             default = ... if parameter.default is parameter.empty else parameter.default
             fields[name] = (hints[name], default)
-    model = pydantic.create_model(where, __config__=pydantic.ConfigDict(extra="forbid", strict=False), **fields)
+    model = pydantic.create_model(
+        where,
+        __config__=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False),
+        __validators__={"switch": pydantic.field_validator("*", mode="wrap")(refuse_switch)},
+        **fields,
+    )
     try:
         checked = model(**values)
     except pydantic.ValidationError as error:
         raise ConfigError(describe(error, model, where, beside)) from None
     return {name: getattr(checked, name) for name in fields}
+
+
+def refuse_switch(value: Any, handler: Callable[[Any], Any]) -> Any:
+    """Validate as pydantic does, but refuse true and false where a number belongs: they would count as 1 and 0."""
+    from pydantic_core import PydanticCustomError
+
+    checked = handler(value)
+    if isinstance(value, bool) and not isinstance(checked, bool):
+        raise PydanticCustomError("switch", "should be a number, not a switch")
+    return checked
 
 
 def describe(
@@ -71,30 +88,34 @@ def describe(
     beside: Iterable[str] = (),
 ) -> str:
     """Put every problem of a validation into one line: dotted key, value, what is allowed."""
-    return "; ".join(_describe(problem, model, where, beside) for problem in error.errors())
+    lines: dict[str, str] = {}
+    for problem in error.errors():
+        key, line = _describe(problem, model, where, beside)
+        lines.setdefault(key, line)  # a union has one problem for each of its types; the first says it all
+    return "; ".join(lines.values())
 
 
-def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, beside: Iterable[str]) -> str:
-    steps = [str(step) for step in problem["loc"]]
-    key = ".".join([*([where] if where else []), *steps])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {key!r}; {nearest(steps[-1], [*_fields_at(model, steps[:-1]), *beside])}"
+def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, beside: Iterable[str]) -> tuple[str, str]:
+    """Return the dotted key of a problem, and the problem in words."""
+    steps = [where] if where else []
+    section: type[pydantic.BaseModel] | None = model
+    annotation: Any = None
+    for step in problem["loc"]:
+        if section is None and isinstance(step, str):  # no key, but a type of a union that took none of them
+            return ".".join(steps), f"{'.'.join(steps)}={problem['input']!r}: should be {annotation}"
+        steps.append(str(step))
+        if section and step in section.model_fields:
+            annotation = section.model_fields[step].annotation
+            section = next((c for c in (annotation, *get_args(annotation)) if hasattr(c, "model_fields")), None)
+    key = ".".join(steps)
+    if section and problem["type"] == "extra_forbidden":
+        return key, f"unknown key {key!r}; {nearest(steps[-1], [*section.model_fields, *beside])}"
     if problem["type"] == "missing":
-        return f"{key!r} is missing; set it"
-    if problem["type"] == "model_type":
-        return (
-            f"{key}={problem['input']!r}: should be a section of keys, such as {key}.{_fields_at(model, steps)[0]}=..."
-        )
+        return key, f"{key!r} is missing; set it"
+    if section and problem["type"] == "model_type":
+        first = next(iter(section.model_fields))
+        return key, f"{key}={problem['input']!r}: should be a section of keys, such as {key}.{first}=..."
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if problem["type"] == "value_error":
-        return f"{key}: {message}" if key else str(message)
-    return f"{key}={problem['input']!r}: {message}"
-
-
-def _fields_at(model: "type[pydantic.BaseModel]", steps: list[str]) -> list[str]:
-    """Names of the keys of the section that `steps` lead to."""
-    for step in steps:
-        annotation = model.model_fields[step].annotation
-        candidates = (annotation, *getattr(annotation, "__args__", ()))
-        model = next(c for c in candidates if hasattr(c, "model_fields"))
-    return list(model.model_fields)
+    if problem["type"] == "value_error":  # of a section: the message begins with the key in it
+        return key, f"{key}.{message}".removeprefix(".")
+    return key, f"{key}={problem['input']!r}: {message}"

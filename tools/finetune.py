@@ -1,6 +1,7 @@
 """Train a classifier, from scratch or from pretrained weights, with or without EWA."""
 
 import argparse
+import json
 import sys
 
 from pc_ewa.config import load_experiment
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     options = parser.parse_intermixed_args(arguments)
     if options.init_from:
-        options.overrides.append(f"init_from={options.init_from}")
+        options.overrides.append(f"init_from={json.dumps(options.init_from)}")  # quoted: a path may look like YAML
     run(load_experiment(options.config, options.overrides), check_only=options.check)
 
 

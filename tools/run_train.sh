@@ -1,16 +1,15 @@
 #!/usr/bin/env bash
 # bash tools/run_train.sh [CONFIG.yaml] [key=value ...]
 #   Sets up what is missing, then trains, merges the experts, evaluates and reports. The same command resumes a run.
-#   CONFIG.yaml defaults to configs/quickstart.yaml; key=value changes a key of it, as in train.lr=1e-3.
+#   CONFIG.yaml (from the root of the repository) defaults to configs/quickstart.yaml; key=value changes a key of it,
+#   as in train.lr=1e-3.
 #   GPUS=2 ...                              processes on this machine (default: one per GPU; without a GPU, one)
 #   NODES=4 NODE_RANK=0 MASTER=10.0.0.1 ... start once on every node, each with its own NODE_RANK (PORT=29500)
 set -euo pipefail
 
-# Paths are the caller's; the package's own are found from here.
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-cd "$here"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in
-  -h | --help) sed -n '2,6s/^# \{0,1\}//p' tools/run_train.sh; exit 0 ;;
+  -h | --help) sed -n '2,7s/^# \{0,1\}//p' tools/run_train.sh; exit 0 ;;
   "" | *=*) set -- configs/quickstart.yaml "$@" ;;
 esac
 

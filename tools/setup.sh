@@ -23,7 +23,8 @@ setup() {
   [ -e "$mark" ] && return
   echo "installing into $environment (once; about 2 GB and a few minutes)"
   # torch first and by its exact pin: no other package can then bring a second one.
-  local pip=("$PYTHON" -m pip install --disable-pip-version-check --quiet)
+  local pip=("$PYTHON" -m pip install --disable-pip-version-check)
+  [ -t 1 ] || pip+=(--quiet)  # on a terminal pip shows its progress bars
   "${pip[@]}" "$(grep -o '^torch==[0-9.]*' requirements.txt)" || fail "torch could not be installed; see above"
   "${pip[@]}" $(printf -- '-r %s ' "$@") || fail "the requirements could not be installed; see above"
   "${pip[@]}" --no-deps -e . || fail "the package could not be installed; see above"

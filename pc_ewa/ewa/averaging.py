@@ -140,9 +140,7 @@ def check_share_rate(share_rate: float, num_experts: int, where: str = "") -> No
     """Raise ValueError unless 0 <= β <= (N-1)/N; above that the averaging would overshoot the mean."""
     limit = (num_experts - 1) / num_experts
     if not 0 <= share_rate <= limit:
-        raise ValueError(
-            f"share_rate={share_rate} with {num_experts} experts{where}; choose 0 to (N-1)/N = {limit:.4g}"
-        )
+        raise ValueError(f"share_rate={share_rate} with {num_experts} experts{where}; choose 0 to (N-1)/N = {limit}")
 
 
 def expert_shard_placement(parameter: nn.Parameter) -> "Shard":

@@ -87,7 +87,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         if refused:
             problem = f"holds {refused[1]}; only plain weights are read, since other objects can run code"
         elif isinstance(error, RuntimeError | OSError):
-            problem += f": {str(error).partition(chr(10))[0][:160]}"
+            problem += ": " + str(error).partition("\n")[0][:160]
         raise CheckpointError(f"{path} {problem}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict of weights")

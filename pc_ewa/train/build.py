@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pc_ewa.config import Data, Experiment
-from pc_ewa.data import Clouds, has_split, load_dataset
+from pc_ewa.data import Clouds, MissingSplitError, load_dataset
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import create_model, load_pretrained
@@ -50,10 +50,11 @@ def load_splits(data: Data, seed: int) -> Splits:
             raise DataError(
                 f"{data.name} has clouds of {clouds.num_points} points; data.num_points={data.num_points} is above that"
             )
-    if has_split(data.name, "val", **arguments):
+    try:
         return Splits(train, load_dataset(data.name, "val", **arguments), test, val_is_cut=False)
-    train, val = train.split_validation(data.val_fraction, seed)
-    return Splits(train, val, test, val_is_cut=True)
+    except MissingSplitError:
+        train, val = train.split_validation(data.val_fraction, seed)
+        return Splits(train, val, test, val_is_cut=True)
 
 
 def build(experiment: Experiment, world: World) -> Setup:
@@ -71,7 +72,7 @@ def build(experiment: Experiment, world: World) -> Setup:
             "steps; every part must be equal and have at least 2 shapes"
         )
     splits = load_splits(experiment.data, experiment.seed)
-    batches = Batches(splits.train, experiment, slots, world.device)
+    batches = Batches(resident(splits.train, world.device), experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is above the {len(splits.train)} training shapes; lower it"
@@ -93,6 +94,12 @@ def build(experiment: Experiment, world: World) -> Setup:
         f"on {world.size} x {world.device.type}"
     )
     return Setup(task, splits, batches, model, optimizer, averager, total_steps, tuple(notes))
+
+
+def resident(clouds: Clouds, device: torch.device) -> Clouds:
+    """Move clouds to the GPU when they take less than a quarter of its free memory: batches are then drawn there."""
+    fits = device.type == "cuda" and clouds.points.nbytes < torch.cuda.mem_get_info(device)[0] / 4
+    return clouds.to(device) if fits else clouds
 
 
 def put_experts(model: nn.Module, experiment: Experiment) -> None:

@@ -23,10 +23,9 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another output"
-        ) from None
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError about positions
+        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+        raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another output") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -40,11 +39,14 @@ class Checkpoints:
     def save(self, content: Mapping[str, Any], step: int, best: bool) -> None:
         """Save the state after `step` optimizer steps; `best` also marks it the best by validation."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
-        save_atomically(content, path)
-        self._point(LAST, path)
-        if best:
-            self._point(BEST, path)
+        for left in self.folder.glob(".*.tmp"):  # by a kill in mid-write
+            left.unlink()
+        # The step comes last: a run resumes from there, so what a kill cuts off before it is done again, all of it.
+        names = [LAST, f"step-{step:08d}.pt"]
+        first = self.folder / (BEST if best else LAST)
+        save_atomically(content, first)
+        for name in names[0 if best else 1 :]:
+            self._point(name, first)
         for old in self._steps()[: -self.keep]:
             old.unlink()
 
@@ -56,7 +58,6 @@ class Checkpoints:
     def _point(self, name: str, path: Path) -> None:
         # A hard link costs no space and outlives the pruning of the step it points to.
         temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        temporary.unlink(missing_ok=True)
         try:
             os.link(path, temporary)
         except OSError:  # a file system without hard links

@@ -25,6 +25,11 @@ class World(NamedTuple):
         return self.rank == 0
 
 
+def is_main_process() -> bool:
+    """Whether this process prints, for those who have not joined the others."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun, be the only one.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import platform
 import sys
 import time
@@ -20,11 +21,11 @@ from pc_ewa.models.official import read_checkpoint
 from pc_ewa.train.batches import ROUTED, stream
 from pc_ewa.train.build import Setup, build
 from pc_ewa.train.checkpoint import BEST, Checkpoints
-from pc_ewa.train.distributed import World, join_world
+from pc_ewa.train.distributed import World, is_main_process, join_world
 from pc_ewa.train.loop import Progress, resume, train
 from pc_ewa.train.report import describe_summary
 from pc_ewa.train.restore import save_merged
-from pc_ewa.train.tracking import Tracker
+from pc_ewa.train.tracking import Tracker, check_login, write_text
 
 # Keys that may change when a run resumes: they do not touch what is computed.
 _FREE = ("wandb",)
@@ -46,11 +47,13 @@ def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | No
     folder = Path(experiment.output)
     check_folder(folder, experiment)
     finished = folder / "summary.json"
-    if finished.is_file():
+    if finished.is_file() and not check_only:
         summary: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
-        print(f"{folder} is finished; to train anew choose another output=... or delete the folder\n")
-        print(describe_summary(summary))
+        if is_main_process():
+            print(f"{folder} is finished; to train anew choose another output=... or delete the folder\n")
+            print(describe_summary(summary))
         return summary
+    check_login(experiment)
     with join_world(experiment.device) as world:
         began = time.perf_counter()
         setup = build(experiment, world)
@@ -61,19 +64,21 @@ def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | No
 
 def check_folder(folder: Path, experiment: Experiment) -> None:
     """Raise ConfigError if the run folder cannot be written or holds a run with another config."""
-    nearest = next(p for p in (folder, *folder.resolve().parents) if p.exists())
-    if not nearest.is_dir():
-        raise ConfigError(f"output={folder}: {nearest} is a file; choose another output")
-    _check_writable(nearest, folder)
+    _check_writable(folder)
     config = folder / "config.yaml"
     if not config.is_file():
         return
-    there = yaml.safe_load(config.read_text(encoding="utf-8"))
-    asked = yaml.safe_load(dump(experiment))
-    different = [key for key in sorted(set(_flat(there)) | set(_flat(asked))) if not key.startswith(_FREE)]
-    different = [key for key in different if _flat(there).get(key) != _flat(asked).get(key)]
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{config} is damaged; choose another output or delete the folder")
+    there, asked = _flat(content), _flat(yaml.safe_load(dump(experiment)))
+    different = [key for key in sorted({*there, *asked}) if there.get(key) != asked.get(key)]
+    different = [key for key in different if not key.startswith(_FREE)]
     if different:
-        changes = ", ".join(f"{k}={_flat(there).get(k)} there, {_flat(asked).get(k)} asked" for k in different[:3])
+        changes = ", ".join(f"{k}={there.get(k)} there, {asked.get(k)} asked" for k in different[:3])
         raise ConfigError(f"{folder} holds a run with other settings ({changes}); choose another output or delete it")
 
 
@@ -82,8 +87,8 @@ def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began
     progress = resume(setup, checkpoints)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump(experiment), encoding="utf-8")
-        (folder / "environment.json").write_text(json.dumps(_environment(world), indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "config.yaml", dump(experiment))
+        write_text(folder / "environment.json", json.dumps(_environment(world), indent=2) + "\n")
     with Tracker(folder, experiment, progress.step, active=world.is_main) as tracker:
         for note in (f"run: {folder}", *setup.notes):
             tracker.line(note)
@@ -167,9 +172,13 @@ def _environment(world: World) -> dict[str, Any]:
     }
 
 
-def _check_writable(existing: Path, folder: Path) -> None:
-    probe = existing / f".pc-ewa-{time.time_ns()}"
+def _check_writable(folder: Path) -> None:
+    inside = folder / "checkpoints"
     try:
+        nearest = next(path for path in (inside, *inside.resolve().parents) if path.exists())
+        if not nearest.is_dir():
+            raise ConfigError(f"output={folder}: {nearest} is a file; choose another output")
+        probe = nearest / f".pc-ewa-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -24,7 +24,7 @@ class Tracker:
         active: False on all processes but the main one.
 
     Raises:
-        ConfigError: W&B "online" without a login.
+        ConfigError: W&B "online" that cannot be reached.
     """
 
     def __init__(self, folder: Path, experiment: Experiment, resumed_step: int = 0, active: bool = True) -> None:
@@ -55,9 +55,7 @@ class Tracker:
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, whole or not at all, and tell W&B."""
         if self.active:
-            temporary = self.folder / ".summary.json.tmp"
-            temporary.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(self.folder / "summary.json")
+            write_text(self.folder / "summary.json", json.dumps(summary, indent=2) + "\n")
             if self._wandb:
                 self._wandb.summary.update(dict(summary))
 
@@ -84,27 +82,42 @@ def keep_metrics_until(path: Path, step: int) -> None:
                 kept.append(line + "\n")
         except json.JSONDecodeError:  # the half line of a kill in mid-write
             continue
-    temporary = path.with_name(".metrics.jsonl.tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    write_text(path, "".join(kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def check_login(experiment: Experiment) -> None:
+    """Raise ConfigError for W&B "online" without a login."""
+    if experiment.wandb.mode == "online":
+        import wandb
+
+        if not wandb.login(prompt=False, verify=False):
+            raise ConfigError("wandb.mode=online needs an account: run 'wandb login', or set wandb.mode=offline")
 
 
 def _start_wandb(folder: Path, experiment: Experiment) -> Any:
     import wandb
 
-    if experiment.wandb.mode == "online" and not wandb.api.api_key:
-        raise ConfigError("wandb.mode=online needs an account: run 'wandb login', or set wandb.mode=offline")
     # The id lives in the run folder: a resumed run goes on as the same W&B run.
     id_file = folder / "wandb_id"
     if not id_file.is_file():
-        id_file.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-    return wandb.init(
-        project=experiment.wandb.project,
-        name=folder.name,
-        id=id_file.read_text(encoding="utf-8").strip(),
-        resume="allow",
-        dir=str(folder),
-        mode=experiment.wandb.mode,
-        config=experiment.model_dump(mode="json"),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+        write_text(id_file, uuid.uuid4().hex[:8])
+    try:
+        return wandb.init(
+            project=experiment.wandb.project,
+            name=folder.name,
+            id=id_file.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            dir=str(folder),
+            mode=experiment.wandb.mode,
+            config=experiment.model_dump(mode="json"),
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    except wandb.errors.Error as error:
+        raise ConfigError(f"Weights & Biases: {error}; set wandb.mode=offline") from None

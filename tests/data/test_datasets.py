@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pc_ewa.data import has_split, load_dataset, write_hdf5
-from pc_ewa.errors import DataError
+from pc_ewa.data import MissingSplitError, load_dataset, write_hdf5
+from pc_ewa.errors import ConfigError, DataError
 
 
 @pytest.fixture
@@ -32,14 +32,14 @@ def test_a_relative_path_is_taken_from_the_working_folder(own: Path, monkeypatch
     assert len(load_dataset("hdf5", "test", root="elsewhere", path="own.h5")) == 1
 
 
-def test_has_split_tells_the_splits_with_shapes(own: Path) -> None:
-    found = {name: has_split("hdf5", name, path=own) for name in ("train", "val", "extra", "other")}
-    assert found == {"train": True, "val": True, "extra": False, "other": False}
-
-
-def test_has_split_does_not_hide_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="does not exist; check the option path"):
-        has_split("hdf5", "val", path=tmp_path / "none.h5")
+def test_a_split_without_shapes_is_told_from_a_missing_file(own: Path, tmp_path: Path) -> None:
+    assert len(load_dataset("hdf5", "val", path=own)) == 1
+    for absent in ("extra", "other"):
+        with pytest.raises(MissingSplitError):
+            load_dataset("hdf5", absent, path=own)
+    with pytest.raises(DataError, match="does not exist; check the option path") as caught:
+        load_dataset("hdf5", "val", path=tmp_path / "none.h5")
+    assert not isinstance(caught.value, MissingSplitError)
 
 
 def test_bundled_file_not_found_names_the_root(tmp_path: Path) -> None:
@@ -50,17 +50,17 @@ def test_bundled_file_not_found_names_the_root(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
+        ("sweethom3d", {}, r"unknown dataset 'sweethom3d'; did you mean 'sweethome3d'\?"),
+        ("zzz", {}, "unknown dataset 'zzz'; choose from hdf5, sweethome3d"),
         (
-            "sweethom3d",
-            {},
-            r"unknown dataset 'sweethom3d', did you mean 'sweethome3d'\?; there are: sweethome3d, hdf5",
+            "hdf5",
+            {"paht": "a.h5"},
+            r"'dataset hdf5.path' is missing; set it; unknown key 'dataset hdf5.paht'; did you mean",
         ),
-        ("zzz", {}, "unknown dataset 'zzz'; there are: sweethome3d, hdf5"),
-        ("hdf5", {"paht": "a.h5"}, r"'hdf5' has no option 'paht', did you mean 'path'\?; it takes: path"),
-        ("hdf5", {}, "'hdf5' needs the option 'path', and none was given"),
-        ("sweethome3d", {"path": "a.h5"}, "'sweethome3d' has no option 'path'; it takes none"),
+        ("hdf5", {}, "'dataset hdf5.path' is missing"),
+        ("sweethome3d", {"path": "a.h5"}, r"unknown key 'dataset sweethome3d.path'; there are none"),
     ],
 )
 def test_wrong_names_and_options_say_what_there_is(name: str, options: dict[str, object], message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(ConfigError, match=message):
         load_dataset(name, "train", **options)

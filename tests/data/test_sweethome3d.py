@@ -8,7 +8,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from pc_ewa.data import has_split, load_dataset
+from pc_ewa.data import MissingSplitError, load_dataset
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 HOME = DATASETS / "sweethome3d"
@@ -26,7 +26,8 @@ def test_counts_and_coordinates() -> None:
         assert radii.min() > 0.87, "a cloud far smaller than the unit sphere"
         assert radii.max() < 1.001
         assert labels.bincount().min() >= 5
-    assert not has_split("sweethome3d", "val", root=DATASETS)
+    with pytest.raises(MissingSplitError):
+        load_dataset("sweethome3d", "val", root=DATASETS)
 
 
 def test_card_has_the_checksum_and_the_counts() -> None:
