@@ -14,7 +14,7 @@ Layers = str | Sequence[int]
 FFNChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
 LOOKED_FOR = (
-    "a module of two nn.Linear layers (C -> H > C -> C) and nothing else with parameters (ours, timm Mlp, torchvision "
+    "a module of two nn.Linear layers (C -> H -> C) and nothing else with parameters (ours, timm Mlp, torchvision "
     "MLPBlock, transformers ViTMLP), linear1 and linear2 (torch.nn.TransformerEncoderLayer), or intermediate and "
     "output.dense (older transformers)"
 )
@@ -84,6 +84,7 @@ def upcycle(
         raise ValueError("the model has mixtures of experts already; merge_experts() it before upcycling again")
     sites = find_ffns(model, ffn)
     chosen = [sites[i] for i in select_layers(layers, len(sites))]
+    _check_not_shared(model, chosen)
     mixtures = [ExpertFFN(_ffn_at(site), num_experts, init, partition) for site in chosen]
     for site, mixture in zip(chosen, mixtures, strict=True):
         _put(site.host, site.parts[0], mixture)
@@ -189,7 +190,9 @@ def _is_ffn(module: nn.Module) -> bool:
         return False
     if next(module.parameters(recurse=False), None) is not None:
         return False
-    return _expands_and_returns(*linears)
+    # H > C tells an FFN from two projections of an attention; where the names tell, any H will do.
+    first, second = linears
+    return _returns(first, second) and (hasattr(module, "fc1") or first.out_features > first.in_features)
 
 
 def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
@@ -197,12 +200,25 @@ def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
     if any(part is None for part in parts):
         return False
     linears = [m for p in parts if isinstance(p, nn.Module) for m in p.modules() if type(m) is nn.Linear]
-    return len(linears) == 2 and _expands_and_returns(*linears)
+    return len(linears) == 2 and _returns(*linears)
 
 
-def _expands_and_returns(first: nn.Linear, second: nn.Linear) -> bool:
-    """C -> H -> C with H > C tells an FFN from a projection pair of an attention or a squeeze-and-excite gate."""
-    return first.in_features == second.out_features < first.out_features == second.in_features
+def _returns(first: nn.Linear, second: nn.Linear) -> bool:
+    """Whether the two map C -> H -> C."""
+    return first.in_features == second.out_features and first.out_features == second.in_features
+
+
+def _check_not_shared(model: nn.Module, sites: list[_Site]) -> None:
+    """Raise ValueError if an FFN hangs in two places: a mixture in one of them would leave the other behind."""
+    owners: dict[int, set[int]] = {}
+    for owner in model.modules():
+        for child in owner.children():
+            owners.setdefault(id(child), set()).add(id(owner))
+    for host, (first, *_) in sites:
+        if len(owners.get(id(_get(host, first)), ())) > 1:
+            raise ValueError(
+                f"{first!r} of a {type(host).__name__} is shared by several modules; choose FFNs that are not"
+            )
 
 
 def _ffn_at(site: _Site) -> nn.Module:

@@ -39,16 +39,20 @@ class Checkpoints:
     def save(self, content: Mapping[str, Any], step: int, best: bool) -> None:
         """Save the state after `step` optimizer steps; `best` also marks it the best by validation."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".*.tmp"):  # by a kill in mid-write
-            left.unlink()
         # The step comes last: a run resumes from there, so what a kill cuts off before it is done again, all of it.
         names = [LAST, f"step-{step:08d}.pt"]
-        first = self.folder / (BEST if best else LAST)
+        if best:
+            names.insert(0, BEST)
+        first = self.folder / names[0]
         save_atomically(content, first)
-        for name in names[0 if best else 1 :]:
+        for name in names[1:]:
             self._point(name, first)
-        for old in self._steps()[: -self.keep]:
-            old.unlink()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove checkpoints beyond the newest few, and what a kill in mid-write left."""
+        for path in (*self.folder.glob(".*.tmp"), *self._steps()[: -self.keep]):
+            path.unlink()
 
     def newest(self) -> dict[str, Any] | None:
         """Read the newest checkpoint, or None when there is none yet."""
@@ -65,4 +69,5 @@ class Checkpoints:
         temporary.replace(self.folder / name)
 
     def _steps(self) -> list[Path]:
-        return sorted(p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", p.name))
+        found = (p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", p.name))
+        return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))

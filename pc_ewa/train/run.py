@@ -87,6 +87,7 @@ def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began
     progress = resume(setup, checkpoints)
     if world.is_main:
         folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.tidy()
         write_text(folder / "config.yaml", dump(experiment))
         write_text(folder / "environment.json", json.dumps(_environment(world), indent=2) + "\n")
     with Tracker(folder, experiment, progress.step, active=world.is_main) as tracker:

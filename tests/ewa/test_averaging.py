@@ -110,7 +110,9 @@ def test_statistics_are_those_of_an_independent_formula(transformer: Build) -> N
     measured = averager.statistics()
     assert list(measured) == ["blocks.1.mlp", "blocks.3.mlp"]
     for name, layer in expert_layers(model).items():
-        experts = [np.concatenate([stack[i].detach().numpy().ravel() for stack in layer.parameters()]) for i in range(3)]
+        experts = [
+            np.concatenate([stack[i].detach().numpy().ravel() for stack in layer.parameters()]) for i in range(3)
+        ]
         mean = sum(experts) / 3
         spread = np.mean([np.linalg.norm(w - mean) / np.linalg.norm(mean) for w in experts])
         pairs = [(experts[i], experts[j]) for i in range(3) for j in range(i)]
@@ -144,7 +146,10 @@ def test_one_averager_serves_layers_of_different_sizes(mixture: Mixture) -> None
         ({"share_rate": -0.1}, r"share_rate=-0\.1 with 4 experts.*choose 0 to"),
         ({"share_rate": math.nan}, r"share_rate=nan with 4 experts.*choose 0 to"),
         ({"schedule": "step"}, r"schedule='step'; choose 'constant', 'linear' or 'cosine'"),
-        ({"schedule": "linear", "total_steps": None}, r"schedule='linear' with start=0\.0, stop=1\.0 needs total_steps"),
+        (
+            {"schedule": "linear", "total_steps": None},
+            r"schedule='linear' with start=0\.0, stop=1\.0 needs total_steps",
+        ),
         ({"total_steps": None, "stop": 0.5}, r"schedule='constant' with start=0\.0, stop=0\.5 needs total_steps"),
         ({"total_steps": 0}, r"total_steps=0; it must be at least 1"),
         ({"start": 0.5, "stop": 0.5}, r"start=0\.5, stop=0\.5; they must satisfy 0 <= start < stop <= 1"),

@@ -1,0 +1,210 @@
+"""The Point-MAE classifier is the official one: keys, shapes, sizes, decay groups, and what it computes."""
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pc_ewa.ewa import merge_experts, upcycle
+from pc_ewa.models import create_model
+from pc_ewa.models.patches import PatchEncoder, group_points
+from pc_ewa.train.optim import is_decayed
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def official_shapes(dim: int, depth: int, classes: int) -> Shapes:
+    """Keys and shapes of the official checkpoints, in their order."""
+    shapes: Shapes = {}
+
+    def layer(name: str, *weight: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = weight
+        if bias:
+            shapes[f"{name}.bias"] = weight[:1]
+
+    def batch_norm(name: str, width: int) -> None:
+        layer(name, width)
+        shapes[f"{name}.running_mean"] = shapes[f"{name}.running_var"] = (width,)
+        shapes[f"{name}.num_batches_tracked"] = ()
+
+    shapes["cls_token"] = shapes["cls_pos"] = (1, 1, dim)
+    layer("encoder.first_conv.0", 128, 3, 1)
+    batch_norm("encoder.first_conv.1", 128)
+    layer("encoder.first_conv.3", 256, 128, 1)
+    layer("encoder.second_conv.0", 512, 512, 1)
+    batch_norm("encoder.second_conv.1", 512)
+    layer("encoder.second_conv.3", dim, 512, 1)
+    layer("pos_embed.0", 128, 3)
+    layer("pos_embed.2", dim, 128)
+    for i in range(depth):
+        block = f"blocks.blocks.{i}"
+        layer(f"{block}.norm1", dim)
+        layer(f"{block}.norm2", dim)
+        layer(f"{block}.mlp.fc1", 4 * dim, dim)
+        layer(f"{block}.mlp.fc2", dim, 4 * dim)
+        layer(f"{block}.attn.qkv", 3 * dim, dim, bias=False)
+        layer(f"{block}.attn.proj", dim, dim)
+    layer("norm", dim)
+    layer("cls_head_finetune.0", 256, 2 * dim)
+    batch_norm("cls_head_finetune.1", 256)
+    layer("cls_head_finetune.4", 256, 256)
+    batch_norm("cls_head_finetune.5", 256)
+    layer("cls_head_finetune.8", classes, 256)
+    return shapes
+
+
+def official_weights(shapes: Shapes) -> dict[str, Tensor]:
+    """Weights by the rule that the official figures were computed with."""
+    state = {}
+    for key, shape in shapes.items():
+        n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
+        if key.endswith("num_batches_tracked"):
+            state[key] = torch.zeros(shape, dtype=torch.int64)
+            continue
+        if key.endswith("running_mean"):
+            n = 0.1 * n
+        elif key.endswith("running_var"):
+            n = 1 + 0.2 * np.abs(n)
+        elif key.endswith(".bias"):
+            n = 0.05 * n
+        elif key.endswith(".weight"):
+            n = 1 + 0.1 * n if len(shape) == 1 else n / np.sqrt(np.prod(shape[1:]))
+        else:
+            n = 0.5 * n
+        state[key] = torch.from_numpy(np.asarray(n, dtype=np.float32))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("sizes", "arguments"),
+    [
+        ((384, 12, 40), {}),
+        ((384, 12, 15), {"num_classes": 15, "num_groups": 128}),
+        ((48, 2, 10), {"num_classes": 10, "dim": 48, "depth": 2, "num_heads": 3}),
+    ],
+    ids=["ModelNet40", "ScanObjectNN", "small"],
+)
+def test_keys_shapes_and_their_order_are_official(sizes: tuple[int, int, int], arguments: dict) -> None:
+    state = create_model("point_mae_classifier", **arguments).state_dict()
+    assert [(key, tuple(value.shape)) for key, value in state.items()] == list(official_shapes(*sizes).items())
+
+
+def test_modelnet40_model_has_the_official_size() -> None:
+    model = create_model("point_mae_classifier")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 22_099_752
+    assert len(model.state_dict()) == 174
+
+
+def test_official_weights_give_the_official_logits_and_loss(clouds: Callable[..., Tensor]) -> None:
+    model = create_model(
+        "point_mae_classifier", num_classes=10, dim=48, depth=2, num_heads=3, num_groups=16, group_size=16
+    ).eval()
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict(official_weights(shapes), strict=True)
+    points = clouds(3, 3, 128)
+
+    def check(logits: Tensor) -> None:
+        expected = torch.tensor([-0.544287, 0.266851, -0.032091, -0.559357])
+        torch.testing.assert_close(logits[0, :4], expected, rtol=0, atol=1e-5)
+        loss = F.cross_entropy(logits, torch.tensor([0, 4, 9]))
+        assert loss.item() == pytest.approx(2.652506, abs=1e-5)
+
+    with torch.no_grad():
+        check(model(points))
+        check(upcycle(model, 3, "all")(points))
+        check(merge_experts(model)(points))
+
+
+def official_exempt(shapes: Shapes) -> set[str]:
+    """Parameters that the official optimizer does not decay: `ndim == 1 or endswith('.bias') or 'token' in name`."""
+    parameters = {k: s for k, s in shapes.items() if ".running_" not in k and ".num_batches" not in k}
+    return {k for k, shape in parameters.items() if len(shape) == 1 or k.endswith(".bias") or "token" in k}
+
+
+def test_weight_decay_spares_what_the_official_one_spares_and_cls_pos() -> None:
+    model = create_model("point_mae_classifier")
+    exempt = {name for name, parameter in model.named_parameters() if not is_decayed(name, parameter)}
+    official = official_exempt(official_shapes(384, 12, 40))
+    assert len(official) == 104
+    assert exempt == official | {"cls_pos"}
+
+
+def test_weight_decay_spares_the_same_after_upcycling() -> None:
+    model = upcycle(create_model("point_mae_classifier", dim=48, depth=2, num_heads=3), 4, "all")
+    exempt = {name.replace(".experts", "") for name, p in model.named_parameters() if not is_decayed(name, p)}
+    assert exempt == official_exempt(official_shapes(48, 2, 40)) | {"cls_pos"}
+
+
+class OfficialEncoder(nn.Module):
+    """The patch encoder as the official code writes it: convolutions along the points, concatenation, two maxima."""
+
+    def __init__(self, dim: int, width: int) -> None:
+        super().__init__()
+        self.first_conv = nn.Sequential(
+            nn.Conv1d(3, width, 1), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Conv1d(width, 2 * width, 1)
+        )
+        wide = 4 * width
+        self.second_conv = nn.Sequential(
+            nn.Conv1d(wide, wide, 1), nn.BatchNorm1d(wide), nn.ReLU(inplace=True), nn.Conv1d(wide, dim, 1)
+        )
+
+    def forward(self, groups: Tensor) -> Tensor:
+        batch, count, size, _ = groups.shape
+        local = self.first_conv(groups.reshape(batch * count, size, 3).transpose(2, 1))
+        whole = local.max(dim=2, keepdim=True).values
+        both = torch.cat([whole.expand(-1, -1, size), local], dim=1)
+        return self.second_conv(both).max(dim=2).values.reshape(batch, count, -1)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("width", [8, 128])
+def test_split_patch_encoder_is_the_official_one_forward_and_backward(width: int, training: bool) -> None:
+    torch.manual_seed(0)
+    ours, official = PatchEncoder(12, width).double(), OfficialEncoder(12, width).double()
+    for buffer in ours.buffers():
+        if buffer.is_floating_point():
+            buffer.add_(torch.rand_like(buffer))
+    official.load_state_dict(ours.state_dict(), strict=True)
+    groups, weight = torch.randn(2, 3, 4, 3).double(), torch.randn(2, 3, 12).double()
+    results = []
+    for encoder in (ours.train(training), official.train(training)):
+        x = groups.clone().requires_grad_()
+        tokens = encoder(x)
+        (tokens * weight).sum().backward()
+        gradients = {name: parameter.grad for name, parameter in encoder.named_parameters()}
+        results.append({"tokens": tokens, "groups": x.grad, **gradients, **dict(encoder.named_buffers())})
+    for name, expected in results[1].items():
+        torch.testing.assert_close(
+            results[0][name], expected, rtol=1e-12, atol=1e-12, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_tokens_do_not_depend_on_the_order_of_points_in_a_group() -> None:
+    torch.manual_seed(0)
+    encoder = PatchEncoder(12, 8).double().eval()
+    groups = torch.randn(2, 3, 6, 3).double()
+    torch.testing.assert_close(encoder(groups[:, :, torch.randperm(6)]), encoder(groups), rtol=0, atol=1e-14)
+
+
+def test_logits_do_not_depend_on_the_order_of_points_but_the_first(
+    classifier: Callable[..., nn.Module], clouds: Callable[..., Tensor]
+) -> None:
+    model, points = classifier().double().eval(), clouds(0, 2, 40).double()
+    order = torch.cat([torch.zeros(1, dtype=torch.int64), 1 + torch.randperm(39)])
+    torch.testing.assert_close(model(points[:, order]), model(points), rtol=0, atol=1e-12)
+
+
+def test_groups_are_centered_on_points_of_the_cloud(clouds: Callable[..., Tensor]) -> None:
+    points = clouds(0, 2, 50)
+    groups, centers = group_points(points, 6, 9)
+    assert groups.shape == (2, 6, 9, 3)
+    assert centers.shape == (2, 6, 3)
+    for cloud, group, center in zip(points, groups, centers, strict=True):
+        assert torch.equal(center[0], cloud[0]), "sampling starts at the first point"
+        for own, middle in zip(group, center, strict=True):
+            distances = (cloud - middle).norm(dim=-1).sort().values[:9]
+            torch.testing.assert_close(own.norm(dim=-1), distances)  # the 9 nearest, itself first, not rescaled

@@ -1,0 +1,236 @@
+"""Experiments: what a YAML file and overrides become, and what is said of those that cannot run."""
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pc_ewa import ExpertAverager, upcycle
+from pc_ewa.config import Ewa, Experiment, Train, dump, load_experiment, resolve
+from pc_ewa.errors import ConfigError, Error
+from pc_ewa.train import run
+from pc_ewa.train.build import build
+from pc_ewa.train.distributed import join_world
+
+REPOSITORY = Path(__file__).parent.parent
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+MakeExperiment = Callable[..., Experiment]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_loads_and_its_dump_resolves_to_the_same_experiment(path: Path) -> None:
+    experiment = load_experiment(path)
+    assert resolve(yaml.safe_load(dump(experiment))) == experiment
+    assert experiment.output == f"runs/{path.stem}"
+
+
+def test_the_dump_is_a_config_that_loads(tmp_path: Path, experiment: MakeExperiment) -> None:
+    made = experiment("augment.scale=null", "ewa.layers=[0]", "init_from='a: b'")
+    (tmp_path / "config.yaml").write_text(dump(made))
+    assert load_experiment(tmp_path / "config.yaml") == made
+
+
+def test_the_quickstart_builds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)
+    with join_world() as world:
+        setup = build(load_experiment("configs/quickstart.yaml"), world)
+    assert setup.averager is not None
+    assert (len(setup.splits.test), setup.splits.val_is_cut) == (154, True)
+    assert len(setup.splits.train) + len(setup.splits.val) == 459
+
+
+def test_a_config_holds_every_default_once_resolved(experiment: MakeExperiment) -> None:
+    content = yaml.safe_load(dump(experiment()))
+    assert content["train"].keys() == Train.model_fields.keys()
+    assert content["model"]["head_dropout"] == 0.5
+    assert "num_classes" not in content["model"]
+
+
+@pytest.mark.parametrize("function", [upcycle, ExpertAverager.__init__])
+def test_the_defaults_of_the_ewa_section_are_those_of_the_functions(function: Callable[..., object]) -> None:
+    section = Ewa().model_dump()
+    defaults = {name: p.default for name, p in inspect.signature(function).parameters.items() if name in section}
+    assert len(defaults) >= 4
+    assert defaults == {name: section[name] for name in defaults}
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.lr=5e-4", "train.lr", 5e-4),
+        ("train.lr=5E-4", "train.lr", 5e-4),
+        ("train.lr=+.5e-3", "train.lr", 5e-4),
+        ("train.weight_decay=1", "train.weight_decay", 1.0),
+        ("ewa=null", "ewa", None),
+        ("ewa.num_experts=8", "ewa.num_experts", 8),
+        ("ewa.layers=[1, 0]", "ewa.layers", [1, 0]),
+        ("augment.scale=[0.8, 1.2]", "augment.scale", (0.8, 1.2)),
+        ("augment.scale=null", "augment.scale", None),
+        ("model.depth=3", "model.arguments.depth", 3),
+        ("output=runs/a=b", "output", "runs/a=b"),
+        ("wandb.project='12'", "wandb.project", "12"),
+    ],
+)
+def test_overrides(experiment: MakeExperiment, override: str, key: str, value: object) -> None:
+    found: object = experiment(override)
+    for step in key.split("."):
+        found = found[step] if isinstance(found, dict) else getattr(found, step)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_an_override_switches_a_section_on_that_is_off(experiment: MakeExperiment) -> None:
+    assert experiment("ewa=null", "ewa.num_experts=8").ewa == Ewa(num_experts=8)
+
+
+def test_the_last_override_counts(experiment: MakeExperiment) -> None:
+    assert experiment("seed=1", "seed=2").seed == 2
+
+
+def test_yaml_anchors_and_merge_keys_work(tmp_path: Path, toy_config: Path) -> None:
+    base = toy_config.read_text().replace("train: {", "train: {<<: {lr: 1e-3, min_lr: 1e-5}, lr: 1e-2, ")
+    (tmp_path / "merge.yaml").write_text(base)
+    train = load_experiment(tmp_path / "merge.yaml").train
+    assert (train.lr, train.min_lr) == (1e-2, 1e-5)
+
+
+REFUSED = {
+    "trian.lr=1": "unknown key 'trian'; did you mean 'train'?",
+    "train.leraning_rate=1": "unknown key 'train.leraning_rate'; choose from accumulate, batch_size, ",
+    "train.warmpu=0.1": "unknown key 'train.warmpu'; did you mean 'warmup'?",
+    "model.dimm=3": "unknown key 'model.dimm'; did you mean 'dim'?",
+    "model.num_classes=3": "unknown key 'model.num_classes'; ",
+    "data.paht=a.h5": "unknown key 'data.paht'; did you mean 'path'?",
+    "data.num_point=3": "unknown key 'data.num_point'; did you mean 'num_points'?",
+    "data.split=train": "unknown key 'data.split'; choose from name, normalize, num_points, path",
+    "train.epochs=many": "train.epochs='many': should be a valid integer",
+    "train.epochs=1.5": "train.epochs=1.5: should be a valid integer",
+    "train.epochs=true": "train.epochs=True: should be a number, not a switch",
+    "augment.jitter=true": "augment.jitter=True: should be a number, not a switch",
+    "augment.rotate=3": "augment.rotate=3: should be a valid boolean",
+    "augment.scale=[1]": "'augment.scale.1' is missing",
+    "augment.scale=[1, big]": "augment.scale.1='big': should be a valid number",
+    "augment.scale=[2, 1]": "augment.scale=[2.0, 1.0]; give the smaller factor first",
+    "model.depth=deep": "model.depth='deep': should be a valid integer",
+    "model.depth=true": "model.depth=True: should be a number, not a switch",
+    "model.mlp_ratio=.inf": "model.mlp_ratio=inf: should be a finite number",
+    "data.path=3": "data.path=3: should be str | pathlib.Path",
+    "train=3": "train=3: should be a section of keys",
+    "ewa=none": "ewa='none': should be a section of keys, such as ewa.num_experts=...",
+    "train.lr.peak=3": "train.lr={'peak': 3}: should be a valid number",
+    "data.name.first=3": "'data.name.first=3': 'name' holds a value, not a section",
+    "train.lr=": "train.lr=None: should be a valid number",
+    "train.lr=.inf": "train.lr=inf: should be a finite number",
+    "train.lr=.nan": "train.lr=nan: should be a finite number",
+    "train.lr=0": "train.lr=0: should be greater than 0",
+    "train.min_lr=1": "train.min_lr=1.0 is above train.lr=0.0005",
+    "train.batch_size=1": "train.batch_size=1: should be greater than or equal to 2",
+    "train.accumulate=3": "train.accumulate=3 does not divide train.batch_size=8",
+    "train.precision=fp16": "train.precision='fp16': should be 'fp32' or 'bf16'",
+    "wandb.mode=on": "wandb.mode=True: should be 'offline', 'online' or 'disabled'",
+    "seed=-1": "seed=-1: should be greater than or equal to 0",
+    "ewa.num_experts=1": "ewa.num_experts=1: should be greater than or equal to 2",
+    "ewa.share_rate=0.51": "ewa.share_rate=0.51 with 2 experts; choose 0 to (N-1)/N = 0.5",
+    "ewa.share_rate=-0.1": "ewa.share_rate=-0.1: should be greater than or equal to 0",
+    "ewa.start=1": "ewa.start=1: should be less than 1",
+    "ewa.stop=0": "ewa.stop=0: should be greater than 0",
+    "ewa.layers=2": "ewa.layers=2: should be str | list[int]",
+    "ewa.layers=[one]": "ewa.layers=['one']: should be str | list[int]",
+    "ewa.init=copi": "ewa.init='copi': should be 'copy' or 'independent'",
+    "model.group_size=49": "model.group_size=49 is above data.num_points=48; lower it",
+    "model.num_groups=49": "model.num_groups=49 is above data.num_points=48; lower it",
+    "model.name=pointmae_classifier": "unknown model.name 'pointmae_classifier'; did you mean 'point_mae_classifier'?",
+    "data.name=hdf": "unknown data.name 'hdf'; did you mean 'hdf5'?",
+    "train.lr": "'train.lr' is no override; write key=value, such as train.lr=1e-3",
+    "=3": "'=3' is no override; write key=value",
+    "train.lr=[": "'train.lr=[': the value is no YAML; quote it",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), REFUSED.items(), ids=REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(experiment: MakeExperiment, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment(override)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_averaging_that_ends_before_it_begins_is_refused(experiment: MakeExperiment) -> None:
+    with pytest.raises(ConfigError, match=r"^ewa\.start=0\.5 must be below stop=0\.5$"):
+        experiment("ewa.start=0.5", "ewa.stop=0.5")
+
+
+def test_all_problems_are_told_at_once(experiment: MakeExperiment) -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs='x': .*; unknown key 'trian'"):
+        experiment("train.epochs=x", "trian=1")
+
+
+FOUND_BY_CHECKING = {
+    "model.num_heads=5": "num_heads=5 does not divide dim=16; choose one of 1, 2, 4, 8",
+    "model.head_dropout=1": "head_dropout=1.0; it must be at least 0 and below 1",
+    "model.depth=0": "depth=0; it must be at least 1",
+    "model.encoder_dim=8": "encoder_dim=8 with dim=16",
+    "ewa.layers=every-3": "ewa: layers='every-3' asks for more than the 2 FFNs of the model",
+    "ewa.layers=evry-2": "ewa: layers='evry-2'; choose 'all', 'every-k'",
+    "ewa.layers=[2]": "ewa: layers=[2]; choose one or more different indices from 0 to 1",
+    "task=clasify": "unknown task 'clasify'; did you mean 'classify'?",
+    "device=tpu": "device='tpu'; choose auto, cpu, cuda or cuda:N",
+    "device=cuda:77": "device='cuda:77' asks for GPU 77; this machine has",
+    "train.batch_size=22": "train.batch_size=22 is above the 21 training shapes; lower it",
+    "train.accumulate=8": "train.batch_size=8 over 1 processes and 8 accumulated steps; every part",
+    "data.num_points=65": "has clouds of 64 points; data.num_points=65 is above that",
+    "data.path=none.h5": "none.h5 does not exist",
+    "init_from=none.pth": "none.pth is no file",
+}
+
+
+@pytest.mark.parametrize(("override", "message"), FOUND_BY_CHECKING.items(), ids=FOUND_BY_CHECKING)
+def test_what_only_model_or_data_can_tell_is_found_before_training(
+    experiment: MakeExperiment, tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(Error) as caught:
+        run(experiment(override))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: 1\nseed: 2\n", "key 'seed' is given twice in .* line 1"),
+        ("train: {lr: 1, lr: 2}", "key 'lr' is given twice"),
+        ("train: {lr: 1", "is no YAML: while parsing a flow mapping .* line 1"),
+        ("train:\n\tlr: 1", r"is no YAML: .*'\\t' .*line 2"),
+        ("a: 1\n---\nb: 2", "is no YAML: expected a single document"),
+        ("? [a]\n: 1", "is no YAML: .* unhashable key"),
+        ("a: !!python/object/apply:os.system [ls]", "is no YAML: could not determine a constructor"),
+        ("\0", "is no YAML: unacceptable character"),
+        ("", "holds NoneType; expected keys and values"),
+        ("- a\n- b\n", "holds list; expected keys and values"),
+        ("just words", "holds str; expected keys and values"),
+        ("1: 2", "1=1: Keys should be strings"),
+        ("seed: 1", "'data' is missing; set it; 'model' is missing; set it"),
+    ],
+)
+def test_broken_files_are_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_experiment(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(ConfigError, match="is no YAML: .*can't decode"):
+        load_experiment(tmp_path / "binary.yaml")
+
+
+def test_a_missing_file_names_those_beside_it(tmp_path: Path, toy_config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"top\.yaml is no file; there are .*toy\.yaml"):
+        load_experiment(toy_config.with_name("top.yaml"))
+    with pytest.raises(ConfigError, match=r"a\.yaml is no file; check the path"):
+        load_experiment(tmp_path / "nowhere" / "a.yaml")

@@ -1,0 +1,351 @@
+"""A run killed at any moment and started again ends as if nothing had happened, bit for bit."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import pytest
+import torch
+
+from pc_ewa.config import Experiment
+from pc_ewa.errors import CheckpointError
+from pc_ewa.train import run
+from pc_ewa.train.checkpoint import Checkpoints
+from pc_ewa.train.tracking import Tracker
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MakeExperiment = Callable[..., Experiment]
+
+# Forks a process for every line it reads, to save each the four seconds of importing torch. A process lists the
+# changes it makes to files, as Python's audit hooks tell them, and may send itself a signal right before one of them.
+SERVER = """
+import json, os, runpy, signal, sys
+import torch._dynamo  # every optimizer imports it
+import pc_ewa.train
+pc_ewa.train.loop.LOG_EVERY = 1
+
+def watch(changes, deadly, number, half):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        writes = event == "open" and isinstance(arguments[1], str) and arguments[1][0] in "wax"
+        if writes or event in ("os.rename", "os.link", "os.remove", "os.mkdir"):
+            changes.write(f"{event} {arguments[0]}\\n")
+            changes.flush()
+            seen += 1
+            if seen == deadly:
+                if half and writes:  # the file is there, with a part of what it should hold
+                    open(arguments[0], "ab").write(b'{"step"')
+                os.kill(os.getpid(), number)
+    sys.addaudithook(hook)
+
+for line in sys.stdin:
+    job = json.loads(line)
+    if not os.fork():
+        code = 70
+        try:
+            os.dup2(os.open(job["log"], os.O_CREAT | os.O_WRONLY | os.O_APPEND), 1)
+            os.dup2(1, 2)
+            watch(open(job["changes"], "w"), job["deadly"], job["signal"], job["half"])
+            sys.argv = job["command"]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
+class Finished(NamedTuple):
+    """Exit code of a process (negative: the signal it died of), and the changes of files it made or began."""
+
+    code: int
+    changes: list[str]
+
+
+class Server:
+    """Runs tools/finetune.py in processes of its own."""
+
+    def __init__(self, config: Path, process: subprocess.Popen[str]) -> None:
+        self.config, self.process = config, process
+
+    def finetune(
+        self, folder: Path, deadly: int = 0, number: int = signal.SIGKILL, half: bool = False
+    ) -> Finished:
+        """Train 3 steps, each of them saved, the second and third with validation.
+
+        Args:
+            folder: the run folder; what is printed goes to a file beside it.
+            deadly: right before which change of files a signal comes, counted from 1; 0 means none comes.
+            number: the signal.
+            half: whether the file that is opened for writing then has got a part of its bytes.
+        """
+        folder.parent.mkdir(exist_ok=True)
+        changes = folder.parent / "changes"
+        job = {
+            "command": ["tools/finetune.py", str(self.config), f"output={folder}", "train.steps=3", "train.keep=1"],
+            "log": str(folder.parent / "printed"),
+            "changes": str(changes),
+            "deadly": deadly,
+            "signal": number,
+            "half": half,
+        }
+        stdin, stdout = _pipes(self.process)
+        print(json.dumps(job), file=stdin, flush=True)
+        return Finished(int(stdout.readline()), changes.read_text().splitlines())
+
+
+@pytest.fixture(scope="module")
+def server(repository: Path, toy_config: Path, one_thread_environment: dict[str, str]) -> Iterator[Server]:
+    command = [sys.executable, "-c", SERVER]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, cwd=repository, env=one_thread_environment, stdin=pipe, stdout=pipe, text=True
+    ) as process:
+        yield Server(toy_config, process)
+        _pipes(process)[0].close()
+
+
+class Reference(NamedTuple):
+    """The uninterrupted run."""
+
+    folder: Path
+    changes: list[str]
+
+
+@pytest.fixture(scope="module")
+def reference(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    folder = tmp_path_factory.mktemp("uninterrupted") / "run"
+    code, changes = server.finetune(folder)
+    assert code == 0, (folder.parent / "printed").read_text()
+    return Reference(folder, changes)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "shapes_per_second"} for line in lines]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in content.items() if key not in ("seconds", "output")}
+
+
+def assert_equal(one: object, other: object) -> None:
+    """Compare nested checkpoints, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert isinstance(other, dict)
+        assert one.keys() == other.keys()
+        for key in one:
+            if key not in ("seconds", "output"):
+                assert_equal(one[key], other[key])
+    elif isinstance(one, list):
+        assert isinstance(other, list)
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other
+
+
+def assert_same_run(folder: Path, reference: Path) -> None:
+    checkpoints = sorted(os.listdir(reference / "checkpoints"))
+    assert sorted(os.listdir(folder / "checkpoints")) == checkpoints
+    for name in checkpoints:
+        one, other = (torch.load(f / "checkpoints" / name, weights_only=True) for f in (folder, reference))
+        assert_equal(one, other)
+    assert metrics(folder) == metrics(reference)
+    assert summary(folder) == summary(reference)
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(reference))
+
+
+def moments(changes: list[str]) -> list[int]:
+    """Every change of names in the run folder: renames, links, removals of checkpoints, counted from 1."""
+    return [i for i, change in enumerate(changes, 1) if re.match(r"os\.(rename|link) .*run/|os\.remove .*\.pt$", change)]
+
+
+def test_killed_before_any_change_of_names_the_run_ends_the_same(
+    server: Server, reference: Reference, tmp_path: Path
+) -> None:
+    killed_at = moments(reference.changes)
+    assert len(killed_at) > 15  # 3 checkpoints of several names each, the merged models, the summary
+    for deadly in killed_at:
+        folder = tmp_path / str(deadly) / "run"
+        killed = server.finetune(folder, deadly)
+        assert killed.code == -signal.SIGKILL
+        assert [c.split()[0] for c in killed.changes] == [c.split()[0] for c in reference.changes[:deadly]]
+        again = server.finetune(folder)
+        assert again.code == 0, (folder.parent / "printed").read_text()
+        assert_same_run(folder, reference.folder)
+
+
+def test_killed_in_the_middle_of_writing_the_run_ends_the_same(
+    server: Server, reference: Reference, tmp_path: Path
+) -> None:
+    """A checkpoint, figures and the config are each left with a part of their bytes."""
+    third_save = [i for i, change in enumerate(reference.changes, 1) if change.startswith("open") and "last.pt" in change][2]
+    for deadly in (third_save, third_save - 1, 2):
+        folder = tmp_path / str(deadly) / "run"
+        assert server.finetune(folder, deadly, half=True).code == -signal.SIGKILL
+        assert server.finetune(folder).code == 0, (folder.parent / "printed").read_text()
+        assert_same_run(folder, reference.folder)
+
+
+def test_killed_again_and_again_the_run_ends_the_same(server: Server, reference: Reference, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    starts = 0
+    while server.finetune(folder, deadly=24).code == -signal.SIGKILL:
+        starts += 1
+        assert starts < 20
+    assert starts >= 3, "killed too late to matter"
+    assert_same_run(folder, reference.folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_saves_and_exits_0(
+    server: Server, reference: Reference, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Sent while no checkpoint of the schedule is due."""
+    folder = tmp_path / "run"
+    first_figures = next(i for i, change in enumerate(reference.changes, 1) if "metrics.jsonl" in change)
+    stopped = server.finetune(folder, first_figures, number)
+    printed = (tmp_path / "printed").read_text()
+    assert stopped.code == 0, printed
+    assert "stopped after step 1, saved; the same command goes on from here" in printed
+    assert not (folder / "summary.json").exists()
+    again = server.finetune(folder)
+    assert again.code == 0
+    assert "resuming after step 1" in (tmp_path / "printed").read_text()
+    assert_same_run(folder, reference.folder)
+
+
+def test_a_run_killed_from_outside_resumes_by_the_same_command(
+    repository: Path, toy_config: Path, tmp_path: Path, one_thread_environment: dict[str, str], experiment: MakeExperiment
+) -> None:
+    """Nothing but the command line, at whatever step the kill arrives."""
+    overrides = ["train.steps=60", "train.save_every=7"]
+    folder = tmp_path / "killed"
+    command = [sys.executable, "tools/finetune.py", str(toy_config), f"output={folder}", *overrides]
+    environment = one_thread_environment
+    with subprocess.Popen(command, cwd=repository, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        _, stdout = _pipes(process)
+        for line in stdout:
+            if line.startswith("step 20/60"):
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    assert not (folder / "summary.json").exists()
+    again = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "resuming after step" in again.stdout
+    run(experiment(*overrides))
+    whole = tmp_path / "run"
+    for name in ("last.pt", "best.pt", "merged_last.pt", "merged_best.pt"):
+        one, other = (torch.load(f / "checkpoints" / name, weights_only=True) for f in (folder, whole))
+        one.pop("config")
+        other.pop("config")
+        assert_equal(one, other)
+    assert [line["step"] for line in metrics(folder)] == [line["step"] for line in metrics(whole)]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("ewa=null",),
+        ("train.accumulate=2", "ewa.every=3", "ewa.num_experts=3", "ewa.schedule=cosine", "ewa.stop=0.9"),
+        ("ewa.init=independent", "ewa.layers=all", "ewa.partition=sample", "augment.rotate=true", "augment.jitter=0.01"),
+        ("train.precision=bf16",),
+    ],
+    ids=["dense", "accumulated", "independent", "bf16"],
+)
+def test_variants_resume_exactly(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
+) -> None:
+    whole = experiment(*overrides, f"output={tmp_path}/whole")
+    cut = experiment(*overrides, f"output={tmp_path}/cut")
+    run(whole)
+    stop_after_saving(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(cut)
+    monkeypatch.undo()
+    torch.manual_seed(123)  # what else the process draws plays no part
+    run(cut)
+    for name in ("last.pt", "merged_best.pt"):
+        contents = [torch.load(tmp_path / f / "checkpoints" / name, weights_only=True) for f in ("whole", "cut")]
+        for content in contents:
+            content["config"].pop("output")
+        assert_equal(*contents)
+    assert summary(tmp_path / "whole") == summary(tmp_path / "cut")
+
+
+def test_figures_of_steps_that_are_done_again_are_told_once(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = experiment("train.steps=6", "train.save_every=3")
+    interrupt_after_figures(4, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 4]
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # a kill in mid-write
+    monkeypatch.undo()
+    # Step 4 was the best so far and saved as such before the cut; an older checkpoint makes it be done again.
+    for path in (tmp_path / "run" / "checkpoints").glob("step-00000004.pt"):
+        path.unlink()
+    run(made)
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [2, 4, 6, 6]
+
+
+@pytest.mark.parametrize("damage", [lambda c: c.pop("optimizer"), lambda c: c["model"].pop("norm.weight"), dict.clear])
+def test_a_checkpoint_that_does_not_fit_the_run_is_told_in_one_line(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Any], object]
+) -> None:
+    made = experiment()
+    stop_after_saving(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    path = tmp_path / "run" / "checkpoints" / "step-00000001.pt"
+    content = torch.load(path, weights_only=True)
+    damage(content)
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match="holds another run: .*; choose another output") as caught:
+        run(made)
+    assert "\n" not in str(caught.value)
+
+
+def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Checkpoints.save
+
+    def save_and_stop(self: Checkpoints, content: Any, at: int, best: bool) -> None:
+        save(self, content, at, best)
+        if at == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+
+
+def interrupt_after_figures(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = Tracker.figures
+
+    def record_and_stop(self: Tracker, at: int, values: Any) -> None:
+        figures(self, at, values)
+        if at == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracker, "figures", record_and_stop)
+
+
+def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
+    """The pipes of a process: those that it has."""
+    return process.stdin, process.stdout  # type: ignore[return-value]
