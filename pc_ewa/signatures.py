@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Say what was probably meant: "; did you mean 'x'?", or what there is."""
+    """Say what was probably meant, or what there is."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     if not allowed:

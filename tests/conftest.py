@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -46,9 +48,7 @@ def toy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     points = np.stack([_primitive(i % 3, 64, random) for i in range(36)])
     path = tmp_path_factory.mktemp("toy") / "toy.h5"
     names = [f"{CLASSES[i % 3]} {i}" for i in range(36)]
-    write_hdf5(
-        path, points, [i % 3 for i in range(36)], CLASSES, up_axis="y", split=[0] * 24 + [1] * 12, names=names
-    )
+    write_hdf5(path, points, [i % 3 for i in range(36)], CLASSES, up_axis="y", split=[0] * 24 + [1] * 12, names=names)
     return path
 
 
@@ -105,10 +105,12 @@ def tool(capfd: pytest.CaptureFixture[str]) -> Callable[..., ToolResult]:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         capfd.readouterr()
-        try:
-            code = module.main([str(argument) for argument in arguments])
-        except SystemExit as stop:  # argparse: --help, or a wrong option
-            code = stop.code
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(message, file=sys.stderr)  # as it is without pytest
+            try:
+                code = module.main([str(argument) for argument in arguments])
+            except SystemExit as stop:  # argparse: --help, or a wrong option
+                code = stop.code
         return ToolResult(code, *capfd.readouterr())
 
     return call

@@ -225,7 +225,7 @@ def test_broken_files_are_refused_in_one_line(tmp_path: Path, text: str, message
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(ConfigError, match="is no YAML: .*can't decode"):
+    with pytest.raises(ConfigError, match=r"is no YAML: .*can't decode"):
         load_experiment(tmp_path / "binary.yaml")
 
 

@@ -86,27 +86,37 @@ class ExpertAverager:
         self.share_rate, self.schedule, self.total_steps = share_rate, schedule, total_steps
         self.ramp, self.start, self.stop, self.every = ramp, start, stop, every
         self.steps_done = 0
+        self._hook: RemovableHandle | None = None
 
     def attach(self, optimizer: Optimizer) -> "ExpertAverager":
-        """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it."""
-        self._handle: RemovableHandle = optimizer.register_step_post_hook(self._after_optimizer_step)
+        """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it.
+
+        Raises:
+            ValueError: attached already; the experts would be averaged twice a step.
+        """
+        if self._hook:
+            raise ValueError("the averager is attached to an optimizer already; detach() it first")
+        self._hook = optimizer.register_step_post_hook(self._after_optimizer_step)
         return self
 
     def detach(self) -> None:
-        """Take the hook off the optimizer."""
-        self._handle.remove()
+        """Take the hook off the optimizer, if there is one."""
+        if self._hook:
+            self._hook.remove()
+        self._hook = None
 
     def share_rate_at(self, step: int) -> float:
         """Return β for the averaging after optimizer step `step` (the first is 0): a pure function of the step."""
         if self.total_steps is None:
             return self.share_rate
-        # The window in steps; the ramp counts the steps done, so that it ends on the full rate.
-        begin, end = self.start * self.total_steps, self.stop * self.total_steps
-        if not begin <= step < end:
+        begin, end = round(self.start * self.total_steps), round(self.stop * self.total_steps)
+        # A window up to the end of training has no end: who trains longer keeps the full rate.
+        if step < begin or (step >= end and self.stop < 1):
             return 0.0
         if self.schedule == "constant":
             return self.share_rate
-        progress = min(1.0, (step + 1 - begin) / (self.ramp * (end - begin)))
+        # The ramp counts the steps done, so that it ends on the full rate.
+        progress = min(1.0, (step + 1 - begin) / max(1.0, self.ramp * (end - begin)))
         return self.share_rate * (progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2)
 
     @torch.no_grad()

@@ -104,6 +104,7 @@ def merge_experts(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, ExpertFFN):
         raise ValueError("the model is itself one mixture; ffn = model.fuse() gives its merged FFN")
+    _check_whole(model)
     for name, mixture in expert_layers(model).items():
         host_name, _, slot = name.rpartition(".")
         host, fused = model.get_submodule(host_name), mixture.fuse()
@@ -120,6 +121,7 @@ def merge_experts(model: nn.Module) -> nn.Module:
 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The merged weights under the host's own keys; the model goes on training as it is."""
+    _check_whole(model)
     return merge_experts(copy.deepcopy(model)).state_dict()
 
 
@@ -206,6 +208,15 @@ def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
 def _returns(first: nn.Linear, second: nn.Linear) -> bool:
     """Whether the two map C -> H -> C."""
     return first.in_features == second.out_features and first.out_features == second.in_features
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Raise ValueError if a mixture is sharded over processes (FSDP2), where no process has all of its experts."""
+    for name, mixture in expert_layers(model).items():
+        if any(hasattr(stack, "placements") for stack in mixture.parameters()):
+            raise ValueError(
+                f"{name} is sharded over processes; load the full state_dict into a whole model to merge it"
+            )
 
 
 def _check_not_shared(model: nn.Module, sites: list[_Site]) -> None:

@@ -120,4 +120,4 @@ def _start_wandb(folder: Path, experiment: Experiment) -> Any:
             settings=wandb.Settings(silent=True, console="off"),
         )
     except wandb.errors.Error as error:
-        raise ConfigError(f"Weights & Biases: {error}; set wandb.mode=offline") from None
+        raise ConfigError(f"Weights & Biases: {error}; set wandb.mode=offline or disabled") from None

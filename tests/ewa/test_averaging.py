@@ -21,13 +21,14 @@ Mixture = Callable[..., ExpertFFN]
     [
         ({"schedule": "constant", "total_steps": None}, {0: 0.4, 10**6: 0.4}),
         ({"schedule": "constant"}, {0: 0.4, 9: 0.4}),
-        ({"schedule": "linear"}, {0: 0.04, 4: 0.2, 9: 0.4}),
+        ({"schedule": "linear"}, {0: 0.04, 4: 0.2, 9: 0.4, 50: 0.4}),
         ({"schedule": "linear", "ramp": 0.5}, {0: 0.08, 3: 0.32, 4: 0.4, 5: 0.4, 9: 0.4}),
         ({"schedule": "cosine"}, {0: 0.2 * (1 - math.cos(math.pi / 10)), 4: 0.2, 9: 0.4}),
         ({"schedule": "cosine", "ramp": 0.2}, {0: 0.2, 1: 0.4, 9: 0.4}),
         ({"schedule": "constant", "stop": 0.5}, {0: 0.4, 4: 0.4, 5: 0, 9: 0}),
         ({"schedule": "constant", "start": 0.5}, {0: 0, 4: 0, 5: 0.4, 9: 0.4}),
         ({"schedule": "linear", "start": 0.5}, {4: 0, 5: 0.08, 9: 0.4}),
+        ({"schedule": "constant", "start": 0.7}, {6: 0, 7: 0.4}),
         ({"schedule": "linear", "start": 0.2, "stop": 0.6, "ramp": 0.5}, {1: 0, 2: 0.2, 3: 0.4, 5: 0.4, 6: 0}),
     ],
     ids=str,
@@ -46,7 +47,7 @@ def test_ramps_rise_to_the_full_rate_and_never_above(
     rates = [averager.share_rate_at(step) for step in range(total)]
     assert rates == sorted(rates)
     assert rates[-1] in (0, pytest.approx(0.5))  # 0: a start after the last step
-    assert all(rate == 0 for step, rate in enumerate(rates) if step < start * total)
+    assert all(rate == 0 for step, rate in enumerate(rates) if step < round(start * total))
 
 
 def test_each_step_uses_the_rate_of_its_own_number(mixture: Mixture) -> None:
@@ -92,6 +93,18 @@ def test_attached_averager_runs_after_each_step_until_detached(mixture: Mixture)
     assert spreads[1:] == pytest.approx([spreads[0] / 4, spreads[0] / 16])
     assert averager.statistics()[""].spread == spreads[-1]
     assert averager.steps_done == 2
+
+
+def test_attaching_twice_is_refused_until_detached(mixture: Mixture) -> None:
+    layer = mixture(3)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    averager = ExpertAverager(layer, 0.5, "constant")
+    averager.detach()  # nothing to detach is no error
+    averager.attach(optimizer)
+    with pytest.raises(ValueError, match=r"attached to an optimizer already; detach\(\) it first"):
+        averager.attach(optimizer)
+    averager.detach()
+    averager.attach(optimizer)
 
 
 def test_averaging_leaves_no_trace_in_autograd(mixture: Mixture) -> None:

@@ -94,7 +94,7 @@ def test_impossible_layers_are_refused_and_leave_the_model(
 @pytest.mark.parametrize("arguments", [{"num_experts": 1}, {"init": "x"}, {"partition": "x"}], ids=str)
 def test_impossible_experts_leave_the_model(transformer: Build, arguments: dict) -> None:
     model = transformer()
-    with pytest.raises(ValueError, match="=(1|'x'); "):
+    with pytest.raises(ValueError, match=r"=(1|'x'); "):
         upcycle(model, **arguments)
     assert not expert_layers(model)
 
@@ -104,6 +104,15 @@ def test_options_reach_every_mixture(transformer: Build) -> None:
     for layer in expert_layers(model).values():
         assert (layer.num_experts, layer.partition) == (3, "sample")
         assert not torch.equal(layer.experts.fc1.weight[0], layer.experts.fc1.weight[1])
+
+
+def test_an_ffn_shared_by_two_blocks_is_refused(transformer: Build) -> None:
+    model = transformer()
+    first, second, *_ = [m for m in model.modules() if hasattr(m, "mlp")]
+    second.mlp = first.mlp
+    with pytest.raises(ValueError, match="'mlp' of a Block is shared by several modules"):
+        upcycle(model, layers="all")
+    assert not expert_layers(model)
 
 
 def test_upcycling_twice_is_refused(transformer: Build) -> None:

@@ -15,7 +15,14 @@ from torch.distributed.tensor.debug import CommDebugMode
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from pc_ewa.ewa import ExpertAverager, expert_layers, expert_shard_placement, upcycle
+from pc_ewa.ewa import (
+    ExpertAverager,
+    dense_state_dict,
+    expert_layers,
+    expert_shard_placement,
+    merge_experts,
+    upcycle,
+)
 from pc_ewa.models.transformer import Block
 
 STEPS = 4
@@ -104,6 +111,18 @@ def sharded_experts_averaged_once(rank: int) -> dict[str, Any]:
     return {"weights": unsharded(model), "communicated": communication.get_total_counts(), "local": local}
 
 
+def merging_a_sharded_model(rank: int) -> dict[str, Any]:
+    model = build()
+    shard_experts(model)
+    errors = []
+    for merge in (merge_experts, dense_state_dict):
+        try:
+            merge(model)
+        except ValueError as error:
+            errors.append(str(error))
+    return {"errors": errors}
+
+
 def sharded_model_trained(rank: int) -> dict[str, Any]:
     model = build()
     shard_experts(model)
@@ -127,6 +146,7 @@ SCENARIOS: list[Callable[[int], dict[str, Any]]] = [
     sharded_experts_averaged_once,
     sharded_model_trained,
     experts_sharded_on_axis_0,
+    merging_a_sharded_model,
 ]
 
 
@@ -189,6 +209,13 @@ def test_golden_8_fully_sharded_model_trains_what_one_process_trains(results: li
     for result in results:
         check_weights(result["sharded_model_trained"]["weights"], expected)
         assert result["sharded_model_trained"]["communicated"] == 0
+
+
+def test_merging_a_sharded_model_says_what_to_do(results: list) -> None:
+    for result in results:
+        errors = result["merging_a_sharded_model"]["errors"]
+        assert len(errors) == 2
+        assert all("is sharded over processes; load the full state_dict into a whole model" in e for e in errors)
 
 
 def test_golden_8_experts_sharded_on_axis_0_are_refused(results: list) -> None:

@@ -68,8 +68,8 @@ def test_every_layout_of_a_whole_classifier(layout: str, classifier: Build, tmp_
         saved = {key: value.half().to(value.dtype) for key, value in saved.items()}
     path = tmp_path / "classifier.pth"
     LAYOUTS[layout](saved, path)
-    for given in (path, str(path)):
-        report = load_pretrained(given, model)
+    for spelling in (path, str(path)):
+        report = load_pretrained(spelling, model)
         assert set(report.loaded) == set(saved)
         assert (report.missing, report.unexpected) == ((), ())
         assert str(report) == f"{len(saved)} tensors loaded"
@@ -222,6 +222,7 @@ def test_files_of_another_kind_are_refused(content: bytes, suffix: str, classifi
     check_refused(path, classifier(), r"is damaged or no ")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=60), st.sampled_from([b"", pickle.PROTO + b"\x02"]))
 def test_no_file_whatever_its_bytes_raises_anything_else(tmp_path: Path, content: bytes, start: bytes) -> None:

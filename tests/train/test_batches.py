@@ -125,14 +125,19 @@ def test_augmentation_rotates_then_scales_and_shifts_then_jitters() -> None:
         # Turned about z: heights and distances to the axis stay.
         (
             {"rotate": True},
-            lambda before, after: torch.allclose(before[..., 2], after[..., 2])
-            and torch.allclose(before[..., :2].norm(dim=-1), after[..., :2].norm(dim=-1))
-            and not torch.allclose(before, after),
+            lambda before, after: (
+                torch.allclose(before[..., 2], after[..., 2])
+                and torch.allclose(before[..., :2].norm(dim=-1), after[..., :2].norm(dim=-1))
+                and not torch.allclose(before, after)
+            ),
         ),
         # Moved only: one difference for each sample and axis.
         ({"shift": 0.2}, lambda before, after: (after - before).std(1).max() < 1e-6 < (after - before).abs().max()),
         # Stretched only: one quotient for each sample and axis.
-        ({"scale": (0.5, 2.0)}, lambda before, after: (after / before).std(1).max() < 1e-5 < (after - before).abs().max()),
+        (
+            {"scale": (0.5, 2.0)},
+            lambda before, after: (after / before).std(1).max() < 1e-5 < (after - before).abs().max(),
+        ),
         ({"jitter": 0.01}, lambda before, after: 0 < (after - before).abs().max() <= 0.05 + 1e-6),
     ],
     ids=["nothing", "rotate", "shift", "scale", "jitter"],

@@ -51,8 +51,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
 
 def test_a_really_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # torch.save to /dev/full is what a full disk does to it.
-    monkeypatch.setattr(Path, "open", lambda path, mode: open("/dev/full", mode))
+    opened = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: opened(Path("/dev/full"), mode))
     with pytest.raises(CheckpointError, match=r"cannot write .*a\.pt: .*free some space") as caught:
         save_atomically(content(1) | {"big": torch.zeros(10**6)}, tmp_path / "a.pt")
     assert "\n" not in str(caught.value)

@@ -37,17 +37,25 @@ def steps_of(made: Experiment, count: int = 2) -> Setup:
     return setup
 
 
+def in_double(setup: Setup) -> Setup:
+    """In float32 AdamW makes whole steps of gradients that are zero but for rounding, as before a batch norm."""
+    setup.model.double()
+    draw = setup.batches.draw
+    setup.batches.draw = lambda *place: (draw(*place)[0].double(), draw(*place)[1])  # type: ignore[method-assign]
+    return setup
+
+
 def test_a_step_is_what_one_would_write_by_hand(experiment: MakeExperiment) -> None:
     """Forward, mean cross-entropy, backward, clipping, AdamW at the rate of the step, averaging of the experts."""
     made = experiment("train.clip_grad=0.5", "train.weight_decay=0.1", "ewa.schedule=constant", "ewa.share_rate=0.2")
-    setup, twin = build(made, WORLD), build(made, WORLD)
+    setup, twin = in_double(build(made, WORLD)), in_double(build(made, WORLD))
     assert twin.averager is not None
     twin.averager.detach()
     for step in range(2):
         figures = train_step(setup, made, WORLD, setup.model, step)
         points, labels = twin.batches.draw(step, 0)
         twin.batches.seed_model(step, 0)
-        loss = F.cross_entropy(twin.model(points), labels)
+        loss = F.cross_entropy(twin.model(points).float(), labels)
         loss.backward()
         norm = torch.cat([p.grad.flatten() for p in twin.model.parameters() if p.grad is not None]).norm()
         for parameter in twin.model.parameters():
@@ -62,36 +70,33 @@ def test_a_step_is_what_one_would_write_by_hand(experiment: MakeExperiment) -> N
                 for stack in mixture.parameters():
                     stack.copy_(torch.stack([0.8 * stack[0] + 0.2 * stack[1], 0.8 * stack[1] + 0.2 * stack[0]]))
         assert figures["loss"].item() == pytest.approx(loss.item())
-        assert figures["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5)
-    # A gradient that is zero but for rounding becomes a full step of AdamW: biases right before a batch norm, no more.
-    free = {"encoder.first_conv.0.bias", "encoder.second_conv.0.bias"}
-    free |= {"cls_head_finetune.0.bias", "cls_head_finetune.4.bias"}
+        assert figures["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-12)
     for name, parameter in setup.model.named_parameters():
-        if name not in free:
-            torch.testing.assert_close(parameter, twin.model.get_parameter(name), rtol=1e-4, atol=2e-5, msg=name)
+        torch.testing.assert_close(parameter, twin.model.get_parameter(name), rtol=0, atol=1e-12, msg=name)
 
 
 def test_accumulation_averages_the_parts(experiment: MakeExperiment) -> None:
     """The gradient of 2 parts is the mean of the gradients of each, and the model sees each part's own randomness."""
     made = experiment("train.accumulate=2", "train.clip_grad=null")
-    setup, twin = build(made, WORLD), build(made, WORLD)
+    setup, twin = in_double(build(made, WORLD)), in_double(build(made, WORLD))
     figures = train_step(setup, made, WORLD, setup.model, 0)
     losses = []
     for slot in range(2):
         points, labels = twin.batches.draw(0, slot)
         assert len(points) == 4
         twin.batches.seed_model(0, slot)
-        losses.append(F.cross_entropy(twin.model(points), labels))
+        losses.append(F.cross_entropy(twin.model(points).float(), labels))
         (losses[-1] / 2).backward()
     total = torch.cat([p.grad.flatten() for p in twin.model.parameters() if p.grad is not None]).norm()
-    assert figures["grad_norm"].item() == pytest.approx(total.item(), rel=1e-6)
+    assert figures["grad_norm"].item() == pytest.approx(total.item(), rel=1e-12)
     assert figures["loss"].item() == pytest.approx((losses[0] + losses[1]).item() / 2, rel=1e-6)
 
 
 def test_training_learns_the_toy_classes(experiment: MakeExperiment, tmp_path: Path) -> None:
     """Whatever is wrong in a loop, it shows: chance is 1/3."""
-    made = experiment("train.steps=60", "train.lr=5e-3", "train.eval_every=30", "train.save_every=60", "model.head_dropout=0")
-    summary = run(made)
+    easy = ("augment.scale=[0.9, 1.1]", "augment.shift=0.05", "model.head_dropout=0", "model.drop_path=0")
+    rare = ("train.eval_every=30", "train.save_every=60")
+    summary = run(experiment("train.steps=60", "train.lr=5e-3", "model.num_groups=8", *easy, *rare))
     assert summary is not None
     assert summary["test_accuracy_merged"] >= 0.75
     losses = [line["loss"] for line in metrics(tmp_path / "run") if "loss" in line]
@@ -228,7 +233,8 @@ def test_evaluation_leaves_training_as_it_was(experiment: MakeExperiment, tmp_pa
     for name, every in (("often", 1), ("once", 2)):
         run(experiment(f"output={tmp_path}/{name}", f"train.eval_every={every}"))
     often, once = (
-        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"] for name in ("often", "once")
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"]
+        for name in ("often", "once")
     )
     assert all(torch.equal(often[key], once[key]) for key in once)
 

@@ -1,5 +1,7 @@
 """The decay groups, and the learning rate over a run."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import assume, given
@@ -29,9 +31,7 @@ def test_matrices_decay_and_norms_biases_and_tokens_do_not(model: nn.Module) -> 
     modules = dict(model.named_modules())
     norms = {name for name, module in modules.items() if isinstance(module, nn.LayerNorm | nn.BatchNorm1d)}
     wanted = {
-        name
-        for name in names.values()
-        if name in EXEMPT or name.endswith(".bias") or name.rpartition(".")[0] in norms
+        name for name in names.values() if name in EXEMPT or name.endswith(".bias") or name.rpartition(".")[0] in norms
     }
     assert set(in_exempt) == wanted
     # The stacked biases have two axes, as matrices do.
@@ -77,8 +77,8 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(
     assert rates[warm] == pytest.approx(lr)
     assert rates[-1] == pytest.approx(train.min_lr, abs=1e-12 * lr)
     slack = 1e-12 * lr
-    assert all(a <= b + slack for a, b in zip(rates[:warm], rates[1 : warm + 1], strict=True))
-    assert all(a >= b - slack for a, b in zip(rates[warm:-1], rates[warm + 1 :], strict=True))
+    assert all(a <= b + slack for a, b in itertools.pairwise(rates[: warm + 1]))
+    assert all(a >= b - slack for a, b in itertools.pairwise(rates[warm:]))
 
 
 @given(total=st.integers(1, 50), warmup=st.floats(0, 0.99))

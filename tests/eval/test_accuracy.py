@@ -1,0 +1,123 @@
+"""Accuracy against a count by hand, and what evaluation does to clouds and to the model."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pc_ewa import create_model, load_dataset, merge_experts, upcycle
+from pc_ewa.data import Clouds
+from pc_ewa.eval import Accuracy, evaluate_classifier
+from pc_ewa.ewa import routed_experts
+
+LABELS = [0, 0, 0, 0, 1, 1, 2]
+ANSWERS = [0, 0, 1, 2, 1, 1, 0]
+
+
+class Answers(nn.Module):
+    """Answers with what is written into the first coordinate of the first point, and keeps what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.seen: list[Tensor] = []
+
+    def forward(self, points: Tensor) -> Tensor:
+        self.seen.append(points)
+        return nn.functional.one_hot(points[:, 0, 0].long(), 4).float()
+
+
+def clouds_that_say(answers: list[int], labels: list[int], num_points: int = 2) -> Clouds:
+    points = torch.zeros(len(answers), num_points, 3)
+    points[:, 0, 0] = torch.tensor(answers).float()
+    return Clouds(points, None, torch.tensor(labels), ("a", "b", "c", "d"), "y", "toy")
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
+def test_accuracy_is_what_one_counts_by_hand(batch_size: int) -> None:
+    clouds = clouds_that_say(ANSWERS, LABELS)
+    accuracy = evaluate_classifier(Answers(), clouds, 2, normalize=False, batch_size=batch_size)
+    # Class a: 2 of 4, one taken for b and one for c; b: 2 of 2; c: 0 of 1, taken for a; d has no shapes.
+    assert accuracy.confusion.tolist() == [[2, 1, 1, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    assert (accuracy.correct, accuracy.shapes) == (4, 7)
+    assert accuracy.overall == 4 / 7
+    assert accuracy.mean_class == pytest.approx((2 / 4 + 2 / 2 + 0 / 1) / 3)
+    assert accuracy.standard_error == pytest.approx(math.sqrt(4 / 7 * 3 / 7 / 7))
+
+
+def test_all_right_has_no_standard_error() -> None:
+    accuracy = Accuracy(torch.tensor([[3, 0], [0, 2]]))
+    assert (accuracy.overall, accuracy.mean_class, accuracy.standard_error) == (1, 1, 0)
+
+
+def test_larger_clouds_are_cut_to_their_farthest_points() -> None:
+    """Three corners far apart and a heap near the first: the heap has to go."""
+    points = torch.rand(1, 10, 3) * 0.01
+    points[0, 3], points[0, 7] = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0])
+    clouds = Clouds(points, None, torch.tensor([0]), ("a", "b", "c", "d"), "y", "toy")
+    model = Answers()
+    evaluate_classifier(model, clouds, 3, normalize=False)
+    assert sorted(model.seen[0][0].norm(dim=1).round().tolist()) == [0, 1, 1]
+
+
+def test_clouds_are_normalised_one_by_one_unless_told_otherwise() -> None:
+    points = torch.rand(2, 5, 3) * torch.tensor([1.0, 50.0])[:, None, None]
+    clouds = Clouds(points, None, torch.tensor([0, 0]), ("a", "b", "c", "d"), "y", "toy")
+    model = Answers()
+    evaluate_classifier(model, clouds, 5)
+    assert model.seen[0].norm(dim=2).amax(1).tolist() == pytest.approx([1, 1])
+    assert model.seen[0].mean(1).abs().max() < 1e-6
+
+
+def test_too_few_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 points asked of clouds of 2"):
+        evaluate_classifier(Answers(), clouds_that_say(ANSWERS, LABELS), 3)
+
+
+def test_evaluation_runs_without_gradient_in_eval_mode_and_restores_every_mode(toy_file: Path) -> None:
+    model = create_model("point_mae_classifier", dim=16, depth=2, num_heads=2, encoder_width=8, num_classes=3)
+    model.train()
+    model.blocks.eval()  # a part that its user froze
+    modes = [module.training for module in model.modules()]
+    statistics = model.get_buffer("cls_head_finetune.1.running_mean").clone()
+    inside: list[tuple[bool, bool]] = []
+    model.norm.register_forward_hook(lambda module, _, y: inside.append((module.training, y.requires_grad)))
+    evaluate_classifier(model, load_dataset("hdf5", "test", path=toy_file), 64)
+    assert inside == [(False, False)]
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(model.get_buffer("cls_head_finetune.1.running_mean"), statistics)
+
+
+def test_the_modes_are_restored_after_an_error() -> None:
+    model = Answers().train()
+    with pytest.raises(ValueError, match="points asked"):
+        evaluate_classifier(model, clouds_that_say(ANSWERS, LABELS), 3)
+    assert model.training
+
+
+def test_mixtures_are_measured_merged_or_routed(toy_file: Path) -> None:
+    torch.manual_seed(0)
+    model = create_model("point_mae_classifier", dim=16, depth=2, num_heads=2, encoder_width=8, num_classes=3)
+    upcycle(model, num_experts=2, layers="all", init="independent").eval()
+    test = load_dataset("hdf5", "test", path=toy_file)
+
+    def measured(model: nn.Module, seed: int = 0) -> Tensor:
+        """The logits that evaluation saw."""
+        seen: list[Tensor] = []
+        handle = model.cls_head_finetune.register_forward_hook(lambda module, _, logits: seen.append(logits))
+        torch.manual_seed(seed)
+        evaluate_classifier(model, test, 64)
+        handle.remove()
+        return torch.cat(seen)
+
+    merged = measured(model)
+    torch.testing.assert_close(measured(merge_experts(copy.deepcopy(model))), merged)
+    with routed_experts(model):
+        routed = measured(model, seed=1)
+        assert torch.equal(measured(model, seed=1), routed)
+        assert not torch.allclose(measured(model, seed=2), routed, atol=1e-4)
+    assert not torch.allclose(routed, merged, atol=1e-4)
+    assert torch.equal(measured(model), merged)

@@ -1,0 +1,78 @@
+"""tools/evaluate.py: what it measures, and on what."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pc_ewa
+from pc_ewa.train.build import build
+from pc_ewa.train.distributed import World
+
+Tool = Callable[..., Any]
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("merged_last.pt", ""), ("merged_best.pt", "_best"), ("last.pt", "")])
+def test_it_prints_what_the_summary_holds(tool: Tool, trained: Any, name: str, suffix: str) -> None:
+    """With its experts in place a checkpoint is measured as it would be merged."""
+    code, out, err = tool("evaluate", trained.folder / "checkpoints" / name)
+    assert (code, err) == (0, "")
+    summary = trained.summary
+    correct = summary[f"test_correct_merged{suffix}"]
+    assert f"overall accuracy     {correct / 12:.2%} ({correct}/12, standard error " in out
+    assert f"mean class accuracy  {summary[f'test_mean_class_accuracy_merged{suffix}']:.2%}" in out
+    rows = [line.split() for line in out.splitlines()[-3:]]
+    assert [row[0] for row in rows] == ["sphere", "cube", "torus"]
+    assert sum(int(row[-1].strip("()").split("/")[0]) for row in rows) == correct
+    assert all(row[-1].endswith("/4)") for row in rows)
+
+
+def test_the_validation_part_is_the_one_that_training_held_out(tool: Tool, trained: Any) -> None:
+    code, out, _ = tool("evaluate", "--split", "val", trained.folder / "checkpoints" / "last.pt")
+    assert code == 0
+    correct = round(3 * trained.summary["val_accuracy"])
+    assert f"({correct}/3, " in out
+
+
+def test_keys_of_its_config_can_be_changed(tool: Tool, trained: Any, toy_file: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved.h5"
+    moved.write_bytes(toy_file.read_bytes())
+    code, out, _ = tool("evaluate", trained.folder / "checkpoints" / "last.pt", f"data.path={moved}", "--split=train")
+    assert code == 0
+    assert "/21, " in out
+
+
+def test_official_files_take_a_config(tool: Tool, trained: Any, toy_config: Path, tmp_path: Path) -> None:
+    state = torch.load(trained.folder / "checkpoints" / "merged_last.pt", weights_only=True)["base_model"]
+    official = {"base_model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}
+    torch.save(official, tmp_path / "official.pth")
+    code, out, err = tool("evaluate", tmp_path / "official.pth", "--config", toy_config)
+    assert (code, err) == (0, "")
+    assert f"({trained.summary['test_correct_merged']}/12, " in out
+    code, out, err = tool("evaluate", tmp_path / "official.pth")
+    assert (code, out) == (2, "")
+    assert err == f"error: {tmp_path}/official.pth holds no config; name one with --config CONFIG.yaml\n"
+
+
+def test_a_dataset_with_other_classes_is_refused(tool: Tool, trained: Any, tmp_path: Path) -> None:
+    from pc_ewa.data import write_hdf5
+
+    points = torch.rand(8, 64, 3).numpy()
+    path = tmp_path / "other.h5"
+    write_hdf5(path, points, [0, 1] * 4, ["cat", "dog"], up_axis="y", split=[0] * 4 + [1] * 4)
+    code, _, err = tool("evaluate", trained.folder / "checkpoints" / "merged_last.pt", f"data.path={path}")
+    assert code == 2
+    assert err == ("error: the checkpoint knows 3 classes (sphere, cube, torus, ...), hdf5 has 2 (cat, dog, ...)\n")
+
+
+def test_the_merged_file_is_an_ordinary_model(trained: Any) -> None:
+    model = build(trained.experiment, World(0, 1, torch.device("cpu"))).model
+    checkpoint = torch.load(trained.folder / "checkpoints" / "last.pt", weights_only=True)
+    model.load_state_dict(checkpoint["model"])
+    points = torch.rand(2, 48, 3)
+    fresh = pc_ewa.create_model("point_mae_classifier", **trained.experiment.model.arguments, num_classes=3)
+    content = torch.load(trained.folder / "checkpoints" / "merged_last.pt", weights_only=True)
+    fresh.load_state_dict(content["base_model"], strict=True)
+    torch.testing.assert_close(fresh.eval()(points), model.eval()(points))

@@ -1,0 +1,114 @@
+"""Two processes under torchrun do what one does that accumulates two parts."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pc_ewa.config import Experiment
+from pc_ewa.errors import ConfigError
+from pc_ewa.train import run
+from pc_ewa.train.distributed import any_process, average_buffers, choose_device, join_world
+
+MakeExperiment = Callable[..., Experiment]
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_two_processes_equal_one_that_accumulates(
+    repository: Path,
+    toy_config: Path,
+    experiment: MakeExperiment,
+    tmp_path: Path,
+    one_thread_environment: dict[str, str],
+) -> None:
+    """Halves of each batch, gradients averaged over gloo, experts averaged by each process: the same to the last bit.
+
+    The running statistics of the batch norms are not: one process sees the parts in turn, two see one part each.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    overrides = ["ewa.schedule=constant", "train.label_smoothing=0.1"]
+    command = [*torchrun, "tools/finetune.py", str(toy_config), f"output={tmp_path}/two", *overrides]
+    done = subprocess.run(
+        command, cwd=repository, env=one_thread_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("validation accuracy:") == 1  # one of them prints
+    assert "on 2 x cpu" in done.stdout
+    run(experiment(f"output={tmp_path}/one", "train.accumulate=2", *overrides))
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"] for name in ("one", "two")
+    )
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    compared = [key for key in one if not key.endswith(statistics)]
+    assert len(compared) > 30
+    for key in compared:
+        assert torch.equal(one[key], two[key]), key
+    means = [key for key in one if key.endswith("running_mean")]
+    assert all(torch.isfinite(two[key]).all() and not torch.equal(one[key], two[key]) for key in means)
+    # Each shape of the test part was measured once, by one of the processes.
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (summary["test_shapes"], summary["val_shapes"]) == (12, 3)
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+
+
+def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    with join_world("cpu") as world:
+        assert (world.rank, world.size, world.device, world.is_main) == (0, 1, torch.device("cpu"), True)
+        assert not torch.distributed.is_initialized()
+        assert any_process(True, world.device)
+        assert not any_process(False, world.device)
+
+
+@pytest.mark.parametrize("device", ["tpu", "cud", "mps", "cuda:one", ""])
+def test_unknown_devices_are_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"choose auto, cpu, cuda or cuda:N$"):
+        choose_device(device)
+
+
+@pytest.mark.parametrize(
+    ("device", "local_rank", "gpus", "chosen"),
+    [
+        ("auto", None, 0, "cpu"),
+        ("auto", None, 1, "cuda:0"),
+        ("auto", 1, 2, "cuda:1"),
+        ("cpu", 3, 2, "cpu"),
+        ("cuda", None, 2, "cuda:0"),
+        ("cuda:1", None, 2, "cuda:1"),
+        ("cuda", 1, 2, "cuda:1"),
+    ],
+)
+def test_every_process_gets_a_device_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, device: str, local_rank: int | None, gpus: int, chosen: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert choose_device(device, local_rank) == torch.device(chosen)
+
+
+@pytest.mark.parametrize(("device", "local_rank", "gpus"), [("cuda", None, 0), ("cuda:2", None, 2), ("cuda", 2, 2)])
+def test_a_gpu_that_is_not_there_is_refused(
+    monkeypatch: pytest.MonkeyPatch, device: str, local_rank: int | None, gpus: int
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(
+        ConfigError, match=rf"device='{device}' asks for GPU \d; this machine has {gpus}: set device=cpu"
+    ):
+        choose_device(device, local_rank)
+
+
+def test_running_statistics_become_the_mean_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm = torch.nn.BatchNorm1d(2)
+    norm.running_mean = torch.tensor([1.0, 2.0])
+    average_buffers(norm)
+    assert norm.running_mean.tolist() == [1, 2]  # alone
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(torch.tensor([3.0, 0.0])))  # the other's
+    average_buffers(norm)
+    assert norm.running_mean.tolist() == [2, 1]
+    assert norm.num_batches_tracked == 0

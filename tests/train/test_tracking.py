@@ -1,0 +1,122 @@
+"""Weights & Biases: in the run folder and without an account by default, the same run after a resume, or not at all."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pc_ewa.config import Experiment
+from pc_ewa.errors import ConfigError
+from pc_ewa.train import run
+from pc_ewa.train.tracking import Tracker, keep_metrics_until, write_text
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+MakeExperiment = Callable[..., Experiment]
+
+
+@pytest.fixture
+def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who never logged in."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
+
+
+@pytest.mark.usefixtures("no_account")
+def test_offline_needs_no_account_and_stays_in_the_run_folder_under_one_id(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = experiment("wandb.mode=offline")
+    assert Experiment.model_validate({**made.model_dump(), "wandb": {}}).wandb.mode == "offline"  # the default
+    figures = Tracker.figures
+
+    def cut_off(self: Tracker, step: int, values: Any) -> None:
+        figures(self, step, values)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tracker, "figures", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    monkeypatch.setattr(Tracker, "figures", figures)
+    run(made)
+    identity = (tmp_path / "run" / "wandb_id").read_text()
+    runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 2
+    for folder in runs:
+        assert folder.name.endswith(f"-{identity}")
+        assert (folder / f"run-{identity}.wandb").stat().st_size > 0
+    assert sorted(os.listdir(tmp_path)) == ["home", "run"]
+
+
+def test_disabled_does_not_import_wandb(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it fails
+    assert run(experiment("wandb.mode=disabled")) is not None
+    assert not (tmp_path / "run" / "wandb_id").exists()
+    with pytest.raises(ImportError):
+        run(experiment("wandb.mode=offline", f"output={tmp_path}/other"))
+
+
+@pytest.mark.usefixtures("no_account")
+@pytest.mark.parametrize("check", [[], ["--check"]])
+def test_online_without_login_is_one_line_and_2_before_training(
+    toy_config: Path, tmp_path: Path, tool: Callable[..., Any], check: list[str]
+) -> None:
+    code, out, err = tool("finetune", toy_config, f"output={tmp_path}/run", "wandb.mode=online", *check)
+    wanted = "error: wandb.mode=online needs an account: run 'wandb login', or set wandb.mode=offline\n"
+    assert (code, out, err) == (2, "", wanted)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_server_that_does_not_answer_is_one_line(experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    def unreachable(**options: object) -> None:
+        raise wandb.errors.CommError("connection refused\nwhile retrying")
+
+    monkeypatch.setattr(wandb, "login", lambda **options: True)
+    monkeypatch.setattr(wandb, "init", unreachable)
+    with pytest.raises(
+        ConfigError, match=r"^Weights & Biases: connection refused\s.*; set wandb\.mode=offline or disabled"
+    ):
+        run(experiment("wandb.mode=online"))
+
+
+def test_metrics_of_later_steps_and_half_lines_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "loss": step / 2}) for step in (1, 2, 2, 3)]
+    path.write_text("\n".join(lines) + '\n{"step": 1, "lo')
+    keep_metrics_until(path, 2)
+    assert path.read_text().splitlines() == lines[:3]
+    assert path.read_text().endswith("\n")
+    keep_metrics_until(path, 0)
+    assert path.read_text() == ""
+    keep_metrics_until(tmp_path / "none.jsonl", 0)
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_other_processes_write_and_print_nothing(
+    experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Tracker(tmp_path, experiment("wandb.mode=offline"), active=False) as tracker:
+        tracker.line("a line")
+        tracker.figures(1, {"loss": 1.0})
+        tracker.summary({"loss": 1.0})
+    assert os.listdir(tmp_path) == []
+    assert capsys.readouterr().out == ""
+
+
+def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(tmp_path / "a.txt", "new" + "\ud800")
+    assert (tmp_path / "a.txt").read_text() == "old"
