@@ -58,6 +58,7 @@ def toy_config(toy_file: Path) -> Path:
     path = toy_file.with_name("toy.yaml")
     path.write_text(
         f"""
+device: cpu
 data: {{name: hdf5, path: {toy_file}, num_points: 48}}
 model:
   {{name: point_mae_classifier, dim: 16, depth: 2, num_heads: 2, num_groups: 4, group_size: 8, encoder_width: 8}}

@@ -34,7 +34,7 @@ def test_the_dump_is_a_config_that_loads(tmp_path: Path, experiment: MakeExperim
 
 def test_the_quickstart_builds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
-    with join_world() as world:
+    with join_world("cpu") as world:
         setup = build(load_experiment("configs/quickstart.yaml"), world)
     assert setup.averager is not None
     assert (len(setup.splits.test), setup.splits.val_is_cut) == (154, True)

@@ -6,6 +6,8 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,54 +108,60 @@ def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began
 
 
 def _finish(
-    experiment: Experiment,
-    folder: Path,
-    setup: Setup,
-    world: World,
-    progress: Progress,
-    seconds: dict[str, float],
+    experiment: Experiment, folder: Path, setup: Setup, world: World, progress: Progress, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Evaluate the last and the best state on test, before and after merging, and write the merged models."""
-    model, test = setup.model, setup.splits.test
-    summary: dict[str, Any] = {"output": str(folder), "seed": experiment.seed, "steps": progress.step}
-    summary |= {"val_shapes": len(setup.splits.val), "val_is_cut_from_train": setup.splits.val_is_cut}
-    summary |= {"params_training": _count(model), "mixtures": len(expert_layers(model))}
-    summary["ffns_training"] = sum(m.num_experts - 1 for m in expert_layers(model).values())
-    for which in ("last", "best"):
+    model, mixtures = setup.model, expert_layers(setup.model)
+    summary: dict[str, Any] = {
+        "output": str(folder),
+        "seed": experiment.seed,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "val_shapes": len(setup.splits.val),
+        "val_is_cut_from_train": setup.splits.val_is_cut,
+        "val_accuracy": progress.last_val,
+        "val_accuracy_best": progress.best_val,
+        "mixtures": len(mixtures),
+        "params_training": _count(model),
+    }
+    for which, suffix in (("last", ""), ("best", "_best")):
         if which == "best":
             model = copy.deepcopy(setup.model)
             model.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["model"])
-        clock = time.perf_counter()
-        model.eval()
-        torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
-        with routed_experts(model):
-            unmerged = setup.task.evaluate(model, test, world.device)
-        seconds["evaluate"] = seconds.get("evaluate", 0.0) + time.perf_counter() - clock
-        clock = time.perf_counter()
-        merged_model = merge_experts(copy.deepcopy(model))
-        if world.is_main:
-            names = list(setup.splits.train.class_names)
-            save_merged(merged_model, experiment, names, folder / "checkpoints" / f"merged_{which}.pt")
-        seconds["merge"] = seconds.get("merge", 0.0) + time.perf_counter() - clock
-        clock = time.perf_counter()
-        merged = setup.task.evaluate(merged_model, test, world.device)
-        seconds["evaluate"] += time.perf_counter() - clock
-        suffix = "" if which == "last" else "_best"
+        with _timed(seconds, "evaluate"), routed_experts(model.eval()):
+            torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
+            unmerged = setup.task.evaluate(model, setup.splits.test, world.device)
+        with _timed(seconds, "merge"):
+            merged_model = merge_experts(copy.deepcopy(model))
+            if world.is_main:
+                names = list(setup.splits.train.class_names)
+                save_merged(merged_model, experiment, names, folder / "checkpoints" / f"merged_{which}.pt")
+        with _timed(seconds, "evaluate"):
+            merged = setup.task.evaluate(merged_model, setup.splits.test, world.device)
         summary |= {
             f"test_accuracy_unmerged{suffix}": unmerged.overall,
             f"test_accuracy_merged{suffix}": merged.overall,
             f"test_mean_class_accuracy_merged{suffix}": merged.mean_class,
             f"test_correct_unmerged{suffix}": unmerged.correct,
             f"test_correct_merged{suffix}": merged.correct,
-            f"val_accuracy{suffix}": progress.last_val if which == "last" else progress.best_val,
+            f"test_standard_error{suffix}": merged.standard_error,
         }
     ffns = len(find_ffns(merged_model))
-    summary |= {"params_merged": _count(merged_model), "ffns_merged": ffns}
-    summary["ffns_training"] += ffns
-    summary |= {"best_step": progress.best_step, "test_shapes": merged.shapes}
-    summary["test_standard_error"] = merged.standard_error
-    summary["seconds"] = {stage: round(value, 2) for stage, value in seconds.items()}
-    return summary
+    return summary | {
+        "test_shapes": merged.shapes,
+        "params_merged": _count(merged_model),
+        "ffns_training": ffns + sum(mixture.num_experts - 1 for mixture in mixtures.values()),
+        "ffns_merged": ffns,
+        "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that the block takes to a stage."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
 def _count(model: nn.Module) -> int:

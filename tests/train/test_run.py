@@ -17,7 +17,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.data import Clouds, load_dataset, write_hdf5
 from pc_ewa.errors import CheckpointError, ConfigError, DataError
 from pc_ewa.eval import Accuracy
-from pc_ewa.ewa import expert_layers
+from pc_ewa.ewa import ExpertFFN, ExpertLinear, expert_layers
 from pc_ewa.models.official import read_checkpoint
 from pc_ewa.train import loop, run, tasks
 from pc_ewa.train.build import build, load_splits
@@ -56,7 +56,7 @@ def test_the_summary_holds_what_the_table_shows(trained: Any) -> None:
     extra = 2 * 16 * 64 + 64 + 16
     assert summary["params_training"] - summary["params_merged"] == extra
     assert (summary["mixtures"], summary["ffns_training"], summary["ffns_merged"]) == (1, 3, 2)
-    p = summary["test_accuracy_merged_best"]
+    p = summary["test_accuracy_merged"]
     assert summary["test_standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / 12))
 
 
@@ -206,6 +206,7 @@ class Watched:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, correct: list[int]) -> None:
         self.measured: list[tuple[str, int]] = []
+        self.tested: list[tuple[int, set[type]]] = []
         self.steps_done = 0
         step = loop.train_step
 
@@ -218,6 +219,9 @@ class Watched:
             numbers = {int(name.split()[1]) for name in clouds.shape_names}
             part = "test" if numbers <= set(range(24, 36)) else "val" if len(numbers) == 3 else "other"
             self.measured.append((part, self.steps_done))
+            if part == "test":
+                routed = {type(module) for module in model.modules() if module.training}
+                self.tested.append((len(expert_layers(model)), routed))
             share = correct[len(self.measured) - 1] if part == "val" else 0
             return Accuracy(torch.tensor([[share, 3 - share], [0, 0]]))
 
@@ -231,6 +235,8 @@ def test_the_best_is_chosen_on_validation_and_test_is_seen_only_at_the_end(
     watched = Watched(monkeypatch, correct=[1, 2, 2, 0])
     summary = run(experiment("train.steps=8"))
     assert watched.measured == [("val", 2), ("val", 4), ("val", 6), ("val", 8), *[("test", 8)] * 4]
+    # Last and best, each with its mixture, which deals tokens as in training, and merged.
+    assert watched.tested == [(1, {ExpertFFN, ExpertLinear}), (0, set())] * 2
     assert summary is not None
     assert (summary["best_step"], summary["val_accuracy_best"], summary["val_accuracy"]) == (4, 2 / 3, 0)
     assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")["progress"]["step"] == 4
