@@ -1,6 +1,7 @@
 """Checkpoint files of Point-MAE, Point-BERT and ours into a model: key rules, and a report of what matched."""
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +80,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} is no file; check the path of the checkpoint")
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
+        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what torch says of pickles that it refuses anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on a damaged file torch lets out whatever its unpickler stumbles over
         refused = re.search(r"GLOBAL (\w+(\.\w+)+)", str(error))

@@ -55,9 +55,20 @@ class Checkpoints:
             path.unlink()
 
     def newest(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint, or None when there is none yet."""
+        """Read the newest checkpoint, or None when there is none yet.
+
+        Raises:
+            CheckpointError: it is damaged; the message says which one before it there is to go on from.
+        """
         steps = self._steps()
-        return read_checkpoint(steps[-1]) if steps else None
+        if not steps:
+            return None
+        try:
+            return read_checkpoint(steps[-1])
+        except CheckpointError as error:
+            older = [step.name for step in steps[-2:-1]]
+            rescue = f"delete it to go on from {older[0]}" if older else "delete the run folder to start anew"
+            raise CheckpointError(f"{error}; {rescue}") from None
 
     def _point(self, name: str, path: Path) -> None:
         # A hard link costs no space and outlives the pruning of the step it points to.

@@ -99,7 +99,7 @@ def make_bad_checkpoint(kind: str, path: Path, good: Path) -> None:
     elif kind == "torch bomb":
         torch.save({"model": Bomb(path.with_name("exploded"))}, path)
     elif kind == "plain bomb":
-        path.write_bytes(pickle.dumps({"model": Bomb(path.with_name("exploded"))}, protocol=2))
+        path.write_bytes(pickle.dumps({"model": Bomb(path.with_name("exploded"))}))
 
 
 BAD_CHECKPOINTS = {

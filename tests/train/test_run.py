@@ -1,5 +1,6 @@
 """A whole run: its folder, its summary, its second start, and what it must never look at."""
 
+import fcntl
 import json
 import math
 import os
@@ -29,6 +30,7 @@ MakeExperiment = Callable[..., Experiment]
 
 def test_the_run_folder_is_self_contained(trained: Any) -> None:
     assert sorted(os.listdir(trained.folder)) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
         "environment.json",
@@ -42,6 +44,18 @@ def test_the_run_folder_is_self_contained(trained: Any) -> None:
     environment = json.loads((trained.folder / "environment.json").read_text())
     assert environment["torch"] == torch.__version__
     assert environment["processes"] == 1
+
+
+def test_a_run_folder_in_use_is_refused(experiment: MakeExperiment) -> None:
+    config = experiment()
+    folder = Path(config.output)
+    folder.mkdir(parents=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="is in use by another process; wait for it or choose another output"):
+            run(config)
+    assert os.listdir(folder) == [".lock"]
+    assert run(config) is not None
 
 
 def test_the_summary_holds_what_the_table_shows(trained: Any) -> None:

@@ -1,13 +1,14 @@
 """A whole run: prepare, train, merge the experts, evaluate, report; into one self-contained folder."""
 
 import copy
+import fcntl
 import json
 import os
 import platform
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | No
         setup = build(experiment, world)
         if check_only:
             return None
-        return _run(experiment, folder, setup, world, began)
+        with _only_process_in(folder) if world.is_main else nullcontext():
+            return _run(experiment, folder, setup, world, began)
 
 
 def check_folder(folder: Path, experiment: Experiment) -> None:
@@ -84,11 +86,22 @@ def check_folder(folder: Path, experiment: Experiment) -> None:
         raise ConfigError(f"{folder} holds a run with other settings ({changes}); choose another output or delete it")
 
 
+@contextmanager
+def _only_process_in(folder: Path) -> Iterator[None]:
+    """Hold the run folder's lock, which a process loses when it ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use by another process; wait for it or choose another output") from None
+        yield
+
+
 def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began: float) -> dict[str, Any] | None:
     checkpoints = Checkpoints(folder / "checkpoints", experiment.train.keep)
     progress = resume(setup, checkpoints)
     if world.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
         checkpoints.tidy()
         write_text(folder / "config.yaml", dump(experiment))
         write_text(folder / "environment.json", json.dumps(_environment(world), indent=2) + "\n")
