@@ -1,10 +1,17 @@
-"""pc-ewa: point-cloud transformers trained with Experts Weights Averaging."""
+"""pc-ewa: point-cloud transformers trained with Experts Weights Averaging.
 
-from pc_ewa import ops
-from pc_ewa.data import Clouds, load_dataset
-from pc_ewa.errors import CheckpointError, ConfigError, DataError, Error, TrainingError
-from pc_ewa.ewa import ExpertAverager, dense_state_dict, merge_experts, upcycle
-from pc_ewa.models import create_model, load_pretrained
+Importing the package loads nothing: a public name brings its module, and torch, when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pc_ewa import ops
+    from pc_ewa.data import Clouds, load_dataset
+    from pc_ewa.errors import CheckpointError, ConfigError, DataError, Error, TrainingError
+    from pc_ewa.ewa import ExpertAverager, dense_state_dict, merge_experts, upcycle
+    from pc_ewa.models import create_model, load_pretrained
 
 __all__ = [
     "create_model",
@@ -22,3 +29,24 @@ __all__ = [
     "CheckpointError",
     "TrainingError",
 ]
+
+_HOMES = {
+    "models": ("create_model", "load_pretrained"),
+    "ewa": ("upcycle", "ExpertAverager", "merge_experts", "dense_state_dict"),
+    "data": ("load_dataset", "Clouds"),
+    "errors": ("Error", "ConfigError", "DataError", "CheckpointError", "TrainingError"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return import_module("pc_ewa.ops")
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"pc_ewa.{home}"), name)
+            return value
+    raise AttributeError(f"module 'pc_ewa' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

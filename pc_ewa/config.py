@@ -40,9 +40,9 @@ class Data(_OpenSection):
 
     name: str
     root: str = "datasets"
-    num_points: PositiveInt = 1024
-    normalize: bool = True
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    num_points: PositiveInt = 1024  # per cloud; larger clouds are cut by farthest point sampling
+    normalize: bool = True  # centre and scale each cloud into the unit sphere
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class, where there is no "val" split
 
 
 class Model(_OpenSection):
@@ -76,29 +76,29 @@ class Ewa(_Section):
 class Augment(_Section):
     """Random changes of each training cloud; the defaults are Point-MAE's fine-tuning recipe."""
 
-    scale: tuple[PositiveFloat, PositiveFloat] | None = (2 / 3, 3 / 2)
-    shift: NonNegativeFloat = 0.2
-    rotate: bool = False
-    jitter: NonNegativeFloat = 0.0
+    scale: tuple[PositiveFloat, PositiveFloat] | None = (2 / 3, 3 / 2)  # factor per axis
+    shift: NonNegativeFloat = 0.2  # largest move per axis
+    rotate: bool = False  # any angle about the up axis
+    jitter: NonNegativeFloat = 0.0  # standard deviation of the noise of each point
 
 
 class Train(_Section):
     """The loop; the defaults are Point-MAE's fine-tuning recipe, with a validation part cut from train."""
 
     epochs: PositiveInt = 300
-    steps: PositiveInt | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 32
-    accumulate: PositiveInt = 1
+    steps: PositiveInt | None = None  # optimizer steps, in place of epochs
+    batch_size: Annotated[int, Field(ge=2)] = 32  # shapes per optimizer step, over all processes
+    accumulate: PositiveInt = 1  # parts of a process's batch, one after the other, to save memory
     lr: PositiveFloat = 5e-4
-    min_lr: NonNegativeFloat = 1e-6
-    warmup: Fraction = 1 / 30
+    min_lr: NonNegativeFloat = 1e-6  # where warm-up starts and the cosine ends
+    warmup: Fraction = 1 / 30  # share of training
     weight_decay: NonNegativeFloat = 0.05
-    clip_grad: PositiveFloat | None = 10.0
+    clip_grad: PositiveFloat | None = 10.0  # norm; null leaves gradients as they are
     label_smoothing: Fraction = 0.0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    eval_every: PositiveInt = 1
-    save_every: PositiveInt | None = None
-    keep: PositiveInt = 2
+    precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
+    eval_every: PositiveInt = 1  # epochs from one validation to the next
+    save_every: PositiveInt | None = None  # steps; null saves after each validation
+    keep: PositiveInt = 2  # newest checkpoints, besides best.pt
 
 
 class Wandb(_Section):
@@ -111,11 +111,11 @@ class Wandb(_Section):
 class Experiment(_Section):
     """Everything a run depends on; config.yaml in a run folder shows it with every default."""
 
-    output: str
+    output: str  # the run folder
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    device: str = "auto"
+    device: str = "auto"  # a GPU if there is one; or cpu, cuda, cuda:1
     task: str = "classify"
-    init_from: str | None = None
+    init_from: str | None = None  # checkpoint to start from
     data: Data
     model: Model
     ewa: Ewa | None = None
