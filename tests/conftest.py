@@ -4,7 +4,7 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -76,17 +76,14 @@ def experiment(toy_config: Path, tmp_path: Path) -> Callable[..., Experiment]:
     return lambda *overrides: load_experiment(toy_config, [f"output={tmp_path}/run", *overrides])
 
 
-@pytest.fixture(scope="session")
-def one_thread() -> Iterator[None]:
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
     """Sums in the same order as in processes that were given one thread; and quicker on models this small."""
-    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
-def trained(toy_config: Path, tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Trained:
+def trained(toy_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The toy experiment, run to its end; not to be changed."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     experiment = load_experiment(toy_config, [f"output={folder}"])

@@ -9,7 +9,7 @@ import torch
 Tool = Callable[..., Any]
 
 
-def test_it_trains_merges_and_reports(tool: Tool, toy_config: Path, tmp_path: Path, one_thread: None) -> None:
+def test_it_trains_merges_and_reports(tool: Tool, toy_config: Path, tmp_path: Path) -> None:
     code, out, err = tool("finetune", toy_config, "seed=3", f"output={tmp_path}/run", "ewa.num_experts=3")
     assert (code, err) == (0, "")
     assert (tmp_path / "run" / "checkpoints" / "merged_last.pt").is_file()
@@ -37,7 +37,7 @@ def test_check_trains_nothing(tool: Tool, toy_config: Path, tmp_path: Path) -> N
 
 
 def test_weights_for_other_classes_keep_their_backbone(
-    tool: Tool, toy_config: Path, trained: Any, tmp_path: Path, one_thread: None
+    tool: Tool, toy_config: Path, trained: Any, tmp_path: Path
 ) -> None:
     """Fine-tuning on another dataset: the head is new."""
     content = torch.load(trained.folder / "checkpoints" / "merged_last.pt", weights_only=True)

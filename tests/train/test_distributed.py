@@ -18,7 +18,6 @@ from pc_ewa.train.distributed import any_process, average_buffers, choose_device
 MakeExperiment = Callable[..., Experiment]
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_two_processes_equal_one_that_accumulates(
     repository: Path,
     toy_config: Path,

@@ -21,7 +21,6 @@ from pc_ewa.train.loop import train_step
 from pc_ewa.train.optim import learning_rate
 from pc_ewa.train.tasks import Classify, Loss
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]
 

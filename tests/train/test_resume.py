@@ -19,7 +19,6 @@ from pc_ewa.train import run
 from pc_ewa.train.checkpoint import Checkpoints
 from pc_ewa.train.tracking import Tracker
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MakeExperiment = Callable[..., Experiment]
 
 # Forks a process for every line it reads, to save each the four seconds of importing torch. A process lists the

@@ -24,7 +24,6 @@ from pc_ewa.train import loop, run, tasks
 from pc_ewa.train.build import build, load_splits
 from pc_ewa.train.distributed import World
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MakeExperiment = Callable[..., Experiment]
 
 

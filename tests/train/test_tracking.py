@@ -14,7 +14,6 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.train import run
 from pc_ewa.train.tracking import Tracker, keep_metrics_until, write_text
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MakeExperiment = Callable[..., Experiment]
 
 
