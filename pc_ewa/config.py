@@ -146,16 +146,17 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     """
     path = Path(path)
     if not path.is_file():
-        there = ", ".join(sorted(str(p) for p in path.parent.glob("*.y*ml"))) if path.parent.is_dir() else ""
+        folder = path if path.is_dir() else path.parent
+        found = [*folder.glob("[!.]*.y*ml")] or [*Path("configs").rglob("[!.]*.y*ml")]
+        there = ", ".join(sorted(map(str, found)))
         raise ConfigError(f"{path} is no file; " + (f"there are {there}" if there else "check the path"))
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path} holds {type(content).__name__}; expected keys and values, see configs/quickstart.yaml"
-        )
+        held = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path} holds {held}; expected keys and values, see configs/quickstart.yaml")
     content.setdefault("output", f"runs/{path.stem}")
     return resolve(apply_overrides(content, overrides or []))
 

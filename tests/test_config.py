@@ -208,9 +208,9 @@ def test_what_only_model_or_data_can_tell_is_found_before_training(
         ("? [a]\n: 1", "is no YAML: .* unhashable key"),
         ("a: !!python/object/apply:os.system [ls]", "is no YAML: could not determine a constructor"),
         ("\0", "is no YAML: unacceptable character"),
-        ("", "holds NoneType; expected keys and values"),
-        ("- a\n- b\n", "holds list; expected keys and values"),
-        ("just words", "holds str; expected keys and values"),
+        ("", "holds nothing; expected keys and values"),
+        ("- a\n- b\n", "holds a list; expected keys and values"),
+        ("just words", "holds a str; expected keys and values"),
         ("1: 2", "1=1: Keys should be strings"),
         ("seed: 1", "'data' is missing; set it; 'model' is missing; set it"),
     ],
@@ -229,8 +229,15 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
         load_experiment(tmp_path / "binary.yaml")
 
 
-def test_a_missing_file_names_those_beside_it(tmp_path: Path, toy_config: Path) -> None:
+def test_a_missing_file_names_those_beside_it_or_those_of_the_repository(
+    tmp_path: Path, toy_config: Path, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ConfigError, match=r"top\.yaml is no file; there are .*toy\.yaml"):
         load_experiment(toy_config.with_name("top.yaml"))
+    missing = tmp_path / "nowhere" / "a.yaml"
+    monkeypatch.chdir(repository)
+    with pytest.raises(ConfigError, match=r"a\.yaml is no file; there are .*configs/quickstart\.yaml"):
+        load_experiment(missing)
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match=r"a\.yaml is no file; check the path"):
-        load_experiment(tmp_path / "nowhere" / "a.yaml")
+        load_experiment(missing)

@@ -10,7 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in
   -h | --help) sed -n '2,7s/^# \{0,1\}//p' tools/run_train.sh; exit 0 ;;
-  "" | *=*) set -- configs/quickstart.yaml "$@" ;;
+  "" | *=* | -*) set -- configs/quickstart.yaml "$@" ;;
 esac
 
 source tools/setup.sh

@@ -69,7 +69,7 @@ def train(
     Raises:
         TrainingError: a loss or gradient that is not finite; the checkpoints stay as they are.
     """
-    parallel = DistributedDataParallel(setup.model, broadcast_buffers=False) if world.size > 1 else setup.model
+    parallel = DistributedDataParallel(setup.model, forward_sync_buffers=False) if world.size > 1 else setup.model
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
     save_every = experiment.train.save_every or eval_every
     meter = _Meter()
