@@ -17,18 +17,26 @@ setup() {
   new_enough "$PYTHON" || fail "$PYTHON is older than Python 3.10; activate a newer environment"
 
   # What is installed is marked by a checksum of what was asked for: a second start installs nothing.
-  local asked mark
-  asked="$(cat "$@" pyproject.toml <(echo "$PWD") | cksum | cut -d' ' -f1)"
-  mark="$environment/.pc-ewa-$asked"
-  [ -e "$mark" ] && return
-  echo "installing into $environment (once; about 2 GB and a few minutes)"
+  local file missing=()
+  for file in "$@"; do
+    [ -e "$(mark "$environment" "$file")" ] || missing+=("$file")
+  done
+  [ "${#missing[@]}" = 0 ] && return
+  echo "installing ${missing[*]} into $environment (once; about 2 GB and a few minutes in all)"
   # torch first and by its exact pin: no other package can then bring a second one.
   local pip=("$PYTHON" -m pip install --disable-pip-version-check)
   [ -t 1 ] || pip+=(--quiet)  # on a terminal pip shows its progress bars
   "${pip[@]}" "$(grep -o '^torch==[0-9.]*' requirements.txt)" || fail "torch could not be installed; see above"
-  "${pip[@]}" $(printf -- '-r %s ' "$@") || fail "the requirements could not be installed; see above"
+  "${pip[@]}" $(printf -- '-r %s ' "${missing[@]}") || fail "the requirements could not be installed; see above"
   "${pip[@]}" --no-deps -e . || fail "the package could not be installed; see above"
-  touch "$mark"
+  for file in "${missing[@]}"; do
+    touch "$(mark "$environment" "$file")"
+  done
+}
+
+# mark ENVIRONMENT FILE: the file that says that FILE, as it is now, is installed for this folder.
+mark() {
+  echo "$1/.pc-ewa-$(cat "$2" pyproject.toml <(echo "$PWD") | cksum | cut -d' ' -f1)"
 }
 
 make_environment() {
