@@ -8,7 +8,6 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import pc_ewa
-from pc_ewa.models.patches import group_points
 
 COLORS = ["#4477AA", "#EE6677", "#228833", "#CCBB44"]
 INK, PALE = "#333333", "#F4F4F4"
@@ -33,7 +32,7 @@ def draw_cloud(axis: Axes) -> None:
     """A bundled shape, each point in the colour of the patch whose center is nearest."""
     clouds = pc_ewa.load_dataset("sweethome3d", "train")
     points, _ = clouds.batch([clouds.labels.tolist().index(clouds.class_names.index("chair"))])
-    _, centers = group_points(points, 32, 32)
+    _, centers = pc_ewa.ops.group(points, 32, 32)
     _, owner = pc_ewa.ops.knn(points, centers, 1)
     x, y, z = points[0].numpy().T
     angle = np.deg2rad(35)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.patches import PatchEncoder, group_points
+from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.models.transformer import TransformerEncoder
 
 
@@ -71,7 +72,7 @@ class PointMAEClassifier(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Map clouds (B, N, 3) to logits (B, num_classes)."""
-        groups, centers = group_points(points, self.num_groups, self.group_size)
+        groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.encoder(groups)
         batch = points.shape[0]
         x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)

@@ -1,34 +1,9 @@
-"""From points to tokens: patches around far-apart centers, and the mini-PointNet that embeds each patch."""
+"""From patches to tokens: the mini-PointNet that embeds each patch."""
 
 from typing import cast
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from pc_ewa import ops
-
-
-def group_points(points: Tensor, num_groups: int, group_size: int) -> tuple[Tensor, Tensor]:
-    """Cut clouds into patches: farthest points as centers, their nearest neighbours around them.
-
-    Args:
-        points: (B, N, 3), N >= num_groups and N >= group_size.
-        num_groups: G, patches per cloud.
-        group_size: K, points per patch.
-
-    Returns:
-        Groups (B, G, K, 3), relative to their centers, and centers (B, G, 3).
-
-    Raises:
-        ValueError: too few points.
-    """
-    with torch.no_grad():
-        chosen = ops.farthest_point_sample(points, num_groups)
-    centers = ops.gather_points(points, chosen)
-    with torch.no_grad():
-        _, neighbours = ops.knn(centers, points, group_size)
-    return ops.gather_points(points, neighbours) - centers[:, :, None], centers
 
 
 class PointConv(nn.Conv1d):

@@ -1,54 +1,36 @@
-"""The definition of correct: every op in plain torch, on any device, in at least single precision."""
+"""The definition of correct: every op in plain torch, on any device. Other backends may only be faster.
 
-from typing import Literal
+These functions trust their arguments: float32 or float64 clouds of matching shapes, finite, lengths in range.
+"""
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from pc_ewa.ops.checks import valid
 
-def _check_cloud(name: str, points: Tensor) -> Tensor:
-    """Return (B, N, 3) points in float32 or float64; a wrong shape or type raises ValueError."""
-    if points.dim() != 3 or points.shape[-1] != 3:
-        raise ValueError(f"{name} has shape {tuple(points.shape)}; expected (batch, points, 3)")
-    if not points.is_floating_point():
-        raise ValueError(f"{name} is {points.dtype}; expected floating-point coordinates")
-    return points if points.dtype in (torch.float32, torch.float64) else points.float()
+# Within this squared distance of the origin the official CUDA kernel takes a point for padding.
+NEAR_ORIGIN = 1e-3
+
+_CHUNK = 2**24  # distances held at a time
 
 
-def _check_same_batch(x_name: str, x: Tensor, y_name: str, y: Tensor) -> None:
-    if x.shape[0] != y.shape[0]:
-        raise ValueError(f"{x_name} has a batch of {x.shape[0]}, {y_name} of {y.shape[0]}; they must be equal")
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Squared distances (B, M, N) of every pair, from differences: |a|² + |b|² - 2ab cancels off centre."""
-    distances = (x[:, :, None, 0] - y[:, None, :, 0]).square_()
-    for axis in (1, 2):
-        distances += (x[:, :, None, axis] - y[:, None, :, axis]).square_()
-    return distances
-
-
-@torch.no_grad()
-def farthest_point_sample(points: Tensor, n: int) -> Tensor:
-    """Choose points one by one, each the farthest from all chosen before it, starting at index 0.
-
-    Args:
-        points: clouds (B, N, 3).
-        n: how many points to choose, 1 <= n <= N.
-
-    Returns:
-        Indices (B, n), int64. Ties go to the lowest index.
-
-    Raises:
-        ValueError: a wrong shape, or n out of range.
-    """
-    points = _check_cloud("points", points)
+def farthest_point_sample(
+    points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
+) -> Tensor:
+    """Indices (B, n), int64: each point the farthest from those before it, the first is `start`, or index 0."""
     batch, count, _ = points.shape
-    if not 1 <= n <= count:
-        raise ValueError(f"n={n} points asked of clouds of {count}; choose 1 to {count}")
     x, y, z = points.unbind(-1)
     chosen = torch.zeros(batch, n, dtype=torch.int64, device=points.device)
+    if start is not None:
+        chosen[:, 0] = start
+    # Squared distance to the nearest chosen point; -1 for those that may not be chosen.
     nearest = torch.full((batch, count), torch.inf, dtype=points.dtype, device=points.device)
+    if lengths is not None:
+        nearest.masked_fill_(~valid(points, lengths), -1)
+    if skip_near_origin:
+        nearest.masked_fill_(x * x + y * y + z * z <= NEAR_ORIGIN, -1)
     last = chosen[:, :1]
     for i in range(1, n):
         distance = (x - x.gather(1, last)).square_()
@@ -60,87 +42,87 @@ def farthest_point_sample(points: Tensor, n: int) -> Tensor:
     return chosen
 
 
-def knn(queries: Tensor, points: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the k nearest points of every query.
-
-    Args:
-        queries: (B, M, 3).
-        points: (B, N, 3).
-        k: neighbours per query, 1 <= k <= N. A query that is one of the points counts as its own neighbour.
-
-    Returns:
-        Squared distances (B, M, k), differentiable, and indices (B, M, k), int64, nearest first; ties go to
-        the lowest index.
-
-    Raises:
-        ValueError: a wrong shape, different batches, or k out of range.
-    """
-    queries, points = _check_cloud("queries", queries), _check_cloud("points", points)
-    _check_same_batch("queries", queries, "points", points)
-    if not 1 <= k <= points.shape[1]:
-        raise ValueError(f"k={k} neighbours asked of clouds of {points.shape[1]}; choose 1 to {points.shape[1]}")
-    with torch.no_grad():
-        indices = _smallest(_squared_distances(queries, points), k)
-    distances = (queries[:, :, None] - gather_points(points, indices)).square().sum(-1)
+def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Squared distances and indices (B, M, k) of the k nearest points, nearest first, ties to the lowest index."""
+    distances = queries.new_empty(*queries.shape[:2], k)
+    indices = torch.empty(distances.shape, dtype=torch.int64, device=queries.device)
+    for rows, squared in _rows_of_distances(queries, points, lengths):
+        indices[:, rows] = _smallest(squared, k)
+        distances[:, rows] = squared.gather(2, indices[:, rows])
     return distances, indices
+
+
+def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, lengths: Tensor | None) -> Tensor:
+    """Indices (B, M, k) of the first k points inside the ball, filled up with the first; 0 if there are none."""
+    count = points.shape[1]
+    found = torch.empty(*queries.shape[:2], k, dtype=torch.int64, device=queries.device)
+    index = torch.arange(count, device=queries.device)
+    for rows, squared in _rows_of_distances(queries, points, lengths):
+        inside = torch.where(squared < squared_radius, index, count)
+        first = inside.topk(min(k, count), largest=False, sorted=True).values
+        first = torch.nn.functional.pad(first, (0, k - first.shape[2]), value=count)
+        found[:, rows] = torch.where(first < count, first, first[..., :1] % count)
+    return found
+
+
+def nearest(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Squared distance and index of the nearest point, for x (B, N) in y and for y (B, M) in x.
+
+    Ties go to the lowest index. Rows beyond their length are 0 and 0.
+    """
+    return *_nearest(x, y, x_lengths, y_lengths), *_nearest(y, x, y_lengths, x_lengths)
+
+
+def nearest_backward(
+    grad_x: Tensor, grad_y: Tensor, x: Tensor, y: Tensor, x_index: Tensor, y_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the squared distances of `nearest` with respect to x and y."""
+    to_y = 2 * grad_x[..., None] * (x - _take(y, x_index))
+    to_x = 2 * grad_y[..., None] * (y - _take(x, y_index))
+    return (
+        to_y.scatter_add(1, y_index[..., None].expand_as(to_x), -to_x),
+        to_x.scatter_add(1, x_index[..., None].expand_as(to_y), -to_y),
+    )
+
+
+def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    distances, indices = (result.squeeze(-1) for result in knn(x, y, 1, y_lengths))
+    if x_lengths is not None:
+        padding = ~valid(x, x_lengths)
+        distances, indices = distances.masked_fill(padding, 0), indices.masked_fill(padding, 0)
+    return distances, indices
+
+
+def _take(points: Tensor, index: Tensor) -> Tensor:
+    return points.gather(1, index[..., None].expand(-1, -1, 3))
+
+
+def _rows_of_distances(queries: Tensor, points: Tensor, lengths: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
+    """Squared distances (B, rows, N), some rows at a time; inf beyond the length.
+
+    From differences: |a|² + |b|² - 2ab cancels off centre.
+    """
+    step = max(1, _CHUNK // max(1, points.shape[0] * points.shape[1]))
+    for begin in range(0, queries.shape[1], step):
+        rows = slice(begin, begin + step)
+        squared = (queries[:, rows, None, 0] - points[:, None, :, 0]).square_()
+        for axis in (1, 2):
+            squared += (queries[:, rows, None, axis] - points[:, None, :, axis]).square_()
+        if lengths is not None:
+            squared.masked_fill_(~valid(points, lengths)[:, None], torch.inf)
+        yield rows, squared
 
 
 def _smallest(distances: Tensor, k: int) -> Tensor:
     """Indices of the k smallest values >= 0 along the last axis, ascending, ties to the lowest index."""
+    if k == 1:
+        return distances.argmin(-1, keepdim=True)
     if distances.dtype != torch.float32:
-        return distances.sort(dim=-1, stable=True).indices[..., :k].contiguous()
+        return distances.sort(dim=-1, stable=True).indices[..., :k]
     # topk leaves the order of ties open. The bits of non-negative floats sort as integers: with the index in
     # the low half no two keys tie, at a fifth of the cost of a stable sort.
     index = torch.arange(distances.shape[-1], device=distances.device)
     keys = (distances.view(torch.int32).long() << 32) | index
     return keys.topk(k, largest=False).values & 0xFFFFFFFF
-
-
-def gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """Pick rows of each cloud: points (B, N, C) and index (B, ...) give (B, ..., C); differentiable in points."""
-    if points.dim() != 3 or index.shape[:1] != points.shape[:1]:
-        raise ValueError(
-            f"points {tuple(points.shape)} and index {tuple(index.shape)}; expected (batch, points, channels) and "
-            "(batch, ...)"
-        )
-    flat = index.reshape(index.shape[0], -1, 1).expand(-1, -1, points.shape[-1])
-    return points.gather(1, flat).reshape(*index.shape, points.shape[-1])
-
-
-def chamfer_distance(x: Tensor, y: Tensor, norm: Literal["l1", "l2"] = "l2") -> Tensor:
-    """Chamfer distance as Point-MAE defines it, averaged over the batch and its points.
-
-    With d(a, B) the squared distance from a to the nearest point of B: "l2" is mean d(x, Y) + mean d(y, X);
-    "l1" is (mean sqrt d(x, Y) + mean sqrt d(y, X)) / 2.
-
-    Args:
-        x: clouds (B, N, 3).
-        y: clouds (B, M, 3).
-        norm: "l1" or "l2".
-
-    Returns:
-        A scalar, differentiable in both clouds.
-
-    Raises:
-        ValueError: a wrong shape, different batches, an empty cloud, or an unknown norm.
-    """
-    x, y = _check_cloud("x", x), _check_cloud("y", y)
-    _check_same_batch("x", x, "y", y)
-    if norm not in ("l1", "l2"):
-        raise ValueError(f"norm={norm!r}; choose 'l1' or 'l2'")
-    if 0 in (x.shape[0], x.shape[1], y.shape[1]):
-        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)}: the distance of an empty cloud is undefined")
-    with torch.no_grad():
-        squared = _squared_distances(x, y)
-        to_y, to_x = squared.argmin(2), squared.argmin(1)
-    x_to_y = (x - gather_points(y, to_y)).square().sum(-1)
-    y_to_x = (y - gather_points(x, to_x)).square().sum(-1)
-    if norm == "l2":
-        return x_to_y.mean() + y_to_x.mean()
-    # sqrt has no gradient at 0, where two points coincide: take 0 there, as the limit from either side averages.
-    return (_safe_sqrt(x_to_y).mean() + _safe_sqrt(y_to_x).mean()) / 2
-
-
-def _safe_sqrt(values: Tensor) -> Tensor:
-    positive = values > 0
-    return torch.where(positive, torch.where(positive, values, 1).sqrt(), 0)

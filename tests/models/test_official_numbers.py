@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pc_ewa import ops
 from pc_ewa.ewa import merge_experts, upcycle
 from pc_ewa.models import create_model
-from pc_ewa.models.patches import PatchEncoder, group_points
+from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.train.optim import is_decayed
 
 Shapes = dict[str, tuple[int, ...]]
@@ -200,7 +201,7 @@ def test_logits_do_not_depend_on_the_order_of_points_but_the_first(
 
 def test_groups_are_centered_on_points_of_the_cloud(clouds: Callable[..., Tensor]) -> None:
     points = clouds(0, 2, 50)
-    groups, centers = group_points(points, 6, 9)
+    groups, centers = ops.group(points, 6, 9)
     assert groups.shape == (2, 6, 9, 3)
     assert centers.shape == (2, 6, 3)
     for cloud, group, center in zip(points, groups, centers, strict=True):

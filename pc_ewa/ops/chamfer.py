@@ -1,0 +1,86 @@
+"""The Chamfer distance between clouds, as Point-MAE defines it, and the nearest distances it is made of."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pc_ewa.ops import registry
+from pc_ewa.ops.checks import check_pair, integers
+
+Lengths = Tensor | Sequence[int] | None
+
+
+def nearest_distances(
+    x: Tensor, y: Tensor, *, x_lengths: Lengths = None, y_lengths: Lengths = None
+) -> tuple[Tensor, Tensor]:
+    """Squared distance of every point to the nearest of the other cloud, both ways; memory O(N + M) with a kernel.
+
+    Args:
+        x: clouds (B, N, 3), N >= 1.
+        y: clouds (B, M, 3), M >= 1.
+        x_lengths: how many points each cloud of x has, (B,); what follows them is padding. Default: all N.
+        y_lengths: the same for y.
+
+    Returns:
+        Distances (B, N) from x to y and (B, M) from y to x, differentiable in both clouds; 0 for padding.
+
+    Raises:
+        ValueError: a wrong shape or type, different batches, an empty cloud, a length out of range, NaN or inf.
+    """
+    x, y = check_pair("x", x, "y", y)
+    if 0 in (x.shape[1], y.shape[1]):
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)}: the distance of an empty cloud is undefined")
+    x_to_y, _, y_to_x, _ = registry.nearest(
+        x, y, integers("x_lengths", x_lengths, x), integers("y_lengths", y_lengths, y)
+    )
+    return x_to_y, y_to_x
+
+
+def chamfer_distance(
+    x: Tensor,
+    y: Tensor,
+    norm: Literal["l1", "l2"] = "l2",
+    *,
+    x_lengths: Lengths = None,
+    y_lengths: Lengths = None,
+) -> Tensor:
+    """Chamfer distance as Point-MAE defines it, averaged over each cloud and then over the batch.
+
+    With d(a, B) the squared distance from a to the nearest point of B: "l2" is mean d(x, Y) + mean d(y, X);
+    "l1" is (mean sqrt d(x, Y) + mean sqrt d(y, X)) / 2.
+
+    Args:
+        x: clouds (B, N, 3).
+        y: clouds (B, M, 3).
+        norm: "l1" (CDL1) or "l2" (CDL2).
+        x_lengths: how many points each cloud of x has, (B,); what follows them is padding. Default: all N.
+        y_lengths: the same for y.
+
+    Returns:
+        A scalar, differentiable in both clouds.
+
+    Raises:
+        ValueError: as `nearest_distances`, an empty batch, or an unknown norm.
+    """
+    if norm not in ("l1", "l2"):
+        raise ValueError(f"norm={norm!r}; choose 'l1' or 'l2'")
+    if x.shape[:1] == (0,):
+        raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)}: the distance of an empty batch is undefined")
+    x_to_y, y_to_x = nearest_distances(x, y, x_lengths=x_lengths, y_lengths=y_lengths)
+    if norm == "l2":
+        return _mean(x_to_y, x_lengths) + _mean(y_to_x, y_lengths)
+    return (_mean(_safe_sqrt(x_to_y), x_lengths) + _mean(_safe_sqrt(y_to_x), y_lengths)) / 2
+
+
+def _mean(distances: Tensor, lengths: Lengths) -> Tensor:
+    """Mean over the batch of the mean over each cloud."""
+    counts = integers("lengths", lengths, distances)
+    return distances.mean() if counts is None else (distances.sum(1) / counts).mean()
+
+
+def _safe_sqrt(values: Tensor) -> Tensor:
+    # sqrt has no gradient at 0, where two points coincide: take 0 there, as the limit from either side averages.
+    positive = values > 0
+    return torch.where(positive, torch.where(positive, values, 1).sqrt(), 0)

@@ -1,0 +1,69 @@
+"""What every op asks of its arguments, in one place: shapes and types at the call, values where the work is done."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_cloud(name: str, points: Tensor) -> Tensor:
+    """Return (B, N, 3) points in float32 or float64; a wrong shape or type raises ValueError."""
+    if points.dim() != 3 or points.shape[-1] != 3:
+        raise ValueError(f"{name} has shape {tuple(points.shape)}; expected (batch, points, 3)")
+    if not points.is_floating_point():
+        raise ValueError(f"{name} is {points.dtype}; expected floating-point coordinates")
+    return points if points.dtype in (torch.float32, torch.float64) else points.float()
+
+
+def check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Check two batches of clouds that belong together, and bring them to one type."""
+    x, y = check_cloud(x_name, x), check_cloud(y_name, y)
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(f"{x_name} has a batch of {x.shape[0]}, {y_name} of {y.shape[0]}; they must be equal")
+    if x.device != y.device:
+        raise ValueError(f"{x_name} is on {x.device}, {y_name} on {y.device}; move one of them")
+    dtype = torch.promote_types(x.dtype, y.dtype)
+    return x.to(dtype), y.to(dtype)
+
+
+def check_count(what: str, count: int, points: int) -> None:
+    """Raise ValueError unless 1 <= count <= points; `what` reads "k=9 neighbours"."""
+    if not 1 <= count <= points:
+        raise ValueError(f"{what} asked of clouds of {points}; choose 1 to {points}")
+
+
+def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> Tensor | None:
+    """Return one integer per cloud as int64 (B,) beside the clouds `like`; None stays None."""
+    if values is None:
+        return None
+    tensor = torch.as_tensor(values, device=like.device)
+    if tensor.shape != like.shape[:1] or tensor.is_floating_point() or tensor.dtype == torch.bool:
+        raise ValueError(
+            f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected one integer for each of the "
+            f"{like.shape[0]} clouds"
+        )
+    return tensor.long()
+
+
+def check_values(name: str, points: Tensor, lengths: Tensor | None, needed: int = 1) -> None:
+    """Raise ValueError unless every length is in needed..N and every point within them is finite.
+
+    This reads the tensors, so a GPU has to catch up: it belongs where the work is done, not in traced code.
+    """
+    if points.numel() == 0:
+        return
+    if lengths is not None:
+        least, most = (int(value) for value in lengths.aminmax())
+        if least < needed or most > points.shape[1]:
+            wrong = least if least < needed else most
+            raise ValueError(f"a length of {wrong} for {name}; it must lie between {needed} and {points.shape[1]}")
+        points = points.masked_fill(~valid(points, lengths)[..., None], 0)
+    low, high = points.aminmax()
+    if not bool((high - low).isfinite()) and not bool(points.isfinite().all()):
+        cloud = int((~points.isfinite()).flatten(1).any(1).nonzero()[0])
+        raise ValueError(f"{name} holds NaN or inf in cloud {cloud} of the batch; remove such points first")
+
+
+def valid(points: Tensor, lengths: Tensor) -> Tensor:
+    """Mask (B, N) of the points that belong to their cloud, True within its length."""
+    return torch.arange(points.shape[1], device=points.device) < lengths[:, None]

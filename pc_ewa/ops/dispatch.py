@@ -1,0 +1,83 @@
+"""Which backend does the work: PC_EWA_OPS=auto, or the name of one; said once in the log, with the reason."""
+
+import functools
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+log = logging.getLogger(__name__)
+
+# A backend is a module with some of the functions of `reference`, and `unavailable(device_type)`: why it cannot
+# serve that type of device, or None. A function may return NotImplemented: then the next backend is asked.
+BACKENDS = {
+    "pointnet2": "pc_ewa.ops.pointnet2",
+    "triton": "pc_ewa.ops.triton_backend",
+    "cpu": "pc_ewa.ops.cpu",
+    "reference": "pc_ewa.ops.reference",
+}
+AUTO = {"cpu": ("cpu",), "cuda": ("triton",)}
+
+
+class Backend(NamedTuple):
+    """The backend that serves a device: its name, and why it and no faster one."""
+
+    name: str
+    reason: str
+
+
+def backend(device: torch.device | str = "cpu") -> Backend:
+    """Name the backend that does the work on a device.
+
+    Raises:
+        ValueError: PC_EWA_OPS names none, or one that cannot run on this machine.
+    """
+    return _choose(_asked(), torch.device(device).type)[0]
+
+
+def call(op: str, device: torch.device, *arguments: Any) -> Any:
+    """Run an op by name on the first backend that takes it; the reference takes everything."""
+    for module in _choose(_asked(), device.type)[1]:
+        function: Callable[..., Any] | None = getattr(module, op, None)
+        if function is not None:
+            result = function(*arguments)
+            if result is not NotImplemented:
+                return result
+    raise NotImplementedError(op)
+
+
+def _asked() -> str:
+    return os.environ.get("PC_EWA_OPS") or "auto"
+
+
+@functools.cache
+def _choose(asked: str, device: str) -> tuple[Backend, tuple[ModuleType, ...]]:
+    """Return the backend for a type of device, and the modules to ask in turn."""
+    if asked != "auto" and asked not in BACKENDS:
+        raise ValueError(f"PC_EWA_OPS={asked}: no such backend; choose from auto, {', '.join(BACKENDS)}")
+    names: list[str] = [] if asked in ("auto", "reference") else [asked]
+    if asked != "reference":
+        names += [name for name in AUTO.get(device, ()) if name != asked]
+    modules, reasons = [], []
+    for name in names:
+        module = importlib.import_module(BACKENDS[name])
+        problem = module.unavailable(device)
+        if problem is None:
+            modules.append((name, module))
+        elif name == asked and all(module.unavailable(other) for other in AUTO):
+            raise ValueError(f"PC_EWA_OPS={asked} cannot run here: {problem}; choose auto or reference")
+        else:
+            reasons.append(f"{name}: {problem}")
+    name = modules[0][0] if modules else "reference"
+    if not reasons:
+        reasons = ["PC_EWA_OPS asks for it" if asked == name else "the fastest here"]
+    chosen = Backend(name, "; ".join(reasons))
+    # Falling back to plain torch costs the user time: a warning. Anything else is what was to be expected.
+    slow = name == "reference" and asked == "auto" and bool(names)
+    log.log(logging.WARNING if slow else logging.INFO, "point-cloud ops on %s: %s (%s)", device, name, chosen.reason)
+    modules.append(("reference", importlib.import_module(BACKENDS["reference"])))
+    return chosen, tuple(module for _, module in modules)

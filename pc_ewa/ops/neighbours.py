@@ -1,0 +1,121 @@
+"""Finding neighbours: the k nearest, those in a ball, the patches around far-apart centers, interpolation."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from pc_ewa.ops import registry
+from pc_ewa.ops.checks import check_count, check_pair, integers
+from pc_ewa.ops.sampling import farthest_point_sample, gather_points
+
+
+def knn(
+    queries: Tensor, points: Tensor, k: int, *, lengths: Tensor | Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the k nearest points of every query.
+
+    Args:
+        queries: (B, M, 3).
+        points: (B, N, 3).
+        k: neighbours per query, 1 <= k <= N and every length. A query that is one of the points counts as its
+            own neighbour.
+        lengths: how many points each cloud of `points` has, (B,); what follows them is padding. Default: all N.
+
+    Returns:
+        Squared distances (B, M, k), differentiable, and indices (B, M, k), int64, nearest first; ties go to
+        the lowest index.
+
+    Raises:
+        ValueError: a wrong shape or type, different batches, k or a length out of range, NaN or inf.
+    """
+    queries, points = check_pair("queries", queries, "points", points)
+    check_count(f"k={k} neighbours", k, points.shape[1])
+    return registry.knn(queries, points, k, integers("lengths", lengths, points))
+
+
+def three_nn(
+    queries: Tensor, points: Tensor, *, lengths: Tensor | Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Find the 3 nearest points of every query: `knn` with k=3, under the name of pointnet2_ops.
+
+    Squared distances, unlike there, because the usual weights 1 / (d² + 1e-8) are made of them.
+    """
+    return knn(queries, points, 3, lengths=lengths)
+
+
+def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Mix the features of neighbours: features (B, N, C), index and weights (B, M, 3) give (B, M, C).
+
+    Any number of neighbours will do. Differentiable in features and weights.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if features.dim() != 3 or index.dim() != 3 or index.shape != weights.shape or index.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"features {tuple(features.shape)}, index {tuple(index.shape)}, weights {tuple(weights.shape)}; expected "
+            "(batch, points, channels) and twice (batch, queries, neighbours)"
+        )
+    # One neighbour at a time: all of them at once would take three times the memory of the result.
+    neighbours = zip(index.unbind(2), weights.unbind(2), strict=True)
+    first, *rest = (gather_points(features, i) * w[..., None] for i, w in neighbours)
+    return sum(rest, first)
+
+
+def ball_query(
+    queries: Tensor, points: Tensor, radius: float, k: int, *, lengths: Tensor | Sequence[int] | None = None
+) -> Tensor:
+    """Find the first k points, by index, that lie closer to a query than the radius (PointNet++).
+
+    Args:
+        queries: (B, M, 3).
+        points: (B, N, 3), N >= 1.
+        radius: in the unit of the points; a point exactly that far away is outside.
+        k: indices per query.
+        lengths: how many points each cloud of `points` has, (B,); what follows them is padding. Default: all N.
+
+    Returns:
+        Indices (B, M, k), int64, ascending. Where fewer than k lie inside, the first is repeated; where none
+        does, all are 0, as in pointnet2_ops.
+
+    Raises:
+        ValueError: a wrong shape or type, different batches, radius or k not positive, NaN or inf.
+    """
+    queries, points = check_pair("queries", queries, "points", points)
+    if not 0 < radius < float("inf") or k < 1 or points.shape[1] == 0:
+        raise ValueError(
+            f"radius={radius} and k={k} in clouds of {points.shape[1]}; radius must be positive and finite, k and the "
+            "clouds at least 1"
+        )
+    return registry.ball_query(queries.detach(), points.detach(), radius, k, integers("lengths", lengths, points))
+
+
+def group(
+    points: Tensor,
+    num_groups: int,
+    group_size: int,
+    *,
+    start: int | Sequence[int] | Tensor = 0,
+    lengths: Tensor | Sequence[int] | None = None,
+    skip_near_origin: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Cut clouds into patches (Point-BERT, `Group`): farthest points as centers, their nearest neighbours around them.
+
+    Args:
+        points: (B, N, 3).
+        num_groups: G, patches per cloud, at most N and every length.
+        group_size: K, points per patch, at most N and every length.
+        start: see `farthest_point_sample`, as for the next two.
+        lengths: how many points each cloud has.
+        skip_near_origin: choose no centers near the origin.
+
+    Returns:
+        Groups (B, G, K, 3), relative to their centers, nearest first, and centers (B, G, 3).
+
+    Raises:
+        ValueError: as `farthest_point_sample` and `knn`.
+    """
+    chosen = farthest_point_sample(points, num_groups, start=start, lengths=lengths, skip_near_origin=skip_near_origin)
+    centers = gather_points(points, chosen)
+    _, index = knn(centers.detach(), points.detach(), group_size, lengths=lengths)
+    return gather_points(points, index) - centers[:, :, None], centers

@@ -1,0 +1,138 @@
+"""The ops as torch knows them (`torch.ops.pc_ewa.*`): one schema for all backends, fake tensors, gradients.
+
+So torch.compile keeps its graph whole, and a gradient is the same whichever backend found the indices.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pc_ewa.ops import dispatch, reference
+from pc_ewa.ops.checks import check_values, valid
+
+
+@torch.library.custom_op("pc_ewa::farthest_point_sample", mutates_args=())
+def farthest_point_sample(
+    points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
+) -> Tensor:
+    """Indices (B, n); see `pc_ewa.ops.farthest_point_sample`."""
+    check_values("points", points, lengths, needed=n)
+    if start is not None and start.numel():
+        ends = points.shape[1] if lengths is None else lengths
+        outside = (start < 0) | (start >= ends)
+        if bool(outside.any()):
+            raise ValueError(f"start={int(start[outside][0])} is no index of its cloud; choose 0 to its length - 1")
+    if points.shape[0] == 0:
+        return torch.empty(0, n, dtype=torch.int64, device=points.device)
+    return dispatch.call(
+        "farthest_point_sample", points.device, points.contiguous(), n, start, lengths, skip_near_origin
+    )
+
+
+@farthest_point_sample.register_fake
+def _(points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool) -> Tensor:
+    return points.new_empty(points.shape[0], n, dtype=torch.int64)
+
+
+@torch.library.custom_op("pc_ewa::knn", mutates_args=())
+def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Squared distances and indices (B, M, k); see `pc_ewa.ops.knn`."""
+    check_values("queries", queries, None)
+    check_values("points", points, lengths, needed=k)
+    if 0 in queries.shape:
+        return queries.new_empty(*queries.shape[:2], k), queries.new_empty(*queries.shape[:2], k, dtype=torch.int64)
+    return dispatch.call("knn", points.device, queries.contiguous(), points.contiguous(), k, lengths)
+
+
+@knn.register_fake
+def _(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    shape = (*queries.shape[:2], k)
+    return queries.new_empty(shape), queries.new_empty(shape, dtype=torch.int64)
+
+
+@torch.library.custom_op("pc_ewa::ball_query", mutates_args=())
+def ball_query(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | None) -> Tensor:
+    """Indices (B, M, k); see `pc_ewa.ops.ball_query`."""
+    check_values("queries", queries, None)
+    check_values("points", points, lengths)
+    if 0 in queries.shape:
+        return queries.new_empty(*queries.shape[:2], k, dtype=torch.int64)
+    # Squared in the precision of the points, as the CUDA kernel does.
+    squared = torch.tensor(radius, dtype=points.dtype).square().item()
+    return dispatch.call("ball_query", points.device, queries.contiguous(), points.contiguous(), squared, k, lengths)
+
+
+@ball_query.register_fake
+def _(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | None) -> Tensor:
+    return queries.new_empty(*queries.shape[:2], k, dtype=torch.int64)
+
+
+@torch.library.custom_op("pc_ewa::nearest", mutates_args=())
+def nearest(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Squared distance and index of the nearest point, both ways; see `pc_ewa.ops.nearest_distances`."""
+    check_values("x", x, x_lengths)
+    check_values("y", y, y_lengths)
+    if x.shape[0] == 0:
+        nothing = (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.int64))
+        return *nothing, y.new_empty(y.shape[:2]), y.new_empty(y.shape[:2], dtype=torch.int64)
+    return dispatch.call("nearest", x.device, x.contiguous(), y.contiguous(), x_lengths, y_lengths)
+
+
+@nearest.register_fake
+def _(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    to_y, to_x = x.new_empty(x.shape[:2]), y.new_empty(y.shape[:2])
+    return to_y, to_y.new_empty(to_y.shape, dtype=torch.int64), to_x, to_x.new_empty(to_x.shape, dtype=torch.int64)
+
+
+@torch.library.custom_op("pc_ewa::nearest_backward", mutates_args=())
+def nearest_backward(
+    grad_x: Tensor, grad_y: Tensor, x: Tensor, y: Tensor, x_index: Tensor, y_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the squared distances of `nearest` with respect to x and y."""
+    if x.shape[0] == 0:
+        return torch.zeros_like(x), torch.zeros_like(y)
+    arguments = (tensor.contiguous() for tensor in (grad_x, grad_y, x, y, x_index, y_index))
+    return dispatch.call("nearest_backward", x.device, *arguments)
+
+
+@nearest_backward.register_fake
+def _(grad_x: Tensor, grad_y: Tensor, x: Tensor, y: Tensor, x_index: Tensor, y_index: Tensor) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape), y.new_empty(y.shape)
+
+
+def _save_knn(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    queries, points, _, _ = inputs
+    ctx.save_for_backward(queries, points, output[1])
+
+
+def _knn_backward(ctx: Any, grad: Tensor, _: None) -> tuple[Tensor | None, ...]:
+    queries, points, index = ctx.saved_tensors
+    flat = index.flatten(1)[..., None].expand(-1, -1, 3)
+    difference = queries[:, :, None] - points.gather(1, flat).view(*index.shape, 3)
+    pull = 2 * grad[..., None] * difference
+    return pull.sum(2), torch.zeros_like(points).scatter_add(1, flat, -pull.flatten(1, 2)), None, None
+
+
+def _save_nearest(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, y, x_lengths, y_lengths = inputs
+    ctx.save_for_backward(x, y, output[1], output[3], x_lengths, y_lengths)
+
+
+def _nearest_backward(ctx: Any, grad_x: Tensor, _: None, grad_y: Tensor, __: None) -> tuple[Tensor | None, ...]:
+    x, y, x_index, y_index, x_lengths, y_lengths = ctx.saved_tensors
+    if x_lengths is not None:
+        grad_x = grad_x * valid(x, x_lengths)
+    if y_lengths is not None:
+        grad_y = grad_y * valid(y, y_lengths)
+    # Only plain torch can be differentiated again, which nearly nobody asks for.
+    backward = reference.nearest_backward if torch.is_grad_enabled() else nearest_backward
+    return *backward(grad_x, grad_y, x, y, x_index, y_index), None, None
+
+
+knn.register_autograd(_knn_backward, setup_context=_save_knn)
+nearest.register_autograd(_nearest_backward, setup_context=_save_nearest)

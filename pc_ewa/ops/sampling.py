@@ -1,0 +1,54 @@
+"""Choosing and gathering points: farthest point sampling, and the rows of a cloud by index."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pc_ewa.ops import registry
+from pc_ewa.ops.checks import check_cloud, check_count, integers
+
+
+def farthest_point_sample(
+    points: Tensor,
+    n: int,
+    *,
+    start: int | Sequence[int] | Tensor = 0,
+    lengths: Tensor | Sequence[int] | None = None,
+    skip_near_origin: bool = False,
+) -> Tensor:
+    """Choose points one by one, each the farthest from all chosen before it.
+
+    Args:
+        points: clouds (B, N, 3).
+        n: how many points to choose, 1 <= n <= N and every length.
+        start: index of the first point, one for all clouds or one for each.
+        lengths: how many points each cloud has, (B,); what follows them is padding. Default: all N.
+        skip_near_origin: never choose points with x² + y² + z² <= 1e-3 after the first, as pointnet2_ops does;
+            the official ScanObjectNN results need it. When none is left, index 0.
+
+    Returns:
+        Indices (B, n), int64. Ties go to the lowest index.
+
+    Raises:
+        ValueError: a wrong shape or type, n, start or a length out of range, NaN or inf.
+    """
+    points = check_cloud("points", points)
+    check_count(f"n={n} points", n, points.shape[1])
+    if isinstance(start, int):
+        first = None if start == 0 else torch.full(points.shape[:1], start, device=points.device)
+    else:
+        first = integers("start", start, points)
+    lengths = integers("lengths", lengths, points)
+    return registry.farthest_point_sample(points.detach(), n, first, lengths, skip_near_origin)
+
+
+def gather_points(points: Tensor, index: Tensor) -> Tensor:
+    """Pick rows of each cloud: points (B, N, C) and index (B, ...) give (B, ..., C); differentiable in points."""
+    if points.dim() != 3 or index.shape[:1] != points.shape[:1]:
+        raise ValueError(
+            f"points {tuple(points.shape)} and index {tuple(index.shape)}; expected (batch, points, channels) and "
+            "(batch, ...)"
+        )
+    flat = index.reshape(index.shape[0], -1, 1).expand(-1, -1, points.shape[-1])
+    return points.gather(1, flat).reshape(*index.shape, points.shape[-1])
