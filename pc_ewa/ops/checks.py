@@ -45,13 +45,16 @@ def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> 
     return tensor.long()
 
 
-def check_values(name: str, points: Tensor, lengths: Tensor | None, needed: int = 1) -> None:
+def check_values(name: str, points: Tensor, lengths: Tensor | None = None, needed: int = 1) -> Tensor:
     """Raise ValueError unless every length is in needed..N and every point within them is finite.
 
     This reads the tensors, so a GPU has to catch up: it belongs where the work is done, not in traced code.
+
+    Returns:
+        The points, contiguous, with zeros for padding, whatever it was.
     """
     if points.numel() == 0:
-        return
+        return points
     if lengths is not None:
         least, most = (int(value) for value in lengths.aminmax())
         if least < needed or most > points.shape[1]:
@@ -62,6 +65,7 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None, needed: int 
     if not bool((high - low).isfinite()) and not bool(points.isfinite().all()):
         cloud = int((~points.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(f"{name} holds NaN or inf in cloud {cloud} of the batch; remove such points first")
+    return points.contiguous()
 
 
 def valid(points: Tensor, lengths: Tensor) -> Tensor:

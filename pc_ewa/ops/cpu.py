@@ -1,6 +1,114 @@
-"""Placeholder while the kernels are written."""
+"""The ops on the CPU, by our own C++ kernels (csrc/): exact, vectorised, on the threads that torch uses."""
+
+import ctypes
+import functools
+import re
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pc_ewa.ops.compiled import Scalar, UnavailableError, library
+from pc_ewa.ops.reference import NEAR_ORIGIN
 
 
 def unavailable(device: str) -> str | None:
-    """Say why this backend cannot serve the device."""
-    return "not built yet"
+    """Say why this backend cannot serve a type of device; None if it can."""
+    if device != "cpu":
+        return "the compiled kernels run on the CPU"
+    try:
+        library("float")
+    except UnavailableError as error:
+        return str(error)
+    return None
+
+
+def farthest_point_sample(
+    points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
+) -> Tensor:
+    """As `reference.farthest_point_sample`."""
+    batch, count, _ = points.shape
+    chosen = torch.empty(batch, n, dtype=torch.int64)
+    skip = ctypes.c_double(NEAR_ORIGIN if skip_near_origin else -1)
+    _call("farthest_point_sample", points, batch, count, n, start, lengths, skip, chosen)
+    return chosen
+
+
+def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As `reference.knn`."""
+    batch, number, _ = queries.shape
+    distances = queries.new_empty(batch, number, k)
+    indices = torch.empty(distances.shape, dtype=torch.int64)
+    _call("knn", queries, points, batch, number, points.shape[1], k, lengths, distances, indices)
+    return distances, indices
+
+
+def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, lengths: Tensor | None) -> Tensor:
+    """As `reference.ball_query`."""
+    batch, number, _ = queries.shape
+    indices = torch.empty(batch, number, k, dtype=torch.int64)
+    radius = ctypes.c_double(squared_radius)
+    _call("ball_query", queries, points, batch, number, points.shape[1], radius, k, lengths, indices)
+    return indices
+
+
+def nearest(
+    x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `reference.nearest`."""
+    return *_nearest(x, y, x_lengths, y_lengths), *_nearest(y, x, y_lengths, x_lengths)
+
+
+def nearest_backward(
+    grad_x: Tensor, grad_y: Tensor, x: Tensor, y: Tensor, x_index: Tensor, y_index: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As `reference.nearest_backward`."""
+    to_x, to_y = torch.zeros_like(x), torch.zeros_like(y)
+    sizes = (*x.shape[:2], y.shape[1])
+    _call("nearest_backward", grad_x, grad_y, x, y, x_index, y_index, *sizes, to_x, to_y)
+    return to_x, to_y
+
+
+def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    distances = x.new_zeros(x.shape[:2])
+    indices = torch.zeros(x.shape[:2], dtype=torch.int64)
+    _call("nearest", x, y, *x.shape[:2], y.shape[1], x_lengths, y_lengths, distances, indices)
+    return distances, indices
+
+
+def _call(kernel: str, points: Tensor, *arguments: Any) -> None:
+    """Call a kernel with tensors as pointers and int as int64, on as many threads as torch would use."""
+    scalar: Scalar = "float" if points.dtype == torch.float32 else "double"
+    function = getattr(library(scalar), kernel)
+    threads = ctypes.c_int64(torch.get_num_threads())
+    if function(*(_as_c(argument) for argument in (points, *arguments)), _parallel(), threads):
+        raise MemoryError(f"{kernel}: no memory left")
+
+
+def _as_c(argument: Any) -> Any:
+    if argument is None:
+        return ctypes.c_void_p(None)
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_int64(argument) if isinstance(argument, int) else argument
+
+
+@functools.cache
+def _parallel() -> ctypes.c_void_p:
+    """Find `GOMP_parallel` of the OpenMP runtime that torch has loaded; null, for one thread, if it has none."""
+    try:
+        with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+            paths = [line.split(maxsplit=5)[-1].strip() for line in lines]
+    except OSError:
+        return ctypes.c_void_p(None)
+    runtimes = sorted({path for path in paths if re.search(r"/lib(gomp|iomp5|omp)[^/]*$", path)}, key=_not_of_torch)
+    for path in runtimes:
+        try:
+            return ctypes.cast(ctypes.CDLL(path).GOMP_parallel, ctypes.c_void_p)
+        except (OSError, AttributeError):
+            continue
+    return ctypes.c_void_p(None)
+
+
+def _not_of_torch(path: str) -> bool:
+    return "/torch" not in path

@@ -62,13 +62,14 @@ def _choose(asked: str, device: str) -> tuple[Backend, tuple[ModuleType, ...]]:
     names: list[str] = [] if asked in ("auto", "reference") else [asked]
     if asked != "reference":
         names += [name for name in AUTO.get(device, ()) if name != asked]
+    devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     modules, reasons = [], []
     for name in names:
         module = importlib.import_module(BACKENDS[name])
         problem = module.unavailable(device)
         if problem is None:
             modules.append((name, module))
-        elif name == asked and all(module.unavailable(other) for other in AUTO):
+        elif name == asked and all(module.unavailable(other) for other in devices):
             raise ValueError(f"PC_EWA_OPS={asked} cannot run here: {problem}; choose auto or reference")
         else:
             reasons.append(f"{name}: {problem}")

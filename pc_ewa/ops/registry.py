@@ -17,7 +17,7 @@ def farthest_point_sample(
     points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
 ) -> Tensor:
     """Indices (B, n); see `pc_ewa.ops.farthest_point_sample`."""
-    check_values("points", points, lengths, needed=n)
+    points = check_values("points", points, lengths, needed=n)
     if start is not None and start.numel():
         ends = points.shape[1] if lengths is None else lengths
         outside = (start < 0) | (start >= ends)
@@ -25,9 +25,7 @@ def farthest_point_sample(
             raise ValueError(f"start={int(start[outside][0])} is no index of its cloud; choose 0 to its length - 1")
     if points.shape[0] == 0:
         return torch.empty(0, n, dtype=torch.int64, device=points.device)
-    return dispatch.call(
-        "farthest_point_sample", points.device, points.contiguous(), n, start, lengths, skip_near_origin
-    )
+    return dispatch.call("farthest_point_sample", points.device, points, n, start, lengths, skip_near_origin)
 
 
 @farthest_point_sample.register_fake
@@ -38,11 +36,11 @@ def _(points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip
 @torch.library.custom_op("pc_ewa::knn", mutates_args=())
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     """Squared distances and indices (B, M, k); see `pc_ewa.ops.knn`."""
-    check_values("queries", queries, None)
-    check_values("points", points, lengths, needed=k)
+    queries = check_values("queries", queries)
+    points = check_values("points", points, lengths, needed=k)
     if 0 in queries.shape:
         return queries.new_empty(*queries.shape[:2], k), queries.new_empty(*queries.shape[:2], k, dtype=torch.int64)
-    return dispatch.call("knn", points.device, queries.contiguous(), points.contiguous(), k, lengths)
+    return dispatch.call("knn", points.device, queries, points, k, lengths)
 
 
 @knn.register_fake
@@ -54,13 +52,13 @@ def _(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[
 @torch.library.custom_op("pc_ewa::ball_query", mutates_args=())
 def ball_query(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | None) -> Tensor:
     """Indices (B, M, k); see `pc_ewa.ops.ball_query`."""
-    check_values("queries", queries, None)
-    check_values("points", points, lengths)
+    queries = check_values("queries", queries)
+    points = check_values("points", points, lengths)
     if 0 in queries.shape:
         return queries.new_empty(*queries.shape[:2], k, dtype=torch.int64)
     # Squared in the precision of the points, as the CUDA kernel does.
     squared = torch.tensor(radius, dtype=points.dtype).square().item()
-    return dispatch.call("ball_query", points.device, queries.contiguous(), points.contiguous(), squared, k, lengths)
+    return dispatch.call("ball_query", points.device, queries, points, squared, k, lengths)
 
 
 @ball_query.register_fake
@@ -73,12 +71,11 @@ def nearest(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Squared distance and index of the nearest point, both ways; see `pc_ewa.ops.nearest_distances`."""
-    check_values("x", x, x_lengths)
-    check_values("y", y, y_lengths)
+    x, y = check_values("x", x, x_lengths), check_values("y", y, y_lengths)
     if x.shape[0] == 0:
         nothing = (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.int64))
         return *nothing, y.new_empty(y.shape[:2]), y.new_empty(y.shape[:2], dtype=torch.int64)
-    return dispatch.call("nearest", x.device, x.contiguous(), y.contiguous(), x_lengths, y_lengths)
+    return dispatch.call("nearest", x.device, x, y, x_lengths, y_lengths)
 
 
 @nearest.register_fake
@@ -125,10 +122,13 @@ def _save_nearest(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _nearest_backward(ctx: Any, grad_x: Tensor, _: None, grad_y: Tensor, __: None) -> tuple[Tensor | None, ...]:
     x, y, x_index, y_index, x_lengths, y_lengths = ctx.saved_tensors
+    # Padding has no part in it, and may be NaN.
     if x_lengths is not None:
-        grad_x = grad_x * valid(x, x_lengths)
+        inside = valid(x, x_lengths)
+        x, grad_x = torch.where(inside[..., None], x, 0), grad_x * inside
     if y_lengths is not None:
-        grad_y = grad_y * valid(y, y_lengths)
+        inside = valid(y, y_lengths)
+        y, grad_y = torch.where(inside[..., None], y, 0), grad_y * inside
     # Only plain torch can be differentiated again, which nearly nobody asks for.
     backward = reference.nearest_backward if torch.is_grad_enabled() else nearest_backward
     return *backward(grad_x, grad_y, x, y, x_index, y_index), None, None

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from pc_ewa import ops
 from pc_ewa.config import Data, Experiment
 from pc_ewa.data import Clouds, MissingSplitError, load_dataset
 from pc_ewa.errors import ConfigError, DataError
@@ -93,6 +94,8 @@ def build(experiment: Experiment, world: World) -> Setup:
         f"plan: {total_steps} steps of {train.batch_size} shapes ({total_steps / batches.steps_per_epoch:.4g} epochs) "
         f"on {world.size} x {world.device.type}"
     )
+    backend = ops.backend(world.device)
+    notes.append(f"ops: {backend.name} ({backend.reason})")
     return Setup(task, splits, batches, model, optimizer, averager, total_steps, tuple(notes))
 
 

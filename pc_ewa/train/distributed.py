@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 
 
@@ -51,7 +52,16 @@ def join_world(device: str = "auto") -> Iterator[World]:
 
 
 def choose_device(device: str, local_rank: int | None = None) -> torch.device:
-    """Turn "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1" into a device that exists."""
+    """Turn "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1" into a device that exists and has its ops."""
+    chosen = _existing_device(device, local_rank)
+    try:
+        ops.backend(chosen)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return chosen
+
+
+def _existing_device(device: str, local_rank: int | None) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -5,9 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pc_ewa.ops import chamfer_distance
+from pc_ewa.ops import chamfer_distance, nearest_distances
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 laws = settings(deadline=None, max_examples=60)
+counts = st.integers(1, 20)
 norms = st.sampled_from(["l1", "l2"])
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 12), st.integers(1, 12))
 dtypes = st.sampled_from([torch.float64, torch.float32, torch.float16])
@@ -101,3 +104,75 @@ def test_integer_clouds_are_refused() -> None:
     x: Tensor = torch.zeros(1, 2, 3)
     with pytest.raises(ValueError, match=r"y is torch.int64; expected floating-point coordinates"):
         chamfer_distance(x, x.long())
+
+
+# Variable lengths, and what it is made of
+
+
+@laws
+@given(
+    st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=4), norms, st.integers(0, 2**31)
+)
+def test_padding_has_no_part_in_value_and_gradient(sizes: list[tuple[int, int]], norm: str, seed: int) -> None:
+    """Each cloud counts alike; its padding may hold anything."""
+    torch.manual_seed(seed)
+    x, y = (torch.full((len(sizes), max(column), 3), torch.nan).double() for column in zip(*sizes, strict=True))
+    alone = []
+    for b, (count, others) in enumerate(sizes):
+        x[b, :count], y[b, :others] = torch.randn(count, 3), torch.randn(others, 3)
+        alone.append((x[b : b + 1, :count].clone().requires_grad_(), y[b : b + 1, :others].clone().requires_grad_()))
+    x.requires_grad_(), y.requires_grad_()
+    x_lengths, y_lengths = zip(*sizes, strict=True)
+    value = chamfer_distance(x, y, norm, x_lengths=x_lengths, y_lengths=torch.tensor(y_lengths))
+    expected = torch.stack([chamfer_distance(*pair, norm) for pair in alone]).mean()
+    torch.testing.assert_close(value, expected)
+    value.backward(), expected.backward()
+    for b, ((count, others), pair) in enumerate(zip(sizes, alone, strict=True)):
+        torch.testing.assert_close(x.grad[b, :count], pair[0].grad[0])
+        torch.testing.assert_close(y.grad[b, :others], pair[1].grad[0])
+        assert not x.grad[b, count:].any()
+        assert not y.grad[b, others:].any()
+
+
+def test_nearest_distances_by_hand() -> None:
+    x, y = torch.tensor([[[0.0, 0, 0], [3, 0, 0]]]), torch.tensor([[[1.0, 0, 0], [0, 5, 0], [9, 9, 9]]])
+    to_y, to_x = nearest_distances(x, y)
+    assert to_y.tolist() == [[1, 4]]
+    assert to_x.tolist() == [[1, 25, 36 + 81 + 81]]
+    to_y, to_x = nearest_distances(x, y, x_lengths=[1], y_lengths=[2])
+    assert to_y.tolist() == [[1, 0]], "0 for padding"
+    assert to_x.tolist() == [[1, 25, 0]]
+    assert [d.shape for d in nearest_distances(x[:0], y[:0])] == [(0, 2), (0, 3)]
+
+
+def test_nearest_distances_have_exact_first_and_second_gradients() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 3, dtype=torch.double, requires_grad=True)
+    y = torch.randn(2, 4, 3, dtype=torch.double, requires_grad=True)
+
+    def distances(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return nearest_distances(x, y, x_lengths=[5, 2], y_lengths=[3, 4])
+
+    assert torch.autograd.gradcheck(distances, (x, y))
+    assert torch.autograd.gradgradcheck(distances, (x, y))
+
+
+def test_far_from_the_origin_the_value_is_the_same() -> None:
+    """Off by 100 % and more with torch.cdist, or with |a|² + |b|² - 2ab."""
+    torch.manual_seed(0)
+    x, y = ((torch.randn(2, 500, 3) + 1000) for _ in range(2))
+    exact = chamfer_distance(x.double(), y.double()).item()
+    assert chamfer_distance(x, y).item() == pytest.approx(exact, rel=1e-5)
+    assert chamfer_distance(x - 1000, y - 1000).item() == pytest.approx(exact, rel=1e-5)
+
+
+def test_coinciding_points_have_finite_gradients() -> None:
+    x = torch.randn(2, 300, 3, requires_grad=True)
+    chamfer_distance(x, x.detach().clone(), "l1").backward()
+    assert not x.grad.any()
+
+
+@pytest.mark.parametrize(("name", "lengths"), [("x", [0, 5]), ("y", [5, 6])])
+def test_impossible_lengths_are_refused(name: str, lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match=rf"a length of [06] for {name}; it must lie between 1 and 5"):
+        chamfer_distance(torch.zeros(2, 5, 3), torch.zeros(2, 5, 3), **{f"{name}_lengths": lengths})

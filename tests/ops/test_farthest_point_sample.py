@@ -1,3 +1,6 @@
+import platform
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -6,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pc_ewa.ops import farthest_point_sample
+
+pytestmark = pytest.mark.usefixtures("backend")
 
 laws = settings(deadline=None, max_examples=60)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
@@ -109,3 +114,96 @@ def test_points_that_need_gradients_are_only_looked_at() -> None:
 def test_impossible_requests_are_refused(points: Tensor, n: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         farthest_point_sample(points, n)
+
+
+# Options
+
+
+@laws
+@given(st.integers(1, 40), st.data())
+def test_start(count: int, data: st.DataObject) -> None:
+    """Sampling from another point is sampling the cloud with that point moved to the front."""
+    n = data.draw(st.integers(1, count))
+    start = data.draw(st.lists(st.integers(0, count - 1), min_size=2, max_size=2))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    points = torch.randn(2, count, 3)
+    chosen = farthest_point_sample(points, n, start=start)
+    assert torch.equal(chosen, farthest_point_sample(points, n, start=torch.tensor(start, dtype=torch.int32)))
+    for cloud, first, row in zip(points, start, chosen, strict=True):
+        order = torch.cat([torch.tensor([first]), torch.arange(count)[torch.arange(count) != first]])
+        assert torch.equal(row, order[farthest_point_sample(cloud[order][None], n)[0]])
+        assert torch.equal(row, farthest_point_sample(cloud[None], n, start=first)[0])
+
+
+@laws
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=4), st.data())
+def test_padding_is_never_chosen(lengths: list[int], data: st.DataObject) -> None:
+    """Whatever it holds, NaN too."""
+    n = data.draw(st.integers(1, min(lengths)))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    points = torch.randn(len(lengths), max(lengths), 3)
+    padded = points.clone()
+    for cloud, length in zip(padded, lengths, strict=True):
+        cloud[length:] = torch.nan
+    for given_lengths in (lengths, torch.tensor(lengths, dtype=torch.int32)):
+        chosen = farthest_point_sample(padded, n, lengths=given_lengths)
+        for cloud, length, row in zip(points, lengths, chosen, strict=True):
+            assert torch.equal(row, farthest_point_sample(cloud[None, :length], n)[0])
+
+
+def test_points_near_the_origin_are_skipped_on_request() -> None:
+    """Within sqrt(1e-3) = 0.0316 of it, as pointnet2_ops does; but the first point is the first point."""
+    points = torch.tensor([[[0, 0, 0.01], [0, 0, 0], [0.0315, 0, 0], [0.0317, 0, 0], [1, 0, 0]]])
+    assert farthest_point_sample(points, 5).tolist() == [[0, 4, 3, 1, 2]]
+    assert farthest_point_sample(points, 3, skip_near_origin=True).tolist() == [[0, 4, 3]]
+    # All others chosen: the farthest of those that may be is at distance 0, the lowest of them wins.
+    assert farthest_point_sample(points, 5, skip_near_origin=True).tolist() == [[0, 4, 3, 3, 3]]
+    assert farthest_point_sample(points[:, :3], 3, start=1, skip_near_origin=True).tolist() == [[1, 0, 0]]
+
+
+def test_empty_batch() -> None:
+    assert farthest_point_sample(torch.zeros(0, 5, 3), 2, start=torch.zeros(0).long()).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"start": 5}, r"start=5 is no index of its cloud; choose 0 to its length - 1"),
+        ({"start": -1}, r"start=-1 is no index"),
+        ({"start": [0, 3], "lengths": [5, 3]}, r"start=3 is no index"),
+        ({"start": [0, 0, 0]}, r"start is torch.int64 of shape \(3,\); expected one integer for each of the 2 clouds"),
+        ({"start": torch.zeros(2)}, r"start is torch.float32 of shape \(2,\); expected one integer"),
+        ({"lengths": [2, 5]}, r"a length of 2 for points; it must lie between 3 and 5"),
+        ({"lengths": [6, 5]}, r"a length of 6 for points; it must lie between 3 and 5"),
+        ({"lengths": [True, True]}, r"lengths is torch.bool"),
+    ],
+    ids=str,
+)
+def test_impossible_options_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        farthest_point_sample(torch.zeros(2, 5, 3), 3, **options)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", [0, 4, 2999])
+def test_nan_and_inf_are_refused(bad: float, place: int) -> None:
+    points = torch.randn(3, 3000, 3)
+    points[1, place, place % 3] = bad
+    with pytest.raises(ValueError, match="points holds NaN or inf in cloud 1 of the batch; remove such points first"):
+        farthest_point_sample(points, 3)
+
+
+def test_huge_but_finite_coordinates_are_fine() -> None:
+    points = torch.tensor([[[3e38, 0, 0], [-3e38, 0, 0], [0, 1, 0]]])
+    assert farthest_point_sample(points, 2).tolist() == [[0, 1]]
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="torch_quickfps has no wheel")
+def test_agrees_with_another_implementation() -> None:
+    """An independent one, exact too, on clouds large enough for every shortcut; both start at index 0."""
+    import torch_quickfps
+
+    torch.manual_seed(0)
+    points = torch.randn(2, 6000, 3)
+    expected = torch_quickfps.sample_idx(points, 500, start_idx=0)
+    assert torch.equal(farthest_point_sample(points, 500), expected)

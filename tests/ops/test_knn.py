@@ -7,6 +7,8 @@ from torch import Tensor
 
 from pc_ewa.ops import gather_points, knn
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 laws = settings(deadline=None, max_examples=60)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])
 sizes = st.tuples(st.integers(1, 3), st.integers(1, 8), st.integers(1, 30))
@@ -116,6 +118,59 @@ def test_distances_have_the_exact_gradient() -> None:
 def test_impossible_requests_are_refused(queries: Tensor, points: Tensor, k: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         knn(queries, points, k)
+
+
+# Variable lengths
+
+
+@laws
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=4), st.data())
+def test_padding_is_never_a_neighbour(lengths: list[int], data: st.DataObject) -> None:
+    """Whatever it holds, NaN too."""
+    k = data.draw(st.integers(1, min(lengths)))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    points, queries = torch.randn(len(lengths), max(lengths), 3), torch.randn(len(lengths), 4, 3)
+    padded = points.clone()
+    for cloud, length in zip(padded, lengths, strict=True):
+        cloud[length:] = torch.nan
+    padded.requires_grad_()
+    distances, index = knn(queries, padded, k, lengths=lengths)
+    distances.sum().backward()
+    assert padded.grad.isfinite().all()
+    for b, length in enumerate(lengths):
+        expected = knn(queries[b : b + 1], points[b : b + 1, :length], k)
+        assert torch.equal(distances[b : b + 1], expected[0])
+        assert torch.equal(index[b : b + 1], expected[1])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([5, 2], "a length of 2 for points; it must lie between 3 and 5"),
+        ([5, 6], "a length of 6 for points; it must lie between 3 and 5"),
+        ([5], r"lengths is torch.int64 of shape \(1,\); expected one integer for each of the 2 clouds"),
+    ],
+    ids=str,
+)
+def test_impossible_lengths_are_refused(lengths: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        knn(torch.zeros(2, 4, 3), torch.zeros(2, 5, 3), 3, lengths=lengths)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_nan_is_refused(which: int) -> None:
+    clouds = [torch.zeros(2, 4, 3), torch.zeros(2, 4, 3)]
+    clouds[which][1, 2, 0] = torch.nan
+    name = ("queries", "points")[which]
+    with pytest.raises(ValueError, match=f"{name} holds NaN or inf in cloud 1 of the batch"):
+        knn(*clouds, 2)
+
+
+def test_empty_batches_and_no_queries() -> None:
+    for batch, number in ((0, 4), (2, 0)):
+        distances, index = knn(torch.zeros(batch, number, 3), torch.zeros(batch, 5, 3), 2)
+        assert distances.shape == index.shape == (batch, number, 2)
+        assert index.dtype == torch.int64
 
 
 # gather_points

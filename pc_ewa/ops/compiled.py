@@ -1,0 +1,171 @@
+"""The kernels of csrc/ as a shared library: the one in the wheel, or compiled once on this machine and kept.
+
+Only the standard library is imported here: setup.py compiles the wheel's libraries with this file.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+log = logging.getLogger(__name__)
+
+Scalar = Literal["float", "double"]
+
+SOURCES = Path(__file__).parent / "csrc"
+PREBUILT = Path(__file__).parent / "prebuilt"
+# No contraction to fused multiply-add: it rounds otherwise than the reference, and other points would win ties.
+FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off")
+# What the wheel is compiled for, the most able first, and the CPU flags that each needs.
+LEVELS = {
+    "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "bmi1", "bmi2", "fma"},
+    "x86-64-v3": {"avx2", "bmi1", "bmi2", "fma"},
+    "x86-64": {"sse2"},
+}
+
+
+class UnavailableError(Exception):
+    """There is no library, and none can be made; the message says why."""
+
+
+@functools.cache
+def library(scalar: Scalar) -> ctypes.CDLL:
+    """Load the kernels for float or double coordinates, compiling them if need be.
+
+    Raises:
+        UnavailableError: no compiler, or one that fails.
+    """
+    for level, needed in LEVELS.items():
+        path = prebuilt_path(scalar, level)
+        if path.is_file() and needed <= cpu_flags():
+            with suppress(OSError):  # made for another C library: compile one
+                return ctypes.CDLL(str(path))
+    compiler = find_compiler()
+    name = f"kernels-{_fingerprint(scalar, compiler)}"
+    cache = _cache_folder()
+    with suppress(OSError):
+        for path in sorted(cache.glob(f"{name}-*.so")):
+            if path.name == f"{name}-{_digest(path)}.so":  # else damaged, and to load it could crash
+                return ctypes.CDLL(str(path))
+    with suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Processes that start together each compile a file of their own, and rename it when it is whole.
+        with tempfile.TemporaryDirectory(dir=cache) as folder:
+            made = _compile_here(scalar, compiler, Path(folder) / "kernels.so")
+            path = cache / f"{name}-{_digest(made)}.so"
+            os.replace(made, path)
+        return ctypes.CDLL(str(path))
+    # A home that cannot be written, or not executed from: for this process alone.
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return ctypes.CDLL(str(_compile_here(scalar, compiler, Path(folder) / "kernels.so")))
+        except OSError as error:
+            raise UnavailableError(f"the compiled kernels cannot be loaded: {error}") from None
+
+
+def find_compiler() -> tuple[str, ...]:
+    """Return the C++ compiler as words of a command: $CXX, or the first of g++, clang++ and c++.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    candidates = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["g++"], ["clang++"], ["c++"]]
+    for words in candidates:
+        program = shutil.which(words[0])
+        if program:
+            return (program, *words[1:])
+    wanted = os.environ.get("CXX") or "g++ or clang++"
+    raise UnavailableError(f"no C++ compiler ({wanted} not found); install one for speed")
+
+
+def compile_library(scalar: Scalar, compiler: tuple[str, ...], target: Path, march: str | None) -> None:
+    """Compile the kernels to a file.
+
+    Raises:
+        UnavailableError: the compiler fails; the message holds its first error.
+    """
+    machine = [] if march is None else [f"-march={march}"]
+    command = [*compiler, *FLAGS, *machine, f"-DSCALAR={scalar}", str(SOURCES / "kernels.cpp"), "-o", str(target)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, errors="replace")
+    except subprocess.TimeoutExpired:
+        raise UnavailableError(f"{compiler[0]} took more than 5 minutes") from None
+    if done.returncode:
+        lines = done.stderr.splitlines() or [f"exit code {done.returncode}"]
+        first = next((line for line in lines if "error" in line), lines[0])
+        raise UnavailableError(f"{compiler[0]} failed: {first.strip()}")
+
+
+def prebuilt_path(scalar: Scalar, level: str) -> Path:
+    """Where a wheel holds the library for a level of x86; a source that has changed since does not find it."""
+    return PREBUILT / f"{_source_hash()[:16]}-{scalar}-{level}.so"
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """Names of what this CPU can do, as Linux calls them; empty where there is no /proc."""
+    flags: set[str] = set()
+    for key, value in _cpu_lines():
+        if key in ("flags", "Features"):
+            flags |= set(value.split())
+    return frozenset(flags)
+
+
+def _compile_here(scalar: Scalar, compiler: tuple[str, ...], target: Path) -> Path:
+    """Compile for this very CPU, or for any of its kind where the compiler does not know `native`."""
+    began = time.perf_counter()
+    try:
+        compile_library(scalar, compiler, target, "native")
+    except UnavailableError:
+        compile_library(scalar, compiler, target, None)
+    log.info("compiled the kernels for %s in %.1f s", scalar, time.perf_counter() - began)
+    return target
+
+
+def _cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "pc_ewa"
+
+
+@functools.cache
+def _source_hash() -> str:
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted(SOURCES.iterdir()):
+        if path.suffix in (".h", ".cpp"):
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _fingerprint(scalar: Scalar, compiler: tuple[str, ...]) -> str:
+    """Differ whenever the library could: a home may be shared by machines with other CPUs and compilers."""
+    try:
+        version = subprocess.run(
+            [*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UnavailableError(f"{compiler[0]} does not run: {error}") from None
+    models = {value for key, value in _cpu_lines() if key in ("model name", "CPU part")}
+    cpu = [platform.machine(), *sorted(models), *sorted(cpu_flags())]
+    return hashlib.sha256("\n".join([_source_hash(), scalar, *compiler, version, *cpu]).encode()).hexdigest()[:24]
+
+
+def _cpu_lines() -> Iterator[tuple[str, str]]:
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            key, _, value = line.partition(":")
+            yield key.strip(), value.strip()
