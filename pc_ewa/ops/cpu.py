@@ -11,6 +11,8 @@ from torch import Tensor
 from pc_ewa.ops.compiled import Scalar, UnavailableError, library
 from pc_ewa.ops.reference import NEAR_ORIGIN
 
+_WORTH_THREADS = 2**17  # distances: some 20 microseconds, what waking the other threads costs
+
 
 def unavailable(device: str) -> str | None:
     """Say why this backend cannot serve a type of device; None if it can."""
@@ -30,7 +32,7 @@ def farthest_point_sample(
     batch, count, _ = points.shape
     chosen = torch.empty(batch, n, dtype=torch.int64)
     skip = ctypes.c_double(NEAR_ORIGIN if skip_near_origin else -1)
-    _call("farthest_point_sample", points, batch, count, n, start, lengths, skip, chosen)
+    _call("farthest_point_sample", n * count * batch, points, batch, count, n, start, lengths, skip, chosen)
     return chosen
 
 
@@ -39,7 +41,19 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tupl
     batch, number, _ = queries.shape
     distances = queries.new_empty(batch, number, k)
     indices = torch.empty(distances.shape, dtype=torch.int64)
-    _call("knn", queries, points, batch, number, points.shape[1], k, lengths, distances, indices)
+    _call(
+        "knn",
+        batch * number * points.shape[1],
+        queries,
+        points,
+        batch,
+        number,
+        points.shape[1],
+        k,
+        lengths,
+        distances,
+        indices,
+    )
     return distances, indices
 
 
@@ -48,7 +62,19 @@ def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, l
     batch, number, _ = queries.shape
     indices = torch.empty(batch, number, k, dtype=torch.int64)
     radius = ctypes.c_double(squared_radius)
-    _call("ball_query", queries, points, batch, number, points.shape[1], radius, k, lengths, indices)
+    _call(
+        "ball_query",
+        batch * number * points.shape[1],
+        queries,
+        points,
+        batch,
+        number,
+        points.shape[1],
+        radius,
+        k,
+        lengths,
+        indices,
+    )
     return indices
 
 
@@ -65,22 +91,45 @@ def nearest_backward(
     """As `reference.nearest_backward`."""
     to_x, to_y = torch.zeros_like(x), torch.zeros_like(y)
     sizes = (*x.shape[:2], y.shape[1])
-    _call("nearest_backward", grad_x, grad_y, x, y, x_index, y_index, *sizes, to_x, to_y)
+    _call(
+        "nearest_backward",
+        8 * (grad_x.numel() + grad_y.numel()),
+        grad_x,
+        grad_y,
+        x,
+        y,
+        x_index,
+        y_index,
+        *sizes,
+        to_x,
+        to_y,
+    )
     return to_x, to_y
 
 
 def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     distances = x.new_zeros(x.shape[:2])
     indices = torch.zeros(x.shape[:2], dtype=torch.int64)
-    _call("nearest", x, y, *x.shape[:2], y.shape[1], x_lengths, y_lengths, distances, indices)
+    _call(
+        "nearest",
+        x.shape[:2].numel() * y.shape[1],
+        x,
+        y,
+        *x.shape[:2],
+        y.shape[1],
+        x_lengths,
+        y_lengths,
+        distances,
+        indices,
+    )
     return distances, indices
 
 
-def _call(kernel: str, points: Tensor, *arguments: Any) -> None:
-    """Call a kernel with tensors as pointers and int as int64, on as many threads as torch would use."""
+def _call(kernel: str, cost: int, points: Tensor, *arguments: Any) -> None:
+    """Call a kernel with tensors as pointers and int as int64, on torch's threads if it costs that many distances."""
     scalar: Scalar = "float" if points.dtype == torch.float32 else "double"
     function = getattr(library(scalar), kernel)
-    threads = ctypes.c_int64(torch.get_num_threads())
+    threads = ctypes.c_int64(torch.get_num_threads() if cost >= _WORTH_THREADS else 1)
     if function(*(_as_c(argument) for argument in (points, *arguments)), _parallel(), threads):
         raise MemoryError(f"{kernel}: no memory left")
 

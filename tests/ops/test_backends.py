@@ -1,5 +1,6 @@
 """The compiled kernels against the reference, bit for bit: every path in them, on clouds that are hard for it."""
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -116,7 +117,10 @@ def test_nearest_and_its_gradient(
         assert bool(((actual - wanted).abs() <= rounding).all())
 
 
-def test_two_threads_find_the_same() -> None:
+def test_two_threads_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_WORTH_THREADS", 1)
+    if sys.platform == "linux":
+        assert cpu._parallel().value, "the OpenMP runtime of torch"
     random = torch.Generator().manual_seed(0)
     x, y = rand(3, 700, random=random), rand(3, 400, random=random)
     many = rand(40, 32, random=random)
