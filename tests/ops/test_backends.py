@@ -35,6 +35,9 @@ CLOUDS: dict[str, Maker] = {
     "tiny": lambda b, n, r: rand(b, n, random=r) * 1e-21,
     "squares overflow": lambda b, n, r: rand(b, n, random=r) * 1e25,
     "differences overflow": lambda b, n, r: rand(b, n, random=r).sign() * 3e38,
+    "near the origin, but for the first": lambda b, n, r: torch.cat(
+        [torch.full((b, 1, 3), 1e30), rand(b, n - 1, random=r) * 1e-3], 1
+    ),
     "near the origin": lambda b, n, r: rand(b, n, random=r) * 0.03,
 }
 clouds = st.sampled_from(sorted(CLOUDS))
@@ -71,6 +74,15 @@ def test_farthest_point_sample(kind: str, dtype: torch.dtype, count: int, data: 
     start = data.draw(st.sampled_from([None, torch.tensor([0, n - 1])]))
     arguments = (points, n, start, lengths, data.draw(st.booleans()))
     assert_same((cpu.farthest_point_sample(*arguments),), (reference.farthest_point_sample(*arguments),))
+
+
+@pytest.mark.parametrize("kind", sorted(CLOUDS))
+def test_farthest_point_sample_of_each_large_cloud(kind: str) -> None:
+    points = CLOUDS[kind](1, 2100, torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.float64):
+        for skip in (False, True):
+            arguments = (points.to(dtype), 60, None, None, skip)
+            assert_same((cpu.farthest_point_sample(*arguments),), (reference.farthest_point_sample(*arguments),))
 
 
 @laws

@@ -30,13 +30,11 @@ static void sample_all(const T* points, const Blocks& cloud, T* near, int64_t n,
         const T* last = points + 3 * chosen[step - 1];
         const Vec q[3] = {fill(last[0]), fill(last[1]), fill(last[2])};
         const T highest = highest_of(update(cloud, near, 0, cloud.blocks * BLOCK, q));
+        // The first of those that are farthest. If none may be chosen all are at -1, and it is index 0.
         int64_t i = 0;
-        uint32_t set = 0;
-        if (highest >= 0) {  // else none may be chosen: index 0
-            for (; !(set = bits(load(near + i) == highest)); i += WIDTH) {}
-            i += __builtin_ctz(set);
-        }
-        chosen[step] = i;
+        uint32_t set;
+        while (!(set = bits(load(near + i) == highest))) i += WIDTH;
+        chosen[step] = i + __builtin_ctz(set);
     }
 }
 
@@ -44,7 +42,7 @@ static void sample_all(const T* points, const Blocks& cloud, T* near, int64_t n,
 static void sample_blocks(const T* points, const Blocks& cloud, T* near, int64_t n, int64_t* chosen) {
     const int64_t blocks = cloud.padded_blocks;
     std::vector<T> most(blocks, -1);  // the farthest point of each block
-    for (int64_t b = 0; b < cloud.blocks; b++) most[b] = INF;
+    for (int64_t i = 0; i < cloud.blocks * BLOCK; i++) most[i / BLOCK] = near[i] > 0 ? INF : most[i / BLOCK];
     for (int64_t step = 1; step < n; step++) {
         const T* last = points + 3 * chosen[step - 1];
         const Vec q[3] = {fill(last[0]), fill(last[1]), fill(last[2])};
@@ -57,7 +55,7 @@ static void sample_blocks(const T* points, const Blocks& cloud, T* near, int64_t
             best = larger(load(most.data() + b0), best);
         }
         const T highest = highest_of(best);
-        // Of all that are farthest, the lowest index in the order of the caller.
+        // Of all that are farthest, the lowest index in the order of the caller; 0 if none may be chosen, all at -1.
         Int first = NO_INDEX;
         for (int64_t b0 = 0; b0 < blocks; b0 += WIDTH) {
             each(bits(load(most.data() + b0) == highest), [&](int64_t lane) {
@@ -68,7 +66,7 @@ static void sample_blocks(const T* points, const Blocks& cloud, T* near, int64_t
                 }
             });
         }
-        chosen[step] = highest < 0 ? 0 : first;
+        chosen[step] = first;
     }
 }
 
