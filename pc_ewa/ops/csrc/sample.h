@@ -41,8 +41,11 @@ static void sample_all(const T* points, const Blocks& cloud, T* near, int64_t n,
 // A large cloud: only blocks that the last choice can be nearest to.
 static void sample_blocks(const T* points, const Blocks& cloud, T* near, int64_t n, int64_t* chosen) {
     const int64_t blocks = cloud.padded_blocks;
-    std::vector<T> most(blocks, -1);  // the farthest point of each block
-    for (int64_t i = 0; i < cloud.blocks * BLOCK; i++) most[i / BLOCK] = near[i] > 0 ? INF : most[i / BLOCK];
+    std::vector<T> most(blocks, -INF);  // the farthest point of each block; less than any for padding
+    for (int64_t i = 0; i < cloud.blocks * BLOCK; i++) {
+        T& farthest = most[i / BLOCK];
+        farthest = near[i] > farthest ? near[i] : farthest;
+    }
     for (int64_t step = 1; step < n; step++) {
         const T* last = points + 3 * chosen[step - 1];
         const Vec q[3] = {fill(last[0]), fill(last[1]), fill(last[2])};
