@@ -1,86 +1,97 @@
-"""Time what training costs: `step` compares a training step with EWA to the same step of the dense model."""
+"""Time `step`, a training step with EWA and without, or `ops`, the point-cloud ops beside other libraries."""
 
 import argparse
-import statistics
+import shlex
 import sys
-import time
-from collections.abc import Callable
+from pathlib import Path
 
-import torch
-
-from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.errors import ConfigError, exit_on_error
-from pc_ewa.progress import progress
-from pc_ewa.train.build import build
-from pc_ewa.train.distributed import World, join_world
-from pc_ewa.train.loop import train_step
 
 EPILOG = """\
 examples:
   python tools/benchmark.py step configs/quickstart.yaml
   python tools/benchmark.py step configs/official_size.yaml --pairs 5
   python tools/benchmark.py step configs/quickstart.yaml train.precision=bf16 device=cuda
+  python tools/benchmark.py ops
+  python tools/benchmark.py ops --only knn --rounds 3
+  python tools/benchmark.py ops --save docs/performance.md
 
+`python tools/benchmark.py step --help` and `ops --help` explain their options."""
+
+STEP = """\
 A step is all of it: drawing and augmenting the batch, forward, backward, clipping, AdamW, averaging. Dense and EWA
 steps take turns, so that a drift of the speed of the machine falls on both; the ratio is the median over the pairs."""
+
+OPS = """\
+In each round every contender runs once, in an order that rotates; ratios are medians over the rounds. Libraries that
+are not installed are listed; requirements-peers.txt has them all. PC_EWA_OPS chooses our backend, OMP_NUM_THREADS the
+threads of all. On 2 cores with everything installed it takes about 10 minutes; stop other work on the machine first."""
 
 
 @exit_on_error
 def main(arguments: list[str] | None = None) -> None:
     """Parse, measure, print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("what", choices=("step",), help="what to time")
-    parser.add_argument("config", help="the experiment, a YAML file with an ewa section")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
-    parser.add_argument("--pairs", type=int, default=15, help="pairs of steps to time (default: 15)")
-    options = parser.parse_intermixed_args(arguments)
-    if options.pairs < 1:
-        raise ConfigError(f"--pairs {options.pairs}; time at least one")
-    experiment = load_experiment(options.config, options.overrides)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = create_parser()
+    # Overrides may stand before and after --pairs, but argparse takes those of a subcommand in one run only.
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (options.what != "step" or any(argument.startswith("-") for argument in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if options.what == "step":
+        time_step(options.config, [*options.overrides, *rest], options.pairs)
+    else:
+        time_ops(options, arguments)
+
+
+def create_parser() -> argparse.ArgumentParser:
+    """Describe both subcommands."""
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=style)
+    commands = parser.add_subparsers(dest="what", required=True, metavar="step|ops", help="what to time")
+    step = commands.add_parser("step", description=STEP, formatter_class=style)
+    step.add_argument("config", help="the experiment, a YAML file with an ewa section")
+    step.add_argument("overrides", nargs="*", metavar="key=value", help="change keys of the config")
+    step.add_argument("--pairs", type=int, default=15, help="pairs of steps to time (default: 15)")
+    ops = commands.add_parser("ops", description=OPS, formatter_class=style)
+    ops.add_argument("--rounds", type=int, default=9, help="how often each contender runs (default: 9)")
+    ops.add_argument("--only", metavar="SECTION", help="fps, knn, chamfer, grouping or precision (default: all)")
+    ops.add_argument("--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (default: auto)")
+    ops.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
+    return parser
+
+
+# What measures is imported where it is used: torch and the libraries take seconds, --help should not.
+
+
+def time_step(config: str, overrides: list[str], pairs: int) -> None:
+    """Check what was asked, then compare the steps."""
+    from benchmarks.step import compare_steps
+
+    from pc_ewa.config import load_experiment
+
+    if pairs < 1:
+        raise ConfigError(f"--pairs {pairs}; time at least one")
+    experiment = load_experiment(config, overrides)
     if experiment.ewa is None:
-        raise ConfigError(f"{options.config} has no ewa section to compare; add ewa.num_experts=4")
-    print(compare_steps(experiment, options.pairs))
+        raise ConfigError(f"{config} has no ewa section to compare; add ewa.num_experts=4")
+    print(compare_steps(experiment, pairs))
 
 
-def compare_steps(experiment: Experiment, pairs: int) -> str:
-    """Time EWA and dense steps in turn, after one of each to warm up, and describe what came out."""
-    with join_world(experiment.device) as world:
-        sides = [timed_step(variant, world) for variant in (experiment, experiment.model_copy(update={"ewa": None}))]
-        for side in sides:
-            side(0)
-        # Whoever goes second finds warm caches: take turns.
-        rows = []
-        for pair in progress(range(1, pairs + 1), "timing"):
-            order = (0, 1) if pair % 2 else (1, 0)
-            seconds = {index: sides[index](pair) for index in order}
-            rows.append((seconds[0], seconds[1]))
-        where = (
-            torch.cuda.get_device_name() if world.device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-        )
-    ewa, dense = (statistics.median(column) * 1e3 for column in zip(*rows, strict=True))
-    ratios = sorted(a / b for a, b in rows)
-    return (
-        f"{experiment.model.name}, batch {experiment.train.batch_size} x {experiment.data.num_points} points, {where}\n"
-        f"dense step {dense:.1f} ms, EWA step {ewa:.1f} ms (medians of {pairs})\n"
-        f"EWA / dense: median {statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}"
-    )
+def time_ops(options: argparse.Namespace, arguments: list[str]) -> None:
+    """Check what was asked, then run the sections; each prints as it ends."""
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds {options.rounds}; time at least one")
+    page = options.save
+    if page and page.is_dir():
+        raise ConfigError(f"--save {page}: that is a folder; name a file in it")
+    if page and not page.parent.is_dir():
+        raise ConfigError(f"--save {page}: there is no folder {page.parent}; make it, or choose another")
+    from benchmarks.ops import measure
+    from benchmarks.report import write_page
 
-
-def timed_step(experiment: Experiment, world: World) -> Callable[[int], float]:
-    """Build an experiment; the result runs one step of it and returns the seconds it took."""
-    setup = build(experiment, world)
-    setup.model.train()
-
-    def run(step: int) -> float:
-        began = time.perf_counter()
-        train_step(setup, experiment, world, setup.model, step)
-        if world.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    return run
+    report = measure(options.only, options.rounds, options.device)
+    if page:
+        write_page(page, report, f"python tools/benchmark.py {shlex.join(arguments)}")
 
 
 if __name__ == "__main__":

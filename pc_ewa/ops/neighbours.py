@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pc_ewa.ops import registry
-from pc_ewa.ops.checks import check_count, check_pair, integers
+from pc_ewa.ops.checks import check_cloud, check_count, check_pair, integers
 from pc_ewa.ops.sampling import farthest_point_sample, gather_points
 
 
@@ -56,10 +57,12 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
             f"features {tuple(features.shape)}, index {tuple(index.shape)}, weights {tuple(weights.shape)}; expected "
             "(batch, points, channels) and twice (batch, queries, neighbours)"
         )
+    dtype = torch.promote_types(features.dtype, weights.dtype)
+    wide = torch.promote_types(dtype, torch.float32)  # half precision is added up in single
     # One neighbour at a time: all of them at once would take three times the memory of the result.
-    neighbours = zip(index.unbind(2), weights.unbind(2), strict=True)
+    neighbours = zip(index.unbind(2), weights.to(wide).unbind(2), strict=True)
     first, *rest = (gather_points(features, i) * w[..., None] for i, w in neighbours)
-    return sum(rest, first)
+    return sum(rest, first).to(dtype)
 
 
 def ball_query(
@@ -110,12 +113,15 @@ def group(
         skip_near_origin: choose no centers near the origin.
 
     Returns:
-        Groups (B, G, K, 3), relative to their centers, nearest first, and centers (B, G, 3).
+        Groups (B, G, K, 3), relative to their centers, nearest first, and centers (B, G, 3), in the type of the
+        points; half precision is subtracted in single.
 
     Raises:
         ValueError: as `farthest_point_sample` and `knn`.
     """
-    chosen = farthest_point_sample(points, num_groups, start=start, lengths=lengths, skip_near_origin=skip_near_origin)
-    centers = gather_points(points, chosen)
-    _, index = knn(centers.detach(), points.detach(), group_size, lengths=lengths)
-    return gather_points(points, index) - centers[:, :, None], centers
+    clouds = check_cloud("points", points)
+    chosen = farthest_point_sample(clouds, num_groups, start=start, lengths=lengths, skip_near_origin=skip_near_origin)
+    centers = gather_points(clouds, chosen)
+    _, index = knn(centers.detach(), clouds.detach(), group_size, lengths=lengths)
+    groups = gather_points(clouds, index) - centers[:, :, None]
+    return groups.to(points.dtype), centers.to(points.dtype)

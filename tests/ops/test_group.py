@@ -45,3 +45,11 @@ def test_gradients_reach_the_points() -> None:
 def test_more_than_there_are_is_refused(num_groups: int, size: int) -> None:
     with pytest.raises(ValueError, match="asked of clouds of 12; choose 1 to 12"):
         group(torch.zeros(2, 12, 3), num_groups, size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    points = torch.randn(2, 50, 3).to(dtype)
+    for actual, wide in zip(group(points, 5, 7), group(points.float(), 5, 7), strict=True):
+        assert torch.equal(actual, wide.to(dtype))

@@ -40,6 +40,15 @@ def test_interpolation_has_the_exact_gradient() -> None:
     assert torch.autograd.gradcheck(lambda f, w: three_interpolate(f, index, w), (features, weights))
 
 
+def test_half_precision_is_added_up_in_single() -> None:
+    """2048 + 1 is 2048 in bfloat16, however often."""
+    features = torch.tensor([[[2048.0], [1]]]).bfloat16()
+    index, weights = torch.tensor([[[0] + 15 * [1]]]), torch.ones(1, 1, 16).bfloat16()
+    mixed = three_interpolate(features, index, weights)
+    assert mixed.dtype == torch.bfloat16
+    assert mixed.item() == 2064, "2063, rounded once"
+
+
 def test_known_points_get_their_own_features_back() -> None:
     """With the usual weights 1 / (d² + 1e-8), normalised, as part segmentation uses them."""
     torch.manual_seed(0)
