@@ -1,4 +1,4 @@
-"""`Clouds`: labelled shapes with the same number of points each, in memory on one device."""
+"""`Clouds`: labelled shapes with the same number of points each, in memory or mapped from a file, on one device."""
 
 from __future__ import annotations
 
@@ -26,13 +26,16 @@ class Clouds:
     """N shapes of P points each.
 
     Attributes:
-        points: (N, P, 3), in the type they are stored in: float32, float16 or int16.
+        points: (M, P, 3), in the type they are stored in: float32, float16 or int16. Those of a file in our layout are
+            mapped, not read: what is never drawn takes no memory.
         scale: int16 only, otherwise None: coordinates are points / scale.
         labels: (N,) int64, positions in `class_names`.
         class_names: name of every class, also of those without a shape here.
         up_axis: the axis that points up, "x", "y" or "z".
         name: name of the dataset, for logs and reports.
         shape_names: one name per shape, or None where the dataset has none.
+        rows: (N,) int64, which of the M clouds are the shapes, in their order; None is all of them.
+        parts: (M, P) uint8, the part that each point belongs to, or None; mapped like the points.
 
     Raises:
         ValueError: fields that do not fit together.
@@ -45,6 +48,8 @@ class Clouds:
     up_axis: UpAxis
     name: str
     shape_names: tuple[str, ...] | None = None
+    rows: Tensor | None = None
+    parts: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
@@ -53,10 +58,13 @@ class Clouds:
             raise ValueError(f"points are {shape} {dtype}; expected (N, P, 3) of float32, float16 or int16")
         if (dtype == torch.int16) != (self.scale is not None):
             raise ValueError(f"scale is {self.scale} for {dtype} points; int16 and only int16 has one")
-        if tuple(self.labels.shape) != shape[:1] or self.labels.dtype != torch.int64:
-            raise ValueError(f"labels are {tuple(self.labels.shape)} {self.labels.dtype}; expected ({shape[0]},) int64")
-        if self.shape_names is not None and len(self.shape_names) != shape[0]:
-            raise ValueError(f"{len(self.shape_names)} shape_names for {shape[0]} shapes")
+        count = shape[0] if self.rows is None else len(self.rows)
+        if tuple(self.labels.shape) != (count,) or self.labels.dtype != torch.int64:
+            raise ValueError(f"labels are {tuple(self.labels.shape)} {self.labels.dtype}; expected ({count},) int64")
+        if self.shape_names is not None and len(self.shape_names) != count:
+            raise ValueError(f"{len(self.shape_names)} shape_names for {count} shapes")
+        if self.parts is not None and (tuple(self.parts.shape) != shape[:2] or self.parts.dtype != torch.uint8):
+            raise ValueError(f"parts are {tuple(self.parts.shape)} {self.parts.dtype}; expected {shape[:2]} uint8")
 
     def __len__(self) -> int:
         """Return the number of shapes."""
@@ -68,6 +76,11 @@ class Clouds:
         return self.points.shape[1]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the coordinates of the shapes take."""
+        return len(self) * self.num_points * 3 * self.points.element_size()
+
+    @property
     def num_classes(self) -> int:
         """Number of class names."""
         return len(self.class_names)
@@ -75,22 +88,41 @@ class Clouds:
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
         """Pick shapes: coordinates (B, P, 3) float32 and labels (B,), on the device of the data."""
         index = self._index(indices)
-        points = self.points[index].float()  # a copy: the caller may change it in place
+        points = self.points[self._stored(index)].float()  # a copy: the caller may change it in place
         if self.scale is not None:
             points /= self.scale
         return points, self.labels[index]
 
+    def part_labels(self, indices: Tensor | Sequence[int]) -> Tensor:
+        """Pick the parts of the points of shapes: (B, P) int64.
+
+        Raises:
+            DataError: a dataset without parts.
+        """
+        if self.parts is None:
+            raise DataError(f"{self.name} has no parts; choose a dataset for segmentation, such as shapenetpart")
+        return self.parts[self._stored(self._index(indices))].long()
+
     def select(self, indices: Tensor | Sequence[int]) -> Clouds:
-        """Pick shapes, in the order given, as `Clouds` of their own."""
+        """Pick shapes, in the order given, as `Clouds` of their own; their points are shared, not copied."""
         index = self._index(indices)
         names = self.shape_names
         if names is not None:
             names = tuple(names[i] for i in index.tolist())
-        return replace(self, points=self.points[index], labels=self.labels[index], shape_names=names)
+        return replace(self, rows=self._stored(index), labels=self.labels[index], shape_names=names)
 
     def to(self, device: torch.device | str) -> Clouds:
-        """Return the same shapes on another device."""
-        return replace(self, points=self.points.to(device), labels=self.labels.to(device))
+        """Return the same shapes, and no others, on another device."""
+        points, parts = self.points, self.parts
+        if self.rows is not None:
+            points, parts = points[self.rows], None if parts is None else parts[self.rows]
+        return replace(
+            self,
+            points=points.to(device),
+            parts=None if parts is None else parts.to(device),
+            labels=self.labels.to(device),
+            rows=None,
+        )
 
     def split_validation(self, fraction: float, seed: int) -> tuple[Clouds, Clouds]:
         """Cut a stratified validation part; the same seed gives the same parts on every machine.
@@ -125,6 +157,10 @@ class Clouds:
             )
         index = torch.from_numpy(held_out)
         return self.select((~index).nonzero().flatten()), self.select(index.nonzero().flatten())
+
+    def _stored(self, index: Tensor) -> Tensor:
+        """Positions in `points` of the shapes at these positions."""
+        return index if self.rows is None else self.rows[index]
 
     def _index(self, indices: Tensor | Sequence[int]) -> Tensor:
         index = torch.as_tensor(indices, device=self.points.device)

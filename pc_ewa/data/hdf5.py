@@ -72,26 +72,48 @@ def write_hdf5(
     Raises:
         DataError: contents that `read_hdf5` would refuse, or a file that cannot be written.
     """
-    coordinates, label = np.asarray(points), np.asarray(labels)
-    attributes = {
-        "class_names": json.dumps(list(class_names)),
-        "split_names": json.dumps(list(split_names)),
-        "up_axis": up_axis,
-    }
+    coordinates = np.asarray(points)
+    with new_file(path) as file:
+        write_attributes(file, class_names, split_names, up_axis, licence)
+        _write_points(file, coordinates, dtype, path)
+        write_columns(file, np.asarray(labels), None if split is None else np.asarray(split), names)
+
+
+def write_attributes(
+    file: h5py.File, class_names: Sequence[str], split_names: Sequence[str], up_axis: UpAxis, licence: str | None
+) -> None:
+    """Write what holds for the whole file."""
+    file.attrs["class_names"] = json.dumps(list(class_names))
+    file.attrs["split_names"] = json.dumps(list(split_names))
+    file.attrs["up_axis"] = up_axis
     if licence is not None:
-        attributes["licence"] = licence
+        file.attrs["licence"] = licence
+
+
+def write_columns(
+    file: h5py.File, labels: NDArray[Any], split: NDArray[Any] | None, names: Sequence[str] | None
+) -> None:
+    """Write what there is one of for each shape."""
+    file["label"] = labels
+    if split is not None:
+        file["split"] = split
+    if names is not None:
+        file.create_dataset("name", data=list(names), dtype=h5py.string_dtype())
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[h5py.File]:
+    """Open a new file in our layout; it gets its name only when it is whole and reads back without complaint.
+
+    Raises:
+        DataError: a folder that cannot be written, or contents that `read_hdf5` would refuse.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _one_line_errors(f"cannot write {path}", "choose a folder that is writable and has space"):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with h5py.File(temporary, "w") as file:
-                file.attrs.update(attributes)
-                _write_points(file, coordinates, dtype, path)
-                file["label"] = label
-                if split is not None:
-                    file["split"] = np.asarray(split)
-                if names is not None:
-                    file.create_dataset("name", data=list(names), dtype=h5py.string_dtype())
+                yield file
             _read_all(temporary, path)
             temporary.replace(path)
         finally:

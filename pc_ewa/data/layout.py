@@ -2,8 +2,11 @@
 
 Datasets: `data` (N, P, 3) float32, float16, or int16 with the attribute `scale` (coordinates = data / scale);
 `label` (N,) integers; optional `split` (N,), positions in `split_names` (without it all shapes belong to the
-first name); optional `name` (N,) strings. File attributes: `class_names` and `split_names` (JSON lists; the
-latter defaults to ["train", "test"]), `up_axis`, `licence`. Anything else in a file is left alone.
+first name); optional `name` (N,) strings; optional `part` (N, P) uint8, the part of each point. File attributes:
+`class_names` and `split_names` (JSON lists; the latter defaults to ["train", "test"]), `up_axis`, `licence`. Anything
+else in a file is left alone.
+
+Points that are stored in one piece, neither chunked nor compressed, are mapped into memory and not read.
 """
 
 import json
@@ -20,6 +23,8 @@ from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
 from pc_ewa.errors import DataError
 
 DEFAULT_SPLITS = ("train", "test")
+
+_CHUNK = 256  # clouds in memory at a time
 
 
 class Layout:
@@ -48,6 +53,8 @@ class Layout:
         if "split" in file:
             self.splits = self._positions("split", "split_names", self.split_names)
         self.shape_names = self._shape_names() if "name" in file else None
+        if "part" in file:
+            self._check_parts()
         self.up_axis = self._checked_up_axis()
 
     def fail(self, defect: str, remedy: str) -> NoReturn:
@@ -67,27 +74,62 @@ class Layout:
             DataError: an empty class, NaN or infinity.
         """
         rows = self._rows(split)
-        data = self.file["data"]
-        points = data[:].astype(data.dtype.newbyteorder("="), copy=False)[rows]
-        self.check_finite(points, rows)
+        keys = [key for key in ("data", "part") if key in self.file]
+        if all(self._in_one_piece(key) for key in keys):
+            stored, positions = {key: self._map(key) for key in keys}, rows
+        else:
+            stored, positions = {key: self._read(key, rows) for key in keys}, None
+        self.check_finite(stored["data"], rows, positions)
         return Clouds(
-            points=torch.from_numpy(points),
+            points=torch.from_numpy(stored["data"]),
             scale=self.scale,
             labels=torch.from_numpy(self.labels[rows]),
             class_names=self.class_names,
             up_axis=self.up_axis,
             name=name,
             shape_names=None if self.shape_names is None else tuple(self.shape_names[i] for i in rows),
+            rows=None if positions is None else torch.from_numpy(positions),
+            parts=torch.from_numpy(stored["part"]) if "part" in stored else None,
         )
 
-    def check_finite(self, points: NDArray[Any], rows: NDArray[np.int64]) -> None:
-        """Refuse NaN and infinity in clouds (B, P, 3); `rows` are their positions in the file."""
-        bad = np.flatnonzero(~np.isfinite(points).all(axis=(1, 2)))
-        if len(bad):
-            first = points[bad[0]]
-            value = first[~np.isfinite(first)][0]
-            number = f"{len(bad)} such shape{'s' if len(bad) > 1 else ''} of {len(points)}"
-            self.fail(f"shape {rows[bad[0]]} of data has {value} ({number})", "remove or repair it")
+    def check_finite(
+        self, points: NDArray[Any], rows: NDArray[np.int64], positions: NDArray[np.int64] | None = None
+    ) -> None:
+        """Refuse NaN and infinity; `rows` number the clouds for the message, `positions` find them in `points`."""
+        if points.dtype.kind != "f":
+            return
+        bad = []
+        for begin in range(0, len(rows), _CHUNK):
+            some = slice(begin, begin + _CHUNK)
+            chunk = points[some if positions is None else positions[some]]
+            for i in np.flatnonzero(~np.isfinite(chunk).all(axis=(1, 2))):
+                bad.append((rows[begin + i], chunk[i][~np.isfinite(chunk[i])][0]))
+        if bad:
+            row, value = bad[0]
+            number = f"{len(bad)} such shape{'s' if len(bad) > 1 else ''} of {len(rows)}"
+            self.fail(f"shape {row} of data has {value} ({number})", "remove or repair it")
+
+    def _in_one_piece(self, key: str) -> bool:
+        """Whether the bytes in the file are those of the array."""
+        return self.file[key].id.get_offset() is not None and self.file[key].dtype.isnative
+
+    def _map(self, key: str) -> NDArray[Any]:
+        data = self.file[key]
+        # "c": what is written, by mistake, stays in this process.
+        return np.memmap(self.file.filename, data.dtype, "c", data.id.get_offset(), data.shape)
+
+    def _read(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Read these rows, with no more than some clouds in memory beside them."""
+        data = self.file[key]
+        selected = np.zeros(self.count, dtype=bool)
+        selected[rows] = True
+        points = np.empty((len(rows), *data.shape[1:]), data.dtype.newbyteorder("="))
+        done = 0
+        for begin in range(0, self.count, _CHUNK):
+            chunk = data[begin : begin + _CHUNK][selected[begin : begin + _CHUNK]]
+            points[done : done + len(chunk)] = chunk
+            done += len(chunk)
+        return points
 
     def _rows(self, split: str) -> NDArray[np.int64]:
         used = self.used_splits()
@@ -153,6 +195,12 @@ class Layout:
             allowed = f"0 to {len(names) - 1}, as there are {len(names)} {names_key}"
             self.fail(f"{defect}; allowed: {allowed}", f"correct {key} or {names_key}")
         return cast("NDArray[np.int64]", values.astype(np.int64))
+
+    def _check_parts(self) -> None:
+        part, shape = self.file["part"], self.file["data"].shape[:2]
+        if not isinstance(part, h5py.Dataset) or part.shape != shape or part.dtype != np.uint8:
+            found = f"{part.shape} {part.dtype}" if isinstance(part, h5py.Dataset) else "a group"
+            self.fail(f"part is {found}", f"store uint8 of shape {shape}")
 
     def _shape_names(self) -> list[str]:
         return [str(name) for name in self._column("name", "strings").asstr("utf-8", errors="replace")[:]]

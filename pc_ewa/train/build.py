@@ -101,7 +101,7 @@ def build(experiment: Experiment, world: World) -> Setup:
 
 def resident(clouds: Clouds, device: torch.device) -> Clouds:
     """Move clouds to the GPU when they take less than a quarter of its free memory: batches are then drawn there."""
-    fits = device.type == "cuda" and clouds.points.nbytes < torch.cuda.mem_get_info(device)[0] / 4
+    fits = device.type == "cuda" and clouds.nbytes < torch.cuda.mem_get_info(device)[0] / 4
     return clouds.to(device) if fits else clouds
 
 

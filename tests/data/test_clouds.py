@@ -23,7 +23,7 @@ def make_clouds(labels: list[int], num_points: int = 4) -> Clouds:
 
 
 def identities(clouds: Clouds) -> list[int]:
-    return clouds.points[:, 0, 0].int().tolist()
+    return clouds.batch(range(len(clouds)))[0][:, 0, 0].int().tolist()
 
 
 @pytest.mark.parametrize("indices", [[3, 1, 1], torch.tensor([3, 1, 1])])

@@ -1,0 +1,99 @@
+"""From a source of any format to one file in our layout, in one pass over its files and with bounded memory."""
+
+import tempfile
+from pathlib import Path
+from typing import IO, Any, Literal, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pc_ewa.data.hdf5 import new_file, write_attributes, write_columns
+from pc_ewa.data.source import Item, Source
+from pc_ewa.errors import DataError
+from pc_ewa.progress import progress
+
+_CHUNK = 256  # clouds in memory at a time
+
+
+class Converted(NamedTuple):
+    """What came out: how many shapes are in the file, and those left out, each with the reason."""
+
+    shapes: int
+    skipped: list[tuple[str, str]]
+
+
+def convert(
+    source: Source,
+    path: Path,
+    *,
+    num_points: int | None = None,
+    dtype: Literal["int16", "float16", "float32"] = "int16",
+    skip_defects: bool = False,
+) -> Converted:
+    """Write all shapes of a source to a file that loads at once: its points lie in one piece and are mapped.
+
+    Args:
+        source: what to read.
+        path: the file to create or replace.
+        num_points: of each shape, see `Source.samples`; None keeps them, if they are equal.
+        dtype: stored type; int16 has steps of 1/32767 of the largest coordinate.
+        skip_defects: leave out a shape that cannot be read, instead of stopping.
+
+    Raises:
+        DataError: a shape that cannot be read or does not fit, nothing left to write, or a folder that cannot be
+            written.
+    """
+    kept: list[Item] = []
+    parts: list[NDArray[np.uint8]] = []
+    skipped: list[tuple[str, str]] = []
+    largest, count = 0.0, num_points or source.num_points
+    with new_file(path) as file, tempfile.TemporaryFile(dir=path.parent) as spool:
+        # int16 needs the largest coordinate of all before the first can be stored: they wait in float32.
+        for item in progress(source.items, f"converting {source.name}"):
+            try:
+                (sample,) = source.samples([item], num_points)
+                count = count or len(sample.points)
+                if len(sample.points) != count:
+                    raise DataError(f"{source.name}: {item.name} has {len(sample.points)} points, others {count}")
+            except DataError as error:
+                if not skip_defects:
+                    raise
+                skipped.append((item.name, str(error)))
+                continue
+            spool.write(sample.points.tobytes())
+            largest = max(largest, float(np.abs(sample.points).max()))
+            kept.append(item)
+            if sample.parts is not None:
+                parts.append(sample.parts.astype(np.uint8))
+        if not kept or count is None:
+            raise DataError(f"{source.name}: no shape could be read{_because(skipped)}")
+        write_attributes(file, source.class_names, source.split_names, source.up_axis, source.licence)
+        _store(file, spool, (len(kept), count, 3), dtype, largest)
+        splits = np.array([source.split_names.index(item.split) for item in kept], np.uint8)
+        write_columns(file, np.array([item.label for item in kept]), splits, [item.name for item in kept])
+        if parts:
+            file["part"] = np.stack(parts)
+        if source.part_names:
+            file.attrs["part_names"] = list(source.part_names)
+    return Converted(len(kept), skipped)
+
+
+def _store(file: h5py.File, spool: IO[bytes], shape: tuple[int, int, int], dtype: str, largest: float) -> None:
+    """Move the points to the file, some clouds at a time."""
+    data = file.create_dataset("data", shape, dtype)
+    scale = 32767 / (largest or 1.0)
+    if dtype == "int16":
+        data.attrs["scale"] = scale
+    spool.seek(0)
+    for begin in range(0, shape[0], _CHUNK):
+        some = min(_CHUNK, shape[0] - begin)
+        points: NDArray[Any] = np.frombuffer(spool.read(some * shape[1] * 12), np.float32).reshape(some, *shape[1:])
+        if dtype == "int16":
+            points = np.rint(points.astype(np.float64) * scale)
+        with np.errstate(over="ignore"):  # reading back refuses what overflows float16
+            data[begin : begin + some] = points.astype(dtype)
+
+
+def _because(skipped: list[tuple[str, str]]) -> str:
+    return f"; the first: {skipped[0][1]}" if skipped else "; it has none"
