@@ -188,3 +188,27 @@ def test_wrong_results_are_told(module: Callable[[str], Any]) -> None:
 
     assert exact.judge_chamfer(torch.tensor(1.000001), 1.0).exact
     assert exact.judge_chamfer(torch.tensor(1.1), 1.0) == (False, "no, off by 10 %")
+
+
+def test_data_is_opened_and_drawn(module: Any, toy_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = module("data")
+    targets = data.measure(1, data.Size(200, 1200), toy_config)
+    assert [target.what for target in targets] == ["Opening", "A batch, times as fast as a training step"]
+    assert targets[0].value < 1
+    out = capsys.readouterr().out
+    assert "opening 200 clouds of 1200 points (1 MB, int16)" in out
+    assert "a batch of 8 x 48, drawn and augmented" in out
+    assert "in the way of Point-MAE, 8 workers" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--rounds=0", "--rounds 0; time at least one"),
+        ("--points=100", "--shapes 12311 --points 100; at least 200"),
+    ],
+)
+def test_impossible_data_is_one_line(tool: Tool, option: str, message: str) -> None:
+    result = tool("benchmark", "data", option)
+    assert result.code == 2
+    assert result.err.startswith(f"error: {message}")

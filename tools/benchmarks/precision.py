@@ -1,15 +1,14 @@
 """How exact, and how much memory: our ops beside torch.cdist and the expansion |a|² + |b|² - 2ab."""
 
 import multiprocessing
-import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from benchmarks.chamfer_peers import Loss, both_ways, cdist, expanded, plain_cdist
 from benchmarks.contest import OURS, REFERENCE, ops_backend, synchronize
 from benchmarks.exact import exact_chamfer, exact_distances, matches
+from benchmarks.memory import can_weigh, peak_of
 from benchmarks.peers import cdist_knn, expansion_knn, plain_cdist_knn
 from torch import Tensor
 
@@ -72,7 +71,7 @@ def precision(clouds: int, count: int, k: int, device: torch.device) -> dict[str
 
 def memory(shape: tuple[int, int], device: torch.device, names: Sequence[str]) -> dict[str, float]:
     """Peak extra MB of Chamfer forward and backward, each in a fresh process, where no memory waits to be reused."""
-    if device.type == "cpu" and not Path("/proc/self/clear_refs").exists():
+    if device.type == "cpu" and not can_weigh():
         return {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         peaks = pool.starmap(peak, [(name, shape, str(device)) for name in names], chunksize=1)
@@ -91,14 +90,4 @@ def peak(name: str, shape: tuple[int, int], where: str) -> float:
         before = torch.cuda.memory_allocated()
         call()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
-    Path("/proc/self/clear_refs").write_text("5")  # Linux forgets the peak so far
-    before = _status("VmRSS")
-    call()
-    return (_status("VmHWM") - before) / 1e6
-
-
-def _status(key: str) -> int:
-    """Bytes, from the kernel's view of this process."""
-    found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found
-    return int(found[1]) * 1024
+    return peak_of(call)
