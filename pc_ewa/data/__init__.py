@@ -3,7 +3,17 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from pc_ewa.data import hdf5, sweethome3d
+from pc_ewa.data import (
+    fewshot,
+    files,
+    hdf5,
+    modelnet10,
+    modelnet40,
+    scanobjectnn,
+    shapenet55,
+    shapenetpart,
+    sweethome3d,
+)
 from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
 from pc_ewa.data.hdf5 import read_hdf5, write_hdf5
 from pc_ewa.signatures import check_arguments, choose
@@ -20,6 +30,13 @@ __all__ = [
 
 DATASETS: dict[str, Callable[..., Clouds]] = {
     "sweethome3d": sweethome3d.load,
+    "modelnet40": modelnet40.load,
+    "modelnet10": modelnet10.load,
+    "modelnet_fewshot": fewshot.load,
+    "scanobjectnn": scanobjectnn.load,
+    "shapenet55": shapenet55.load,
+    "shapenetpart": shapenetpart.load,
+    "files": files.load,
     "hdf5": hdf5.load,
 }
 

@@ -1,5 +1,6 @@
 """How a named dataset is found: as a prepared file in our layout, or as published, read in place."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def open_source(name: str, folder: Path, formats: Sequence[Format]) -> Source:
     Raises:
         DataError: none is there, or one is there but damaged.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise DataError(f"{folder} is no folder; {_remedy(name)}")
     for form in formats:
         source = form(folder)
@@ -45,8 +46,9 @@ def load_prepared(
         DataError: nothing there, or something damaged.
     """
     place = folder if path is None else Path(path).expanduser()
-    prepared = place / file if path is None or place.is_dir() else place
-    if prepared.is_file():
+    # os.path answers also for paths that the system cannot have.
+    prepared = place / file if path is None or os.path.isdir(place) else place
+    if os.path.isfile(prepared):
         return read_hdf5(prepared, split, name=name)
     return open_source(name, place, formats).clouds(split)
 

@@ -1,0 +1,188 @@
+"""PLY files: a header that declares records, then the records as text or as bytes.
+
+Source: G. Turk, The PLY Polygon File Format (1994), and the names of types that later programs use. A header may claim
+what it likes: memory is taken only for what the file holds.
+"""
+
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_HEADER = 1 << 16
+_HEADER = re.compile(rb"ply[ \t]*\r?\n(.*?)(?<=\n)end_header[ \t]*\r?\n", re.DOTALL)
+_TYPES = {
+    **{"char": "i1", "uchar": "u1", "short": "i2", "ushort": "u2", "int": "i4", "uint": "u4"},
+    **{"float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4"},
+    **{"uint32": "u4", "int64": "i8", "uint64": "u8", "float32": "f4", "float64": "f8"},
+}
+_ORDER = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
+
+
+class Property(NamedTuple):
+    """One column of an element: its type, and for a list the type of the number in front."""
+
+    name: str
+    dtype: str
+    ahead: str | None = None
+
+
+class Element(NamedTuple):
+    """A kind of record and how many there are."""
+
+    name: str
+    number: int
+    properties: list[Property]
+
+
+class Lists(NamedTuple):
+    """A list property: how long each list is, and all of them one after the other."""
+
+    lengths: NDArray[np.int64]
+    values: NDArray[Any]
+
+
+def numbers(tokens: list[bytes]) -> NDArray[np.float64]:
+    """Convert words of a text file."""
+    return np.fromiter(map(float, tokens), np.float64, len(tokens))
+
+
+def parse_ply(data: bytes) -> tuple[NDArray[np.float64], Lists | None]:
+    """Read a whole file: the vertices (V, 3), and the polygons of positions in them where there are any.
+
+    Raises:
+        ValueError: damaged, or no vertices; says what is wrong.
+    """
+    match = _HEADER.match(data[:MAX_HEADER])
+    if match is None:
+        raise ValueError("no PLY header, from the line ply to the line end_header")
+    ascii_text, elements = _header(match[1])
+    body = data[match.end() :]
+    if ascii_text:  # the same records, each word a number of 8 bytes
+        body = numbers(body.split()).tobytes()
+        elements = [
+            element._replace(properties=[Property(p.name, "<f8", p.ahead and "<f8") for p in element.properties])
+            for element in elements
+        ]
+    start, vertices, polygons = 0, None, None
+    for element in elements:
+        start, columns = _read_element(body, start, element)
+        if element.name == "vertex":
+            xyz = [column for axis in "xyz" if isinstance(column := columns.get(axis), np.ndarray)]
+            vertices = np.stack(xyz, axis=-1).astype(np.float64) if len(xyz) == 3 else None
+        elif element.name == "face":
+            lists = columns.get("vertex_indices", columns.get("vertex_index"))
+            polygons = lists if isinstance(lists, Lists) else None
+    if vertices is None:
+        raise ValueError("no element vertex with the properties x, y and z")
+    return vertices, polygons
+
+
+def _header(text: bytes) -> tuple[bool, list[Element]]:
+    """Read whether the records are text, and what they are."""
+    form, elements = "", list[Element]()
+    for line in text.splitlines():
+        match line.decode("latin-1").split():
+            case [] | ["comment" | "obj_info", *_]:
+                pass
+            case ["format", form, _]:
+                if form not in _ORDER:
+                    raise ValueError(f"unknown format {form[:40]!r}")
+            case ["element", name, number] if number.isdecimal():
+                elements.append(Element(name, int(number), []))
+            case ["property", "list", count, kind, name] if elements and form:
+                elements[-1].properties.append(Property(name, _type(form, kind), _type(form, count)))
+            case ["property", kind, name] if elements and form:
+                elements[-1].properties.append(Property(name, _type(form, kind)))
+            case _:
+                raise ValueError(f"the header has a line {line[:60].decode('latin-1')!r} that means nothing")
+    if not form:
+        raise ValueError("the header has no format")
+    return form == "ascii", elements
+
+
+def _type(form: str, kind: str) -> str:
+    if kind not in _TYPES:
+        raise ValueError(f"unknown type {kind[:40]!r} in the header")
+    return _ORDER[form] + _TYPES[kind]
+
+
+def _read_element(body: bytes, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
+    """Return where the records of an element end, and its columns by name."""
+    properties, number = element.properties, element.number
+    if not properties or not number:
+        return start, {
+            p.name: Lists(np.zeros(0, np.int64), np.zeros(0)) if p.ahead else np.zeros(0) for p in properties
+        }
+    least = sum(np.dtype(p.ahead or p.dtype).itemsize for p in properties)
+    if start + number * least > len(body):
+        raise ValueError(
+            f"it ends early: {number} of element {element.name[:40]} do not fit into what follows the header"
+        )
+    lengths = _first_lengths(body, start, properties)
+    fields = [
+        field
+        for p, length in zip(properties, lengths, strict=True)
+        for field in ([(f"{p.name} ", p.ahead)] if p.ahead else []) + [(p.name, p.dtype, (length,) if p.ahead else ())]
+    ]
+    if start + number * (least + _list_bytes(properties, lengths)) <= len(body):
+        rows = np.frombuffer(body, np.dtype(fields), number, start)
+        if all((rows[f"{p.name} "] == n).all() for p, n in zip(properties, lengths, strict=True) if p.ahead):
+            return start + rows.nbytes, {
+                p.name: Lists(np.full(number, n), rows[p.name].reshape(-1)) if p.ahead else rows[p.name]
+                for p, n in zip(properties, lengths, strict=True)
+            }
+    return _read_rows(body, start, element)
+
+
+def _first_lengths(body: bytes, start: int, properties: list[Property]) -> list[int]:
+    """Lengths of the lists of the first record, 0 for what is no list: those of most files are all the same."""
+    lengths = []
+    for p in properties:
+        if p.ahead:
+            length = _list_length(body, start, p.ahead)
+            start += np.dtype(p.ahead).itemsize + length * np.dtype(p.dtype).itemsize
+        else:
+            length, start = 0, start + np.dtype(p.dtype).itemsize
+        lengths.append(length)
+    return lengths
+
+
+def _list_bytes(properties: list[Property], lengths: list[int]) -> int:
+    return sum(np.dtype(p.dtype).itemsize * n for p, n in zip(properties, lengths, strict=True))
+
+
+def _list_length(body: bytes, start: int, dtype: str) -> int:
+    size = np.dtype(dtype).itemsize
+    if start + size > len(body):
+        raise ValueError("it ends early, before a list")
+    value = float(np.frombuffer(body, dtype, 1, start)[0])
+    if not 0 <= value <= len(body) or value != int(value):
+        raise ValueError(f"a list of {value:g} entries does not fit into the file")
+    return int(value)
+
+
+def _read_rows(body: bytes, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
+    """Read records whose lists differ in length, one by one."""
+    # (name, size, type of one value, size and type of the length in front)
+    plan = [
+        (p.name, np.dtype(p.dtype).itemsize, np.dtype(p.ahead).itemsize if p.ahead else 0, p.ahead)
+        for p in element.properties
+    ]
+    chunks: dict[str, list[bytes]] = {p.name: [] for p in element.properties}
+    lengths: dict[str, list[int]] = {p.name: [] for p in element.properties}
+    for _ in range(element.number):
+        for name, size, ahead, count in plan:
+            length = _list_length(body, start, count) if count else 1
+            end = start + ahead + length * size
+            if end > len(body):
+                raise ValueError(f"it ends early, in element {element.name[:40]}")
+            chunks[name].append(body[start + ahead : end])
+            lengths[name].append(length)
+            start = end
+    columns: dict[str, NDArray[Any] | Lists] = {}
+    for p in element.properties:
+        values = np.frombuffer(b"".join(chunks[p.name]), p.dtype)
+        columns[p.name] = Lists(np.array(lengths[p.name], np.int64), values) if p.ahead else values
+    return start, columns
