@@ -69,9 +69,9 @@ def download(
     part, rules, reasons = _Part(target), _Rules(size, limit, timeout, redirects, attempts), []
     try:
         if target.exists():
-            if defect := _defect(target, size, digests):
-                raise DataError(f"{target} {defect}; move it away, and get it again")
-            return target
+            if not (defect := _defect(target, size, digests)):
+                return target
+            raise DataError(f"{target} {defect}; move it away, and get it again")
         target.parent.mkdir(parents=True, exist_ok=True)
         for url in urls:
             try:
@@ -87,8 +87,8 @@ def download(
     except OSError as error:
         raise DataError(f"cannot write {target}: {error}; choose a folder that is writable and has space") from error
     listed = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(reasons))
-    place = f"{target} (expected: {' or '.join(digests)})" if digests else f"{target}"
-    remedy = f"try again later, which resumes, or get it with a browser and put it at {place}"
+    remedy = f"try again later, which resumes, or get it with a browser and put it at {target}"
+    remedy += f" (expected: {' or '.join(digests)})" if digests else ""
     raise DataError(f"cannot download {target.name}: {listed or 'no mirror is known'}; {remedy}")
 
 
@@ -136,12 +136,14 @@ def _receive(url: str, part: _Part, rules: _Rules) -> None:
     with _opened(url, {"User-Agent": "pc-ewa", **wanted}, part, rules) as response:
         if response.status == 206:
             _check_continues(response, part, have, version, total)
+            bound = _bound(total, rules)
         elif response.status == 200:  # nothing asked, no ranges here, or a file that has changed
             have, total = 0, response.length
+            bound = _bound(total, rules)  # before the part of another mirror is given up for this one
             part.begin(url, _version(response), total)
         else:
             raise _MirrorError(f"HTTP {response.status}")
-        _append(response, part, have, _bound(total, rules), rules.timeout)
+        _append(response, part, have, bound, rules.timeout)
     received = part.path.stat().st_size
     if total is not None and received < total:
         raise _BrokenError(f"ended after {received:,} of {total:,} bytes")
@@ -166,7 +168,6 @@ def _check_continues(response: HTTPResponse, part: _Part, have: int, version: st
 
 
 def _append(response: HTTPResponse, part: _Part, have: int, bound: int, timeout: float) -> None:
-    """Move what comes to the part file; stop at `bound` and on a stall."""
     since, counted, terminal = time.monotonic(), have, sys.stderr.isatty()
     bar = tqdm(desc=part.path.stem, total=bound, initial=have, unit="B", unit_scale=True, disable=not terminal)
     with bar, part.path.open("ab") as file:
@@ -177,7 +178,6 @@ def _append(response: HTTPResponse, part: _Part, have: int, bound: int, timeout:
                 return
             have += len(chunk)
             if have > bound:
-                file.close()
                 part.discard()
                 raise _MirrorError(f"sends more than {bound:,} bytes")
             file.write(chunk)
@@ -190,7 +190,7 @@ def _append(response: HTTPResponse, part: _Part, have: int, bound: int, timeout:
 
 @contextmanager
 def _opened(url: str, headers: dict[str, str], part: _Part, rules: _Rules) -> Iterator[HTTPResponse]:
-    """Request a url and follow its redirects, one by one: urllib would also read their bodies, however long."""
+    """Follow redirects one by one: urllib would also read their bodies, however long."""
     opener = urllib.request.OpenerDirector()  # of http and https, and nothing else
     for kind in ("ProxyHandler", "HTTPHandler", "HTTPSHandler", "HTTPDefaultErrorHandler", "HTTPErrorProcessor"):
         opener.add_handler(getattr(urllib.request, kind)())
@@ -225,9 +225,8 @@ def _network(timeout: float, kind: type[_MirrorError]) -> Iterator[None]:
         raise
     except (OSError, HTTPException, ValueError) as error:
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
-        if isinstance(cause, TimeoutError):
-            raise kind(f"no data for {timeout:g} s") from error
-        raise kind(str(cause) or type(cause).__name__) from error
+        reason = f"no data for {timeout:g} s" if isinstance(cause, TimeoutError) else str(cause)
+        raise kind(reason or type(cause).__name__) from error
 
 
 def _version(response: HTTPResponse) -> str:
@@ -237,7 +236,7 @@ def _version(response: HTTPResponse) -> str:
 
 
 def _defect(path: Path, size: int | None, digests: Sequence[str]) -> str | None:
-    """Say what is wrong with a file that has come to its end, if anything is."""
+    """Say what is wrong with a file, if anything is."""
     count = path.stat().st_size
     if count == 0 or (size is not None and count != size):
         return f"has {count:,} bytes, expected {'more' if size is None else f'{size:,}'}"
@@ -248,6 +247,5 @@ def _defect(path: Path, size: int | None, digests: Sequence[str]) -> str | None:
             for value in hashes.values():
                 value.update(chunk)
     found = [f"{name}:{value.hexdigest()}" for name, value in hashes.items()]
-    if expected and not set(found) & set(expected):
-        return f"has {' and '.join(found)}, expected {' or '.join(expected)}"
-    return None
+    fits = not expected or {*found} & {*expected}
+    return None if fits else f"has {' and '.join(found)}, expected {' or '.join(expected)}"

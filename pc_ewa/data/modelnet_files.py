@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pc_ewa.data.clouds import UpAxis
+from pc_ewa.data.lists import FRESH, read_lines
 from pc_ewa.data.source import Item, Source
 from pc_ewa.errors import DataError
 
@@ -56,13 +57,10 @@ def list_lines(path: Path) -> list[str]:
     Raises:
         DataError: a file that cannot be read, or without a name.
     """
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path}: {' '.join(str(error).split())}; get a fresh copy") from error
-    if not any(lines):
-        raise DataError(f"{path}: it is empty; get a fresh copy")
-    return [line for line in lines if line]
+    lines = read_lines(path)
+    if not lines:
+        raise DataError(f"{path}: it is empty; {FRESH}")
+    return lines
 
 
 def check_classes(path: Path, variant: Variant) -> None:

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from pc_ewa.data.lists import read_text
 from pc_ewa.data.modelnet_files import CLASSES, SPLITS, check_classes, find, list_lines, new_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample
 from pc_ewa.errors import DataError
@@ -103,8 +104,8 @@ class _Shard:
         if not parts or not path.exists():
             return [f"{self.path.stem}_{i:04}" for i in range(len(self.labels))]
         try:
-            names = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            names = json.loads(read_text(path))
+        except (ValueError, RecursionError) as error:
             raise DataError(f"cannot read {path}: {' '.join(str(error).split())}; get a fresh copy") from error
         if not isinstance(names, list) or len(names) != len(self.labels) or not all(isinstance(n, str) for n in names):
             raise DataError(f"{path}: no list of {len(self.labels)} names, as {self.path.name} needs; remove it")

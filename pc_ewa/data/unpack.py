@@ -11,9 +11,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import IO, NoReturn
 
 from pc_ewa.errors import DataError
 
@@ -30,7 +29,7 @@ def unpack(archive: Path, folder: Path, *, max_members: int = 2_000_000, max_byt
     """Unpack a zip, tar or tar.gz file; its format is seen from its contents.
 
     All goes to a temporary folder, renamed when it is whole: an archive of one folder to `folder/<that folder>`, any
-    other one to `folder/<its name without suffix>`. Permissions are not taken over, nor what macOS adds (__MACOSX, ._*).
+    other one to `folder/<its name without suffix>`. Permissions are not taken over, nor what macOS adds.
 
     Args:
         archive: the file.
@@ -42,8 +41,8 @@ def unpack(archive: Path, folder: Path, *, max_members: int = 2_000_000, max_byt
         The folder that was made.
 
     Raises:
-        DataError: a damaged archive; a member that is a link, a device, encrypted, twice there or would go outside;
-            too much of it; a folder that is there already; one line naming archive and member.
+        DataError: a damaged archive; a link, a device, a member that is encrypted, there twice or leads outside; too
+            much of it; a folder that is there already; one line naming archive and member.
     """
     writer = _Writer(archive, max_members, max_bytes)
     with _one_line_errors(archive, folder, writer):
@@ -52,24 +51,18 @@ def unpack(archive: Path, folder: Path, *, max_members: int = 2_000_000, max_byt
         try:
             writer.root = temporary / "content"  # with the usual permissions, which mkdtemp does not give
             writer.root.mkdir()
-            _READERS[_format(archive)](archive, writer)
+            form = _format(archive)
+            _unzip(archive, writer) if form == "zip" else _untar(archive, writer, compressed=form == "tar.gz")
             return _place(archive, writer.root, folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-class _Bytes(Protocol):
-    """A file or what gzip makes of one."""
-
-    def read(self, size: int, /) -> bytes: ...
-
-
 class _Writer:
     """Takes members one by one, and refuses what is not safe."""
 
-    root: Path
-
     def __init__(self, archive: Path, max_members: int, max_bytes: int) -> None:
+        self.root = Path()
         self.archive, self.max_members, self.max_bytes = archive, max_members, max_bytes
         self.name, self.members, self.written = "", 0, 0
 
@@ -118,8 +111,8 @@ def _format(archive: Path) -> str:
         return "tar.gz"
     if begin[257:262] == b"ustar" or archive.suffix == ".tar":
         return "tar"
-    page = "a web page, not an archive" if b"<html" in begin.lower() or b"<!doc" in begin.lower() else "unknown"
-    raise DataError(f"{archive}: neither zip, tar nor tar.gz ({page}: it begins {begin[:20]!r}); get a fresh copy")
+    page = ", but a web page" if b"<html" in begin.lower() or b"<!doc" in begin.lower() else ""
+    raise DataError(f"{archive}: neither zip, tar nor tar.gz{page}: it begins {begin[:20]!r}; get a fresh copy")
 
 
 def _unzip(archive: Path, writer: _Writer) -> None:
@@ -148,14 +141,14 @@ def _promised(archive: Path) -> range:
         tail = file.read()
     end = tail.rindex(b"PK\5\6")
     long = tail.rfind(b"PK\6\6", 0, end)
-    count: int = struct.unpack_from("<H", tail, end + 10)[0]
+    (count,) = struct.unpack_from("<H", tail, end + 10)
     if count == 2**16 - 1 and long >= 0:
-        count = struct.unpack_from("<Q", tail, long + 32)[0]
+        (count,) = struct.unpack_from("<Q", tail, long + 32)
         return range(count, count + 1)
     return range(count, 2**32, 2**16)  # some programs write the low bits of a large count
 
 
-def _untar(archive: Path, writer: _Writer, compressed: bool = False) -> None:
+def _untar(archive: Path, writer: _Writer, compressed: bool) -> None:
     with closing(gzip.open(archive) if compressed else archive.open("rb")) as file:
         _untar_stream(_Forward(file, writer), writer)
 
@@ -187,7 +180,7 @@ class _Forward:
     beyond the end; what comes is counted.
     """
 
-    def __init__(self, file: _Bytes, writer: _Writer) -> None:
+    def __init__(self, file: IO[bytes] | gzip.GzipFile, writer: _Writer) -> None:
         self.file, self.writer = file, writer
         self.position = self.end = 0
         self.last = b""  # ends at `end`; tarfile steps back by a byte
@@ -230,9 +223,6 @@ class _Forward:
         if not self.last:
             raise EOFError("it ends too early")
         return self.last
-
-
-_READERS = {"zip": _unzip, "tar": _untar, "tar.gz": partial(_untar, compressed=True)}
 
 
 def _place(archive: Path, content: Path, folder: Path) -> Path:

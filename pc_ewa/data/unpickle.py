@@ -9,6 +9,7 @@ standard library documents them.
 
 import math
 import mmap
+import os
 import re
 import struct
 from collections.abc import Callable
@@ -52,6 +53,8 @@ def read_pickle(path: Path) -> Any:
     Raises:
         DataError: a file that cannot be read, is damaged, or holds anything else; what is refused is named.
     """
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise DataError(f"{path} is missing, or no file; get a fresh copy")
     try:
         with path.open("rb") as file:
             content = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))

@@ -230,7 +230,7 @@ def test_a_file_that_is_no_fold_is_refused(tmp_path: Path) -> None:
         fewshot.load("test", tmp_path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(DataError, match=r"cannot read .*0\.pkl"):
+    with pytest.raises(DataError, match=r"0\.pkl is missing, or no file"):
         fewshot.load("test", tmp_path)
 
 

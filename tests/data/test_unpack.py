@@ -243,7 +243,7 @@ def test_the_checksum_of_gzip_is_read(tmp_path: Path) -> None:
 
 def test_no_archive_at_all(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"\n<!DOCTYPE html><html>sign in</html>")
-    assert_refused(tmp_path / "a.zip", tmp_path / "to", "a web page, not an archive")
+    assert_refused(tmp_path / "a.zip", tmp_path / "to", ", but a web page")
     (tmp_path / "a.zip").write_bytes(b"\x89HDF")
     assert_refused(tmp_path / "a.zip", tmp_path / "to", "neither zip, tar nor tar.gz")
     assert_refused(tmp_path / "none.zip", tmp_path / "to", "No such file")
