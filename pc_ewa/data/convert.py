@@ -44,9 +44,21 @@ def convert(
         DataError: a shape that cannot be read or does not fit, nothing left to write, or a folder that cannot be
             written.
     """
+    skipped: list[tuple[str, str]] = []
+    try:
+        return _convert(source, path, num_points, dtype, skipped if skip_defects else None)
+    except DataError as error:
+        if not skipped:
+            raise
+        raise DataError(f"{error}; {len(skipped)} were left out, the first: {skipped[0][1]}") from error
+
+
+def _convert(
+    source: Source, path: Path, num_points: int | None, dtype: str, skipped: list[tuple[str, str]] | None
+) -> Converted:
+    """Convert; defects are collected in `skipped`, if that is a list."""
     kept: list[Item] = []
     parts: list[NDArray[np.uint8]] = []
-    skipped: list[tuple[str, str]] = []
     largest, count = 0.0, num_points or source.num_points
     with new_file(path) as file, tempfile.TemporaryFile(dir=path.parent) as spool:
         # int16 needs the largest coordinate of all before the first can be stored: they wait in float32.
@@ -57,7 +69,7 @@ def convert(
                 if len(sample.points) != count:
                     raise DataError(f"{source.name}: {item.name} has {len(sample.points)} points, others {count}")
             except DataError as error:
-                if not skip_defects:
+                if skipped is None:
                     raise
                 skipped.append((item.name, str(error)))
                 continue
@@ -65,9 +77,9 @@ def convert(
             largest = max(largest, float(np.abs(sample.points).max()))
             kept.append(item)
             if sample.parts is not None:
-                parts.append(sample.parts.astype(np.uint8))
+                parts.append(sample.parts)
         if not kept or count is None:
-            raise DataError(f"{source.name}: no shape could be read{_because(skipped)}")
+            raise DataError(f"{source.name}: no shape could be read")
         write_attributes(file, source.class_names, source.split_names, source.up_axis, source.licence)
         _store(file, spool, (len(kept), count, 3), dtype, largest)
         splits = np.array([source.split_names.index(item.split) for item in kept], np.uint8)
@@ -76,7 +88,7 @@ def convert(
             file["part"] = np.stack(parts)
         if source.part_names:
             file.attrs["part_names"] = list(source.part_names)
-    return Converted(len(kept), skipped)
+    return Converted(len(kept), skipped or [])
 
 
 def _store(file: h5py.File, spool: IO[bytes], shape: tuple[int, int, int], dtype: str, largest: float) -> None:
@@ -93,7 +105,3 @@ def _store(file: h5py.File, spool: IO[bytes], shape: tuple[int, int, int], dtype
             points = np.rint(points.astype(np.float64) * scale)
         with np.errstate(over="ignore"):  # reading back refuses what overflows float16
             data[begin : begin + some] = points.astype(dtype)
-
-
-def _because(skipped: list[tuple[str, str]]) -> str:
-    return f"; the first: {skipped[0][1]}" if skipped else "; it has none"

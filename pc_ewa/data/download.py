@@ -87,9 +87,9 @@ def download(
     except OSError as error:
         raise DataError(f"cannot write {target}: {error}; choose a folder that is writable and has space") from error
     listed = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(reasons))
+    expected = f" (expected: {' or '.join(digests)})" if digests else ""
     remedy = f"try again later, which resumes, or get it with a browser and put it at {target}"
-    remedy += f" (expected: {' or '.join(digests)})" if digests else ""
-    raise DataError(f"cannot download {target.name}: {listed or 'no mirror is known'}; {remedy}")
+    raise DataError(f"cannot download {target.name}: {listed or 'no mirror is known'}; {remedy}{expected}")
 
 
 class _Part:
@@ -236,7 +236,6 @@ def _version(response: HTTPResponse) -> str:
 
 
 def _defect(path: Path, size: int | None, digests: Sequence[str]) -> str | None:
-    """Say what is wrong with a file, if anything is."""
     count = path.stat().st_size
     if count == 0 or (size is not None and count != size):
         return f"has {count:,} bytes, expected {'more' if size is None else f'{size:,}'}"

@@ -44,7 +44,7 @@ def load(
     root: Path,
     *,
     path: str,
-    num_points: int = 2048,
+    stored_points: int = 2048,
     up_axis: UpAxis = "z",
     test_fraction: float = 0.2,
     seed: int = 0,
@@ -60,19 +60,19 @@ def load(
     folder = Path(os.path.expanduser(path))
     if os.path.isfile(folder):
         raise ConfigError(f"{folder} is a file, not a folder of shapes; an HDF5 file goes with data: {{name: hdf5}}")
-    opened = source(folder, num_points=num_points, up_axis=up_axis, test_fraction=test_fraction, seed=seed)
+    opened = source(folder, stored_points=stored_points, up_axis=up_axis, test_fraction=test_fraction, seed=seed)
     log.info("python tools/prepare_data.py files %s -o mine.h5 makes later starts quick", folder)
     return opened.clouds(split)
 
 
 def source(
-    folder: Path, *, num_points: int = 2048, up_axis: UpAxis = "z", test_fraction: float = 0.2, seed: int = 0
+    folder: Path, *, stored_points: int = 2048, up_axis: UpAxis = "z", test_fraction: float = 0.2, seed: int = 0
 ) -> Source:
     """Find the shapes of a folder; classes are its folders in the order of their names.
 
     Args:
         folder: one folder per class with files in it, at any depth, that have one of EXTENSIONS.
-        num_points: of each shape: meshes are sampled evenly over their surface, of point clouds some are drawn or
+        stored_points: of each shape: meshes are sampled evenly over their surface, of point clouds some are drawn or
             repeated; both at random but the same every time.
         up_axis: the axis that points up in these files.
         test_fraction: share of each class that is set aside for the test when the folder tells no splits, at least
@@ -84,7 +84,7 @@ def source(
         DataError: no shapes, a class without any, splits that contradict each other, or lists of files that are
             missing.
     """
-    _check_options(num_points, up_axis, test_fraction, seed)
+    _check_options(stored_points, up_axis, test_fraction, seed)
     folder = Path(os.path.expanduser(folder))
     found, lists = _find(folder), _lists(folder)
     if lists:
@@ -97,20 +97,20 @@ def source(
     return Source(
         name=os.path.basename(os.path.realpath(folder)) or NAME,
         items=[
-            Item(name, classes.index(found[name].label), split, partial(_read, found[name].path, name, num_points))
+            Item(name, classes.index(found[name].label), split, partial(_read, found[name].path, name, stored_points))
             for name, split in splits.items()
         ],
         class_names=classes,
         up_axis=up_axis,
         licence="your own files",
         split_names=tuple(s for s in ("train", "val", "test") if s != "val" or "val" in splits.values()),
-        num_points=num_points,
+        num_points=stored_points,
     )
 
 
-def _check_options(num_points: int, up_axis: str, test_fraction: float, seed: int) -> None:
-    if not 1 <= num_points <= _MAX_POINTS:
-        raise ConfigError(f"num_points is {num_points}; allowed: 1 to {_MAX_POINTS}")
+def _check_options(stored_points: int, up_axis: str, test_fraction: float, seed: int) -> None:
+    if not 1 <= stored_points <= _MAX_POINTS:
+        raise ConfigError(f"stored_points is {stored_points}; allowed: 1 to {_MAX_POINTS}")
     if up_axis not in get_args(UpAxis):
         raise ConfigError(f"up_axis is {up_axis!r}; allowed: {', '.join(get_args(UpAxis))}")
     if not 0 <= test_fraction < 1:
@@ -119,7 +119,7 @@ def _check_options(num_points: int, up_axis: str, test_fraction: float, seed: in
         raise ConfigError(f"seed is {seed}; allowed: 0 to 4294967295")
 
 
-def _read(path: Path, name: str, num_points: int) -> Sample:
+def _read(path: Path, name: str, stored_points: int) -> Sample:
     """Read a shape and bring it to a number of points; float64 until it is near the origin."""
     points, faces = read_shape(path)
     if np.abs(points).max() > _LARGEST:
@@ -128,9 +128,9 @@ def _read(path: Path, name: str, num_points: int) -> Sample:
     if 0 < (high - low).max() < np.abs((low + high) / 2).max() / _FAR:
         points = points - (low + high) / 2
     if faces is None:
-        return resize(Sample(points.astype(np.float32)), num_points, seed=name)
+        return resize(Sample(points.astype(np.float32)), stored_points, seed=name)
     try:
-        sampled = sample_surface(points, faces, num_points, _random(name))
+        sampled = sample_surface(points, faces, stored_points, _random(name))
     except ValueError as error:
         raise DataError(f"{path}: {error}; repair the mesh, or store it without faces as a point cloud") from error
     return Sample(sampled.astype(np.float32))

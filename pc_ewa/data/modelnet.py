@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from pc_ewa.data.meshes import read_off, sample_surface
+from pc_ewa.data.meshes import sample_surface
 from pc_ewa.data.modelnet_files import CLASSES, SPLITS, Variant, check_classes, files_in, find, list_lines, new_source
 from pc_ewa.data.modelnet_shards import shards
 from pc_ewa.data.prepared import Format
+from pc_ewa.data.readers import read_shape
 from pc_ewa.data.source import Item, Sample, Source, check_sample
 from pc_ewa.data.unpickle import read_pickle
 from pc_ewa.errors import DataError
@@ -176,7 +177,9 @@ def _meshes(variant: Variant, folder: Path) -> Source | None:
 
 def _read_mesh(path: Path) -> Sample:
     """Draw points, the same every time; centre them and scale them to the unit sphere, as meshes have any unit."""
-    vertices, faces = read_off(path)
+    vertices, faces = read_shape(path)
+    if faces is None:
+        raise DataError(f"{path}: no faces to draw points from; get a fresh copy")
     random = np.random.RandomState(np.frombuffer(path.stem.encode("utf-8", "surrogateescape"), np.uint8))
     try:
         points = sample_surface(vertices, faces, MESH_POINTS, random)

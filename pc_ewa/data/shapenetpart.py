@@ -75,47 +75,47 @@ _ENTRY = re.compile(r"shape_data/(\d{8})/([\w-][\w.-]{0,200})", re.ASCII)
 _LARGEST_FILE = 2**24  # bytes; the published ones have 0.2 million
 
 
-def load(split: str, root: Path, *, num_points: int = 2048, path: str | None = None) -> Clouds:
+def load(split: str, root: Path, *, stored_points: int = 2048, path: str | None = None) -> Clouds:
     """Load "train" (12,137 shapes), "val" (1,870) or "test" (2,874) with the part of each point, y up, not normalised.
 
     Args:
         split: name of the split.
         root: the folder with one folder per dataset.
-        num_points: of each shape, drawn without replacement and the same every time; shapes with fewer repeat some.
+        stored_points: of each shape, drawn without replacement and the same every time; shapes with fewer repeat some.
         path: instead of root/shapenetpart, a folder with the published or the prepared file, or the prepared file.
 
     Raises:
-        ConfigError: num_points out of range.
+        ConfigError: stored_points out of range.
         DataError: missing or damaged files, or a prepared file with another number of points.
     """
-    file = file_name(num_points=num_points)
-    clouds = load_prepared(NAME, split, root / NAME, file, [partial(_published, num_points=num_points)], path)
-    if clouds.num_points != num_points:
+    file = file_name(stored_points=stored_points)
+    clouds = load_prepared(NAME, split, root / NAME, file, [partial(_published, stored_points=stored_points)], path)
+    if clouds.num_points != stored_points:
         raise DataError(
-            f"{path or root / NAME / file} has {clouds.num_points} points per shape, not num_points={num_points}; "
-            "set num_points to what it has, or prepare another file"
+            f"{path or root / NAME / file} has {clouds.num_points} points per shape, not "
+            f"stored_points={stored_points}; set stored_points to what it has, or prepare another file"
         )
     return clouds
 
 
-def source(folder: Path, *, num_points: int = 2048) -> Source:
-    """Return the published files in a folder, with `num_points` points drawn from each; errors as `load`."""
-    _check(num_points)
-    return open_source(NAME, folder, [partial(_published, num_points=num_points)])
+def source(folder: Path, *, stored_points: int = 2048) -> Source:
+    """Return the published files in a folder, with `stored_points` points drawn from each; errors as `load`."""
+    _check(stored_points)
+    return open_source(NAME, folder, [partial(_published, stored_points=stored_points)])
 
 
-def file_name(*, num_points: int = 2048) -> str:
+def file_name(*, stored_points: int = 2048) -> str:
     """Return the name of the prepared file for this number of points."""
-    _check(num_points)
-    return f"{NAME}.h5" if num_points == _DEFAULT_POINTS else f"{NAME}_{num_points}.h5"
+    _check(stored_points)
+    return f"{NAME}.h5" if stored_points == _DEFAULT_POINTS else f"{NAME}_{stored_points}.h5"
 
 
-def _check(num_points: int) -> None:
-    if not 1 <= num_points <= _MOST_POINTS:
-        raise ConfigError(f"num_points={num_points}: should be 1 to {_MOST_POINTS}; shapes have 2,600 on average")
+def _check(stored_points: int) -> None:
+    if not 1 <= stored_points <= _MOST_POINTS:
+        raise ConfigError(f"stored_points={stored_points}: should be 1 to {_MOST_POINTS}; shapes have 2,600 on average")
 
 
-def _published(folder: Path, *, num_points: int) -> Source | None:
+def _published(folder: Path, *, stored_points: int) -> Source | None:
     """Return all shapes, in the order of the lists, or None where there is nothing of ShapeNetPart."""
     for base in (folder, folder / _FOLDER):
         if any(os.path.exists(base / mark) for mark in ("synsetoffset2category.txt", "train_test_split")):
@@ -123,8 +123,8 @@ def _published(folder: Path, *, num_points: int) -> Source | None:
             items: list[Item] = []
             seen: set[str] = set()
             for split in SPLITS:
-                items += _items(base, split, num_points, seen)
-            return Source(NAME, items, tuple(CATEGORIES), "y", _LICENCE, SPLITS, num_points, PART_NAMES)
+                items += _items(base, split, stored_points, seen)
+            return Source(NAME, items, tuple(CATEGORIES), "y", _LICENCE, SPLITS, stored_points, PART_NAMES)
     return None
 
 
@@ -136,7 +136,7 @@ def _check_categories(path: Path) -> None:
             raise DataError(f"{path} has the line {shown(line)}, which is not of ShapeNetPart; {FRESH}")
 
 
-def _items(base: Path, split: str, num_points: int, seen: set[str]) -> list[Item]:
+def _items(base: Path, split: str, stored_points: int, seen: set[str]) -> list[Item]:
     """Return the shapes that the list of a split names."""
     path = base / "train_test_split" / f"shuffled_{split}_file_list.json"
     labels = {synset: label for label, synset in enumerate(CATEGORIES.values())}
@@ -155,7 +155,7 @@ def _items(base: Path, split: str, num_points: int, seen: set[str]) -> list[Item
             name := f"{synset}/{model}",
             labels[synset],
             split,
-            partial(_read, os.path.join(base, f"{name}.txt"), categories[labels[synset]], name, num_points),
+            partial(_read, os.path.join(base, f"{name}.txt"), categories[labels[synset]], name, stored_points),
         )
         for synset, model in pairs
     ]
@@ -172,7 +172,7 @@ def _read_list(path: Path) -> list[str]:
     return names
 
 
-def _read(path: str, category: str, name: str, num_points: int) -> Sample:
+def _read(path: str, category: str, name: str, stored_points: int) -> Sample:
     """Read a shape and draw its points; `name` is the seed."""
     table, parts = _table(path), PARTS[category]
     wrong = ~np.isin(table[:, 6], parts)
@@ -181,7 +181,7 @@ def _read(path: str, category: str, name: str, num_points: int) -> Sample:
         allowed = f"a shape of {category} has {parts.start} to {parts.stop - 1}"
         raise DataError(f"{path}: part of point {row} is {table[row, 6]:g}; {allowed}; {FRESH}")
     sample = check_sample(Sample(table[:, :3], table[:, 6].astype(np.uint8)), path)  # type: ignore[arg-type]
-    return resize(sample, num_points, seed=name)
+    return resize(sample, stored_points, seed=name)
 
 
 def _table(path: str) -> NDArray[np.float64]:

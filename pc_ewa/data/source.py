@@ -123,7 +123,7 @@ def check_sample(sample: Sample, where: str) -> Sample:
         raise DataError(f"{where}: points are {points.shape} {points.dtype}; expected (points, 3) numbers")
     if len(points) == 0:
         raise DataError(f"{where}: no points; remove it, or get a fresh copy")
-    with np.errstate(over="ignore"):  # becomes inf, and is refused
+    with np.errstate(over="ignore", invalid="ignore"):  # becomes inf or NaN, and is refused
         points = points.astype(np.float32)
     if not np.isfinite(points).all():
         value = points[~np.isfinite(points)][0]

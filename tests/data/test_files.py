@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_folder_per_class_becomes_clouds(folder: Path) -> None:
-    train, test = (load(split, Path(), path=str(folder), num_points=100, up_axis="y") for split in ("train", "test"))
+    train, test = (load(split, Path(), path=str(folder), stored_points=100, up_axis="y") for split in ("train", "test"))
     assert (train.name, train.class_names, train.up_axis, train.num_points) == (
         "mine",
         ("chair", "lamp", "table"),
@@ -280,13 +280,13 @@ def test_damaged_shapes_are_named_when_they_are_read(folder: Path, name: str, te
 def test_one_point_is_a_cloud_and_far_ones_keep_their_shape(tmp_path: Path) -> None:
     put(tmp_path, "a/one.xyz", text="1 2 3\n")
     put(tmp_path, "a/map.txt", text="4500000.125 500000.25 100\n4500000.375 500000.5 101\n")
-    far, one = source(tmp_path, num_points=2, test_fraction=0).clouds("train").batch([0, 1])[0]
+    far, one = source(tmp_path, stored_points=2, test_fraction=0).clouds("train").batch([0, 1])[0]
     assert one.tolist() == [[1, 2, 3]] * 2
     assert far.tolist() == [[-0.125, -0.125, -0.5], [0.125, 0.125, 0.5]]
 
 
 def test_converted_it_is_the_same(folder: Path, tmp_path: Path) -> None:
-    opened = source(folder, num_points=50)
+    opened = source(folder, stored_points=50)
     assert convert(opened, tmp_path / "mine.h5", dtype="float32").shapes == 16
     for split in ("train", "test"):
         inplace, prepared = opened.clouds(split), read_hdf5(tmp_path / "mine.h5", split, name="mine")
@@ -298,8 +298,8 @@ def test_converted_it_is_the_same(folder: Path, tmp_path: Path) -> None:
 
 def test_wrong_options(folder: Path) -> None:
     for options, reason in (
-        ({"num_points": 0}, "num_points is 0; allowed: 1 to"),
-        ({"num_points": 10**12}, "allowed: 1 to"),
+        ({"stored_points": 0}, "stored_points is 0; allowed: 1 to"),
+        ({"stored_points": 10**12}, "allowed: 1 to"),
         ({"up_axis": "up"}, "up_axis is 'up'; allowed: x, y, z"),
         ({"test_fraction": 1.0}, "test_fraction is 1.0; allowed"),
         ({"test_fraction": float("nan")}, "test_fraction is nan"),

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from pc_ewa.data import Clouds, MissingSplitError, modelnet10, modelnet40, read_hdf5
 from pc_ewa.data.convert import convert
-from pc_ewa.data.meshes import read_off, sample_surface
+from pc_ewa.data.meshes import sample_surface
 from pc_ewa.data.modelnet_files import CLASSES
+from pc_ewa.data.readers import read_shape
 from pc_ewa.data.source import Source
 from pc_ewa.errors import DataError
 
@@ -350,24 +351,24 @@ DEFECTS: list[tuple[str, str, Callable[[Path], object], str]] = [
     ("shards", "test_files.txt", replace(b"test1", b"train0"), r"ply_data_train0\.h5 is listed twice"),
     ("shards", "test_files.txt", replace(b"test1", b"test9"), "not there"),
     ("shards", "test_files.txt", pipe, "missing, or no file"),
-    ("meshes", OFF, write(""), "does not begin with OFF"),
-    ("meshes", OFF, write("ply\n4 2 0\n"), "does not begin with OFF"),
-    ("meshes", OFF, write("OFF\n4\n"), "does not begin with OFF"),
-    ("meshes", OFF, write(f"OFF\n0 2 0\n{SQUARE}3 0 1 2\n3 0 2 3\n"), "no surface"),
-    ("meshes", OFF, write(f"OFF\n4 0 0\n{SQUARE}"), "no surface"),
-    ("meshes", OFF, write(f"OFF\n4 2 0\n{SQUARE}3 0 1 2\n"), "5 lines follow"),
-    ("meshes", OFF, write(f"OFF\n999999999 999999999 0\n{SQUARE}"), "999999999 vertices .* 4 lines follow"),
-    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}3 0 1 4\n"), "none of the 4 vertices"),
-    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}3 0 1 -1\n"), "none of the 4 vertices"),
-    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}2 0 1\n"), "none of the 4 vertices"),
-    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}3 0 1 1.5\n"), "no whole numbers"),
-    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}4 0 1 2\n"), "a face of 4 corners has 3"),
-    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}x 0 1 2\n"), "invalid literal"),
+    ("meshes", OFF, write(""), " as off: "),
+    ("meshes", OFF, write("ply\n4 2 0\n"), " as off: "),
+    ("meshes", OFF, write("OFF\n4\n"), " as off: "),
+    ("meshes", OFF, write(f"OFF\n0 2 0\n{SQUARE}3 0 1 2\n3 0 2 3\n"), " as off: "),
+    ("meshes", OFF, write(f"OFF\n4 0 0\n{SQUARE}"), "no faces to draw points from"),
+    ("meshes", OFF, write(f"OFF\n4 2 0\n{SQUARE}3 0 1 2\n"), " as off: "),
+    ("meshes", OFF, write(f"OFF\n999999999 999999999 0\n{SQUARE}"), " as off: "),
+    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}3 0 1 4\n"), r" as off: a face has vertex (4|-1)|no faces to draw"),
+    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}3 0 1 -1\n"), r" as off: a face has vertex (4|-1)|no faces to draw"),
+    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}2 0 1\n"), r" as off: a face has vertex (4|-1)|no faces to draw"),
+    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}3 0 1 1.5\n"), " as off: "),
+    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}4 0 1 2\n"), " as off: "),
+    ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}x 0 1 2\n"), " as off: "),
     ("meshes", OFF, write(f"OFF\n4 1 0\n{SQUARE}3 0 1 1\n"), "no area"),
     ("meshes", OFF, write("OFF\n3 1 0\n0 0 0\n1e200 0 0\n0 1e200 0\n3 0 1 2\n"), "no area that can be measured"),
-    ("meshes", OFF, write("OFF\n3 1 0\n0 0 0\nnan 0 0\n0 1 0\n3 0 1 2\n"), "vertex 1 has NaN"),
-    ("meshes", OFF, write("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n"), "invalid column index|usecols"),
-    ("meshes", OFF, write(b"OFF\n3 1 0\n0 0 \xff\n"), "decode byte"),
+    ("meshes", OFF, write("OFF\n3 1 0\n0 0 0\nnan 0 0\n0 1 0\n3 0 1 2\n"), "as off: nan among"),
+    ("meshes", OFF, write("OFF\n3 1 0\n0 0\n1 0 0\n0 1 0\n3 0 1 2\n"), " as off: "),
+    ("meshes", OFF, write(b"OFF\n3 1 0\n0 0 \xff\n"), " as off: "),
     ("meshes", OFF, Path.unlink, "no .off files"),
     ("meshes", OFF, folder_instead, "no .off files"),
     ("meshes", OFF, dangling, "no .off files"),
@@ -465,7 +466,7 @@ def test_damaged_bytes_are_refused_or_read_soundly(
 def test_off_with_comments_colors_and_polygons(tmp_path: Path) -> None:
     path = tmp_path / "square.off"
     path.write_text(f"OFF # a square\n\n# and a line\n4 2 5\n{SQUARE}\n4  0 1 2 3  255 0 0 #red\n2 0 1\n")
-    vertices, faces = read_off(path)
+    vertices, faces = read_shape(path)
     assert vertices.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
     assert faces.tolist() == [[0, 1, 2], [0, 2, 3]]
 

@@ -86,16 +86,16 @@ def test_the_card_says_the_same(repository: Path) -> None:
     assert sum(int(row[3]) for row in rows) == 12137 + 1870 + 2874 == 16881
 
 
-@pytest.mark.parametrize("num_points", [64, 2048])
-def test_in_place_and_prepared_are_the_same(full: Path, tmp_path: Path, num_points: int) -> None:
-    source = shapenetpart.source(full / "shapenetpart", num_points=num_points)
-    convert(source, tmp_path / "shapenetpart" / shapenetpart.file_name(num_points=num_points))
+@pytest.mark.parametrize("stored_points", [64, 2048])
+def test_in_place_and_prepared_are_the_same(full: Path, tmp_path: Path, stored_points: int) -> None:
+    source = shapenetpart.source(full / "shapenetpart", stored_points=stored_points)
+    convert(source, tmp_path / "shapenetpart" / shapenetpart.file_name(stored_points=stored_points))
     for split in ("train", "val", "test"):
-        plain = shapenetpart.load(split, full, num_points=num_points)
-        prepared = shapenetpart.load(split, tmp_path, num_points=num_points)
+        plain = shapenetpart.load(split, full, stored_points=stored_points)
+        prepared = shapenetpart.load(split, tmp_path, stored_points=stored_points)
         assert plain.shape_names == prepared.shape_names
         assert plain.class_names == prepared.class_names == tuple(CATEGORIES)
-        assert (plain.num_points, prepared.num_points, plain.up_axis) == (num_points, num_points, "y")
+        assert (plain.num_points, prepared.num_points, plain.up_axis) == (stored_points, stored_points, "y")
         assert plain.labels.tolist() == prepared.labels.tolist() == list(range(15, -1, -1))
         index = range(16)
         torch.testing.assert_close(plain.batch(index)[0], prepared.batch(index)[0], atol=1 / 32767, rtol=0)
@@ -104,7 +104,7 @@ def test_in_place_and_prepared_are_the_same(full: Path, tmp_path: Path, num_poin
 
 def test_a_part_stays_with_its_point(full: Path) -> None:
     for split, seed, number in (("train", 0, 90), ("test", 2, 50)):
-        clouds = shapenetpart.load(split, full, num_points=64)
+        clouds = shapenetpart.load(split, full, stored_points=64)
         for i, category in enumerate(reversed(CATEGORIES)):
             table = table_of(category, number, seed + 15 - i).astype(np.float32)
             known = {tuple(row[:3]): row[6] for row in table}
@@ -114,34 +114,37 @@ def test_a_part_stays_with_its_point(full: Path) -> None:
 
 
 def test_all_points_in_their_order_where_the_number_fits(folder: Path) -> None:
-    clouds = shapenetpart.load("train", folder.parent, num_points=12)
+    clouds = shapenetpart.load("train", folder.parent, stored_points=12)
     np.testing.assert_array_equal(clouds.points[0], table_of("Bag", 12, 0)[:, :3].astype(np.float32))
     assert clouds.part_labels([0]).tolist() == [[4, 5] * 6]
     assert clouds.shape_names == (f"02773838/{0:032x}",)
 
 
 def test_parts_may_be_written_as_integers(folder: Path) -> None:
-    before = shapenetpart.load("train", folder.parent, num_points=9)
+    before = shapenetpart.load("train", folder.parent, stored_points=9)
     file_of(folder).write_text(file_of(folder).read_text().replace(".000000\n", "\r\n"))
-    after = shapenetpart.load("train", folder.parent, num_points=9)
+    after = shapenetpart.load("train", folder.parent, stored_points=9)
     assert torch.equal(before.points, after.points)
     assert torch.equal(before.part_labels([0]), after.part_labels([0]))
 
 
 def test_the_number_of_points_is_part_of_the_name(full: Path, tmp_path: Path) -> None:
     assert shapenetpart.file_name() == "shapenetpart.h5"
-    assert shapenetpart.file_name(num_points=1024) == "shapenetpart_1024.h5"
-    convert(shapenetpart.source(full / "shapenetpart", num_points=6), path := tmp_path / "any.h5")
-    with pytest.raises(DataError, match=r"any.h5 has 6 points per shape, not num_points=2048"):
+    assert shapenetpart.file_name(stored_points=1024) == "shapenetpart_1024.h5"
+    convert(shapenetpart.source(full / "shapenetpart", stored_points=6), path := tmp_path / "any.h5")
+    with pytest.raises(DataError, match=r"any.h5 has 6 points per shape, not stored_points=2048"):
         shapenetpart.load("test", tmp_path, path=str(path))
-    assert len(shapenetpart.load("test", tmp_path, path=str(path), num_points=6)) == 16
+    assert len(shapenetpart.load("test", tmp_path, path=str(path), stored_points=6)) == 16
 
 
-@pytest.mark.parametrize("num_points", [0, -1, 10**9])
-def test_impossible_numbers_of_points(folder: Path, num_points: int) -> None:
-    for call in (shapenetpart.source, lambda f, num_points: shapenetpart.load("test", f.parent, num_points=num_points)):
-        with pytest.raises(ConfigError, match=f"num_points={num_points}: should be 1 to 100000"):
-            call(folder, num_points=num_points)
+@pytest.mark.parametrize("stored_points", [0, -1, 10**9])
+def test_impossible_numbers_of_points(folder: Path, stored_points: int) -> None:
+    for call in (
+        shapenetpart.source,
+        lambda f, stored_points: shapenetpart.load("test", f.parent, stored_points=stored_points),
+    ):
+        with pytest.raises(ConfigError, match=f"stored_points={stored_points}: should be 1 to 100000"):
+            call(folder, stored_points=stored_points)
 
 
 def write(name: str, content: str | bytes) -> Callable[[Path], None]:
@@ -235,7 +238,7 @@ def test_damaged_shapes(folder: Path, content: str | bytes, message: str) -> Non
 
 def test_one_point_is_repeated(folder: Path) -> None:
     file_of(folder).write_text(ROW.strip())
-    clouds = shapenetpart.load("train", folder.parent, num_points=3)
+    clouds = shapenetpart.load("train", folder.parent, stored_points=3)
     assert clouds.points[0].tolist() == [pytest.approx([0.1, 0.2, 0.3])] * 3
     assert clouds.part_labels([0]).tolist() == [[4, 4, 4]]
 
@@ -302,7 +305,7 @@ def attempt(call: Callable[[], object]) -> object:
 def test_corrupted_shapes(folder: Path, changes: list[tuple[str, float, int]]) -> None:
     content = file_of(folder).read_bytes()
     file_of(folder).write_bytes(corrupted(content, changes))
-    result = attempt(lambda: shapenetpart.load("train", folder.parent, num_points=8))
+    result = attempt(lambda: shapenetpart.load("train", folder.parent, stored_points=8))
     file_of(folder).write_bytes(content)
     if isinstance(result, Clouds):
         assert result.points.shape == (1, 8, 3)
