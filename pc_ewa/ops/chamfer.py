@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pc_ewa.ops import registry
-from pc_ewa.ops.checks import check_pair, integers
+from pc_ewa.ops.checks import check_pair, integers, valid
 
 Lengths = Tensor | Sequence[int] | None
 
@@ -32,9 +32,12 @@ def nearest_distances(
     x, y = check_pair("x", x, "y", y)
     if 0 in (x.shape[1], y.shape[1]):
         raise ValueError(f"x {tuple(x.shape)} and y {tuple(y.shape)}: the distance of an empty cloud is undefined")
-    x_to_y, _, y_to_x, _ = registry.nearest(
-        x, y, integers("x_lengths", x_lengths, x), integers("y_lengths", y_lengths, y)
-    )
+    x_count, y_count = integers("x_lengths", x_lengths, x), integers("y_lengths", y_lengths, y)
+    x_to_y, x_index, y_to_x, y_index = registry.nearest(x, y, x_count, y_count)
+    if registry.forward_mode():
+        x_to_y, y_to_x = registry.distances_to(x, y, x_index), registry.distances_to(y, x, y_index)
+        x_to_y = x_to_y if x_count is None else torch.where(valid(x, x_count), x_to_y, 0)
+        y_to_x = y_to_x if y_count is None else torch.where(valid(y, y_count), y_to_x, 0)
     return x_to_y, y_to_x
 
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 def check_cloud(name: str, points: Tensor) -> Tensor:
     """Return (B, N, 3) points in float32 or float64; a wrong shape or type raises ValueError."""
+    if not isinstance(points, Tensor):
+        raise ValueError(f"{name} is a {type(points).__name__}; expected a tensor, such as torch.as_tensor({name})")
     if points.dim() != 3 or points.shape[-1] != 3:
         raise ValueError(f"{name} has shape {tuple(points.shape)}; expected (batch, points, 3)")
     if not points.is_floating_point():
@@ -37,6 +39,8 @@ def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> 
     if values is None:
         return None
     tensor = torch.as_tensor(values, device=like.device)
+    if tensor.numel() == 0:
+        tensor = tensor.long()  # an empty list tells no type
     if tensor.shape != like.shape[:1] or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ValueError(
             f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected one integer for each of the "
@@ -51,7 +55,7 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None = None, neede
     This reads the tensors, so a GPU has to catch up: it belongs where the work is done, not in traced code.
 
     Returns:
-        The points, contiguous, with zeros for padding, whatever it was.
+        The points, with zeros for padding, whatever it was.
     """
     if points.numel() == 0:
         return points
@@ -65,7 +69,7 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None = None, neede
     if not bool((high - low).isfinite()) and not bool(points.isfinite().all()):
         cloud = int((~points.isfinite()).flatten(1).any(1).nonzero()[0])
         raise ValueError(f"{name} holds NaN or inf in cloud {cloud} of the batch; remove such points first")
-    return points.contiguous()
+    return points
 
 
 def valid(points: Tensor, lengths: Tensor) -> Tensor:

@@ -80,13 +80,16 @@ def find_compiler() -> tuple[str, ...]:
     Raises:
         UnavailableError: there is none.
     """
-    candidates = [shlex.split(os.environ["CXX"])] if os.environ.get("CXX") else [["g++"], ["clang++"], ["c++"]]
+    wanted = os.environ.get("CXX", "").strip()
+    try:
+        candidates = [shlex.split(wanted)] if wanted else [["g++"], ["clang++"], ["c++"]]
+    except ValueError as error:
+        raise UnavailableError(f"CXX={wanted} is no command: {error}") from None
     for words in candidates:
         program = shutil.which(words[0])
         if program:
             return (program, *words[1:])
-    wanted = os.environ.get("CXX") or "g++ or clang++"
-    raise UnavailableError(f"no C++ compiler ({wanted} not found); install one for speed")
+    raise UnavailableError(f"no C++ compiler ({wanted or 'g++ or clang++'} not found); install one for speed")
 
 
 def compile_library(scalar: Scalar, compiler: tuple[str, ...], target: Path, march: str | None) -> None:

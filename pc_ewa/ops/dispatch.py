@@ -40,7 +40,11 @@ def backend(device: torch.device | str = "cpu") -> Backend:
 
 
 def call(op: str, device: torch.device, *arguments: Any) -> Any:
-    """Run an op by name on the first backend that takes it; the reference takes everything."""
+    """Run an op by name on the first backend that takes it; the reference takes everything.
+
+    Tensors arrive there contiguous, whatever they were: kernels read them through plain pointers.
+    """
+    arguments = tuple(a.contiguous() if isinstance(a, torch.Tensor) else a for a in arguments)
     for module in _choose(_asked(), device.type)[1]:
         function: Callable[..., Any] | None = getattr(module, op, None)
         if function is not None:

@@ -31,7 +31,8 @@ def knn(
     """
     queries, points = check_pair("queries", queries, "points", points)
     check_count(f"k={k} neighbours", k, points.shape[1])
-    return registry.knn(queries, points, k, integers("lengths", lengths, points))
+    distances, index = registry.knn(queries, points, k, integers("lengths", lengths, points))
+    return registry.distances_to(queries, points, index) if registry.forward_mode() else distances, index
 
 
 def three_nn(
@@ -52,7 +53,8 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
     Raises:
         ValueError: shapes that do not fit.
     """
-    if features.dim() != 3 or index.dim() != 3 or index.shape != weights.shape or index.shape[0] != features.shape[0]:
+    fits = features.dim() == index.dim() == 3 and index.shape == weights.shape and index.shape[0] == features.shape[0]
+    if not fits or index.shape[2] == 0:
         raise ValueError(
             f"features {tuple(features.shape)}, index {tuple(index.shape)}, weights {tuple(weights.shape)}; expected "
             "(batch, points, channels) and twice (batch, queries, neighbours)"

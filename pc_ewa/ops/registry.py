@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from pc_ewa.ops import dispatch, reference
 from pc_ewa.ops.checks import check_values, valid
@@ -93,8 +94,7 @@ def nearest_backward(
     """Gradients of the squared distances of `nearest` with respect to x and y."""
     if x.shape[0] == 0:
         return torch.zeros_like(x), torch.zeros_like(y)
-    arguments = (tensor.contiguous() for tensor in (grad_x, grad_y, x, y, x_index, y_index))
-    return dispatch.call("nearest_backward", x.device, *arguments)
+    return dispatch.call("nearest_backward", x.device, grad_x, grad_y, x, y, x_index, y_index)
 
 
 @nearest_backward.register_fake
@@ -132,6 +132,18 @@ def _nearest_backward(ctx: Any, grad_x: Tensor, _: None, grad_y: Tensor, __: Non
     # Only plain torch can be differentiated again, which nearly nobody asks for.
     backward = reference.nearest_backward if torch.is_grad_enabled() else nearest_backward
     return *backward(grad_x, grad_y, x, y, x_index, y_index), None, None
+
+
+def forward_mode() -> bool:
+    """Whether tangents are carried along (torch.func.jvp): custom ops would drop them without a word."""
+    return forward_ad._current_level >= 0
+
+
+def distances_to(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
+    """Squared distances of x (B, N, 3) to the y (B, M, 3) at an index (B, N) or (B, N, k), in plain torch."""
+    flat = index.flatten(1)[..., None].expand(-1, -1, 3)
+    neighbours = y.gather(1, flat).view(*index.shape, 3)
+    return ((x if index.dim() == 2 else x[:, :, None]) - neighbours).square().sum(-1)
 
 
 knn.register_autograd(_knn_backward, setup_context=_save_knn)

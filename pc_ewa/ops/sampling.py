@@ -1,5 +1,7 @@
 """Choosing and gathering points: farthest point sampling, and the rows of a cloud by index."""
 
+import math
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -35,12 +37,20 @@ def farthest_point_sample(
     """
     points = check_cloud("points", points)
     check_count(f"n={n} points", n, points.shape[1])
-    if isinstance(start, int):
-        first = None if start == 0 else torch.full(points.shape[:1], start, device=points.device)
-    else:
-        first = integers("start", start, points)
+    first = _first(start, points)
     lengths = integers("lengths", lengths, points)
     return registry.farthest_point_sample(points.detach(), n, first, lengths, skip_near_origin)
+
+
+def _first(start: int | Sequence[int] | Tensor, points: Tensor) -> Tensor | None:
+    """Return the first index of each cloud; None for 0."""
+    if isinstance(start, bool):
+        raise ValueError(f"start={start}; expected an index")
+    try:
+        single = operator.index(start)  # type: ignore[arg-type]
+    except TypeError:
+        return integers("start", start, points)  # type: ignore[arg-type]
+    return None if single == 0 else torch.full(points.shape[:1], single, dtype=torch.int64, device=points.device)
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:
@@ -50,5 +60,5 @@ def gather_points(points: Tensor, index: Tensor) -> Tensor:
             f"points {tuple(points.shape)} and index {tuple(index.shape)}; expected (batch, points, channels) and "
             "(batch, ...)"
         )
-    flat = index.reshape(index.shape[0], -1, 1).expand(-1, -1, points.shape[-1])
+    flat = index.reshape(index.shape[0], math.prod(index.shape[1:]), 1).expand(-1, -1, points.shape[-1])
     return points.gather(1, flat).reshape(*index.shape, points.shape[-1])

@@ -51,7 +51,7 @@ def test_bundled_file_not_found_names_the_root(tmp_path: Path) -> None:
     ("name", "options", "message"),
     [
         ("sweethom3d", {}, r"unknown dataset 'sweethom3d'; did you mean 'sweethome3d'\?"),
-        ("zzz", {}, "unknown dataset 'zzz'; choose from hdf5, sweethome3d"),
+        ("zzz", {}, "unknown dataset 'zzz'; choose from files, hdf5, modelnet10, "),
         (
             "hdf5",
             {"paht": "a.h5"},

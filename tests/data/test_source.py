@@ -115,15 +115,13 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     empty = source(change=lambda i, points: points[:0])
     with pytest.raises(DataError, match="toy: no shape could be read; 4 were left out, the first: toy: 0: no points"):
         convert(empty, tmp_path / "toy.h5", skip_defects=True)
-    with pytest.raises(DataError, match="toy: no shape could be read$"):
+    with pytest.raises(DataError, match=r"toy: no shape could be read$"):
         convert(source(()), tmp_path / "toy.h5")
 
 
 def test_a_class_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
     broken = source(change=lambda i, points: points[:0] if i % 2 == 0 else None)
-    with pytest.raises(
-        DataError, match=r"empty class, no training shape of: a; .*; 2 were left out, the first: toy: 0:"
-    ):
+    with pytest.raises(DataError, match=r"empty class, no training shape of: a; .*; 2 were left out, the first: toy"):
         convert(broken, tmp_path / "toy.h5", skip_defects=True)
 
 

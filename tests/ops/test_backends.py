@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pc_ewa import ops
 from pc_ewa.ops import cpu, reference
 
 laws = settings(deadline=None, max_examples=80)
@@ -155,3 +156,22 @@ def test_two_threads_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_same(everything(), alone)
     finally:
         torch.set_num_threads(1)
+
+
+def test_lengths_and_starts_may_lie_anywhere_in_memory() -> None:
+    """A column of a table, or one number expanded: kernels read plain pointers."""
+    random = torch.Generator().manual_seed(0)
+    points, table = rand(2, 300, random=random), torch.tensor([[200, 0, 7], [90, 1, 8]])
+    for lengths, start in ((table[:, 0], table[:, 2]), (torch.tensor(50).expand(2), torch.tensor(7).expand(2))):
+        dense = {"lengths": lengths.contiguous()}
+        strided = {"lengths": lengths}
+        assert torch.equal(
+            ops.farthest_point_sample(points, 40, start=start, **strided),
+            ops.farthest_point_sample(points, 40, start=start.contiguous(), **dense),
+        )
+        assert_same(ops.knn(points, points, 9, **strided), ops.knn(points, points, 9, **dense))
+        assert torch.equal(
+            ops.ball_query(points, points, 1, 9, **strided), ops.ball_query(points, points, 1, 9, **dense)
+        )
+        both = ({"x_lengths": n, "y_lengths": n} for n in (lengths, lengths.contiguous()))
+        assert_same(*(ops.nearest_distances(points, points.flip(0), **one) for one in both))

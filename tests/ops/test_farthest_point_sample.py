@@ -161,7 +161,13 @@ def test_points_near_the_origin_are_skipped_on_request() -> None:
     assert farthest_point_sample(points[:, :3], 3, start=1, skip_near_origin=True).tolist() == [[1, 0, 0]]
 
 
+def test_a_start_may_be_any_integer() -> None:
+    points = torch.randn(2, 9, 3)
+    assert farthest_point_sample(points, 2, start=np.int64(3))[:, 0].tolist() == [3, 3]
+
+
 def test_empty_batch() -> None:
+    assert farthest_point_sample(torch.zeros(0, 5, 3), 2, lengths=[]).shape == (0, 2)
     assert farthest_point_sample(torch.zeros(0, 5, 3), 2, start=torch.zeros(0).long()).shape == (0, 2)
 
 
@@ -169,6 +175,7 @@ def test_empty_batch() -> None:
     ("options", "message"),
     [
         ({"start": 5}, r"start=5 is no index of its cloud; choose 0 to its length - 1"),
+        ({"start": True}, r"start=True; expected an index"),
         ({"start": -1}, r"start=-1 is no index"),
         ({"start": [0, 3], "lengths": [5, 3]}, r"start=3 is no index"),
         ({"start": [0, 0, 0]}, r"start is torch.int64 of shape \(3,\); expected one integer for each of the 2 clouds"),

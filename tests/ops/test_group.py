@@ -35,6 +35,10 @@ def test_options_reach_the_sampling_and_padding_stays_out() -> None:
     assert torch.equal(centers[1:], alone[1])
 
 
+def test_an_empty_batch_has_no_patches() -> None:
+    assert [part.shape for part in group(torch.zeros(0, 9, 3), 3, 4)] == [(0, 3, 4, 3), (0, 3, 3)]
+
+
 def test_gradients_reach_the_points() -> None:
     torch.manual_seed(0)
     points = torch.randn(2, 12, 3, dtype=torch.double, requires_grad=True)

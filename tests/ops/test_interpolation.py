@@ -61,7 +61,12 @@ def test_known_points_get_their_own_features_back() -> None:
 
 @pytest.mark.parametrize(
     ("features", "index", "weights"),
-    [((4, 3), (4, 3), (4, 3)), ((2, 4, 3), (2, 5, 3), (2, 5, 2)), ((2, 4, 3), (3, 5, 3), (3, 5, 3))],
+    [
+        ((4, 3), (4, 3), (4, 3)),
+        ((2, 4, 3), (2, 5, 3), (2, 5, 2)),
+        ((2, 4, 3), (3, 5, 3), (3, 5, 3)),
+        ((2, 4, 3), (2, 5, 0), (2, 5, 0)),
+    ],
     ids=str,
 )
 def test_shapes_that_do_not_fit_are_refused(

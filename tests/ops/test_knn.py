@@ -109,6 +109,7 @@ def test_distances_have_the_exact_gradient() -> None:
         (torch.zeros(2, 4, 3), torch.zeros(2, 5, 3), 6, r"k=6 neighbours asked of clouds of 5; choose 1 to 5"),
         (torch.zeros(2, 4, 3), torch.zeros(2, 5, 3), 0, r"k=0 neighbours asked of clouds of 5; choose 1 to 5"),
         (torch.zeros(2, 4, 3), torch.zeros(3, 5, 3), 1, r"queries has a batch of 2, points of 3; they must be equal"),
+        (np.zeros((2, 4, 3)), torch.zeros(2, 5, 3), 1, r"queries is a ndarray; expected a tensor"),
         (torch.zeros(4, 3), torch.zeros(2, 5, 3), 1, r"queries has shape \(4, 3\); expected \(batch, points, 3\)"),
         (torch.zeros(2, 4, 3), torch.zeros(2, 5, 2), 1, r"points has shape \(2, 5, 2\); expected"),
         (torch.zeros(2, 4, 3), torch.zeros(2, 5, 3).int(), 1, r"points is torch.int32; expected floating-point"),
