@@ -37,7 +37,6 @@ class Entry:
         manual: how to get and place the files by hand.
         source: "module:function" that opens the published files; None for a dataset that comes prepared.
         prepared: name of the prepared file, from the options; a function `file_name` in the module goes before it.
-        unpacked: bytes that the published files take, if known.
         drawn_from: a dataset that this one is drawn from where it has no files of its own.
     """
 
@@ -48,7 +47,6 @@ class Entry:
     manual: str
     source: str | None
     prepared: str = "{name}.h5"
-    unpacked: int | None = None
     drawn_from: str | None = None
 
     def opener(self) -> Callable[..., Source]:

@@ -28,6 +28,7 @@ from pc_ewa.train.distributed import join_world
 
 CONFIG = Path(__file__).parent.parent.parent / "configs" / "official_size.yaml"
 WORKERS = 8  # of Point-MAE's loader
+SUSTAINED = 2 * 2 * WORKERS  # batches at a time: half of them may be waiting when the clock starts
 CANDIDATES = 1200  # farthest points from which it draws 1,024
 
 
@@ -103,7 +104,7 @@ def race(clouds: Clouds, experiment: Experiment, rounds: int) -> tuple[float, fl
         for number_ in progress(range(rounds + 1), "timing"):
             measured = (
                 _seconds(lambda n=number_: batches.draw(n, 0)),
-                _seconds(lambda: [next(peer) for _ in range(4)]) / 4,
+                _seconds(lambda: [next(peer) for _ in range(SUSTAINED)]) / SUSTAINED,
                 train(number_),
             )
             if number_:  # the first warms up
