@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pc_ewa.data.catalog import CATALOG, Archive, Entry
 from pc_ewa.data.convert import Converted, convert
 from pc_ewa.data.download import download
 from pc_ewa.data.layout import Layout
+from pc_ewa.data.readers import EXTENSIONS
 from pc_ewa.data.source import Source
 from pc_ewa.data.unpack import unpack
 from pc_ewa.errors import ConfigError, DataError, Error, exit_on_error
@@ -78,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
 def _prepare(options: argparse.Namespace) -> None:
     """Download and unpack if need be, convert, and say what came out."""
     name, entry = options.name, choose("dataset", options.name, CATALOG)
+    if options.output is not None:
+        raise ConfigError(f"-o is for files; {name} goes to its folder in --root, where training finds it")
     values = _key_values(options.values)
     points = options.points
     if points is not None and "stored_points" in entry.arguments(
@@ -88,7 +92,7 @@ def _prepare(options: argparse.Namespace) -> None:
     folder = Path(options.root) / name
     path = folder / entry.file_name(name, arguments)
     if path.exists() and not options.again:
-        print(f"{path} is there already; nothing to do (--again makes it anew)")
+        print(f"{path} is there already; nothing to do (--again makes it anew, as asked now)")
         return
     print(f"{entry.title}\nlicence: {entry.licence}\n{entry.terms}\n", flush=True)
     opener = entry.opener()
@@ -162,6 +166,7 @@ def _files(options: argparse.Namespace) -> None:
     done = convert(shapes, output, dtype="float32", skip_defects=True)  # units may differ from file to file
     _report(output)
     _report_skipped(done)
+    _report_ignored(folder)
     print(f"\ntrain on it with data.name=hdf5 data.path={output}")
 
 
@@ -186,6 +191,15 @@ def _report_skipped(done: Converted) -> None:
             print(f"  {reason if name in reason else f'{name}: {reason}'}")
         if len(done.skipped) > _LISTED:
             print(f"  and {len(done.skipped) - _LISTED:,} more")
+
+
+def _report_ignored(folder: Path) -> None:
+    """Say which files were not looked at, as nobody reads such ones."""
+    names = [path.suffix.lower() or path.name for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
+    unknown = Counter(name for name in names if name not in EXTENSIONS)
+    if unknown:
+        kinds = ", ".join(f"{name} ({count})" for name, count in unknown.most_common(_LISTED))
+        print(f"\nignored files of other kinds: {kinds}; read are {' '.join(EXTENSIONS)}")
 
 
 def _list(root: Path) -> None:

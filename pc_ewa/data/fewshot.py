@@ -52,7 +52,8 @@ def load(
         DataError: neither the published files nor ModelNet40, or something damaged.
     """
     _check(way, shot, fold, seed)
-    if path is not None or any(_settings(root / NAME)) or (root / NAME / _prepared(way, shot, fold)).is_file():
+    # Drawn folds are never prepared: where any fold is, the others are published ones too, or missing.
+    if path is not None or any(_settings(root / NAME)) or any((root / NAME).glob(f"{NAME}_*.h5")):
         published = [partial(_published, way, shot, fold)]
         return load_prepared(NAME, split, root / NAME, _prepared(way, shot, fold), published, path)
     if split not in SPLITS:

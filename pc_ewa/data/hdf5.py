@@ -19,6 +19,8 @@ from pc_ewa.errors import DataError
 def load(split: str, root: Path, *, path: str | Path) -> Clouds:
     """Load a split of the user's own file; `path` is taken as it is, `root` plays no part."""
     file = Path(path).expanduser()
+    if file.is_dir():
+        raise DataError(f"{file} is a folder; a folder of shapes is loaded with name: files, not hdf5")
     return read_hdf5(file, split, name=file.stem, remedy="check the option path")
 
 

@@ -64,3 +64,8 @@ def test_bundled_file_not_found_names_the_root(tmp_path: Path) -> None:
 def test_wrong_names_and_options_say_what_there_is(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_dataset(name, "train", **options)
+
+
+def test_a_folder_is_no_hdf5_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is a folder; a folder of shapes is loaded with name: files, not hdf5"):
+        load_dataset("hdf5", "train", path=str(tmp_path))

@@ -117,6 +117,15 @@ def write_modelnet40(root: Path) -> None:
     )
 
 
+def test_beside_a_prepared_fold_the_others_are_not_drawn(tmp_path: Path) -> None:
+    """Or one experiment would mix published and drawn folds."""
+    write_modelnet40(tmp_path)
+    (tmp_path / "modelnet_fewshot").mkdir()
+    (tmp_path / "modelnet_fewshot" / "modelnet_fewshot_5way_10shot_0.h5").touch()
+    with pytest.raises(DataError, match="holds no modelnet_fewshot in any published format"):
+        fewshot.load("train", tmp_path, fold=1)
+
+
 def test_without_published_folds_they_are_drawn_from_modelnet40(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no published folds in .*modelnet_fewshot.*prepare_data\.py modelnet40"):
         fewshot.load("train", tmp_path)

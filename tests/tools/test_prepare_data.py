@@ -145,7 +145,11 @@ def test_again(tool: Tool, server: list[str], tmp_path: Path) -> None:
     command = ("prepare_data", "toy", "--root", tmp_path / "data")
     prepared = tmp_path / "data" / "toy" / "toy.h5"
     assert tool(*command, "--accept").code == 0
-    assert tool(*command) == (0, f"{prepared} is there already; nothing to do (--again makes it anew)\n", "")
+    assert tool(*command) == (
+        0,
+        f"{prepared} is there already; nothing to do (--again makes it anew, as asked now)\n",
+        "",
+    )
     before = prepared.stat().st_ino
     code, out, _ = tool(*command, "--again", "--points", 7)  # from the published files, without the server
     assert (code, prepared.stat().st_ino == before, len(server)) == (0, False, 2)
@@ -344,3 +348,20 @@ def test_a_format_that_is_not_installed(entry: Entry) -> None:
 
 def test_every_dataset_is_in_the_catalog() -> None:
     assert set(DATASETS) - {"hdf5", "files"} == set(CATALOG)
+
+
+def test_files_of_other_kinds_are_named(tool: Tool, tmp_path: Path) -> None:
+    for label in ("cup", "mug"):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "mine" / label / f"{i}.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
+    (tmp_path / "mine" / "cup" / "cup.GLB").touch()
+    (tmp_path / "mine" / "mug" / "notes.csv").touch()
+    out = tool("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5").out
+    assert "ignored files of other kinds: .glb (1), .csv (1); read are .ply .pcd" in out
+
+
+def test_an_output_is_for_own_files(tool: Tool, tmp_path: Path) -> None:
+    result = tool("prepare_data", "modelnet40", "-o", "mine.h5", "--root", tmp_path)
+    assert result.code == 2
+    assert result.err.startswith("error: -o is for files; modelnet40 goes to its folder in --root")
