@@ -15,6 +15,9 @@ from pc_ewa.ewa.experts import Init, PartitionScope
 from pc_ewa.models import MODELS
 from pc_ewa.signatures import check_arguments, choose, describe, refuse_switch
 
+# Arguments of models that the data decides, and that are not for the config to say again.
+DECIDED_BY_DATA = ("num_classes", "num_parts", "num_categories")
+
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -40,9 +43,10 @@ class Data(_OpenSection):
 
     name: str
     root: str = "datasets"
-    num_points: PositiveInt = 1024  # per cloud; larger clouds are cut by farthest point sampling
+    num_points: PositiveInt = 1024  # per cloud; larger clouds are cut
+    sampling: Literal["farthest", "random"] = "farthest"  # how they are cut; "random" is for pre-training
     normalize: bool = True  # centre and scale each cloud into the unit sphere
-    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of each class, where there is no "val" split
+    val_fraction: Fraction = 0.1  # of each class, where there is no "val" split; 0: train on all, the last step counts
 
 
 class Model(_OpenSection):
@@ -77,6 +81,7 @@ class Augment(_Section):
     """Random changes of each training cloud; the defaults are Point-MAE's fine-tuning recipe."""
 
     scale: tuple[PositiveFloat, PositiveFloat] | None = (2 / 3, 3 / 2)  # factor per axis
+    isotropic: bool = False  # one factor for all axes
     shift: NonNegativeFloat = 0.2  # largest move per axis
     rotate: bool = False  # any angle about the up axis
     jitter: NonNegativeFloat = 0.0  # standard deviation of the noise of each point
@@ -108,17 +113,29 @@ class Wandb(_Section):
     project: str = "pc-ewa"
 
 
+class Probe(_Section):
+    """A linear SVM on the frozen features while pre-training; it is logged, and never chooses a checkpoint."""
+
+    data: Data
+    every: PositiveInt = 20  # epochs of pre-training
+
+
 class Experiment(_Section):
     """Everything a run depends on; config.yaml in a run folder shows it with every default."""
 
     output: str  # the run folder
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     device: str = "auto"  # a GPU if there is one; or cpu, cuda, cuda:1
-    task: str = "classify"
+    # "official" repeats what the official code does by accident: the learning rate of the epoch before, one epoch too
+    # many, one draw of points for a whole batch, decay of cls_pos, the tokenizer of Point-BERT in training mode.
+    recipe: Literal["ours", "official"] = "ours"
+    task: str | None = None  # the model's own
     init_from: str | None = None  # checkpoint to start from
+    tokenizer: str | None = None  # checkpoint of the dvae whose tokens point_bert predicts
     data: Data
     model: Model
     ewa: Ewa | None = None
+    probe: Probe | None = None
     augment: Augment = Augment()
     train: Train = Train()
     wandb: Wandb = Wandb()
@@ -133,6 +150,10 @@ class Experiment(_Section):
             raise ValueError(f"train.min_lr={self.train.min_lr} is above train.lr={self.train.lr}")
         if self.augment.scale and self.augment.scale[0] > self.augment.scale[1]:
             raise ValueError(f"augment.scale={list(self.augment.scale)}; give the smaller factor first")
+        if self.recipe == "official" and self.train.steps:
+            raise ValueError(
+                f"train.steps={self.train.steps} with recipe=official, which counts epochs; set train.epochs"
+            )
         return self
 
 
@@ -174,22 +195,33 @@ def resolve(content: dict[str, Any]) -> Experiment:
         experiment = Experiment.model_validate(content)
     except pydantic.ValidationError as error:
         raise ConfigError(describe(error, Experiment)) from None
-    data, model = experiment.data, experiment.model
-    model_class, loader = choose("model.name", model.name, MODELS), choose("data.name", data.name, DATASETS)
-    # What data decides (the number of classes), and where it lies, is not for the config to say again.
-    model_arguments = check_arguments("model", model_class, model.arguments, skip=["num_classes"], beside=["name"])
-    data_arguments = check_arguments("data", loader, data.arguments, skip=["split", "root"], beside=Data.model_fields)
+    model = experiment.model
+    model_class = choose("model.name", model.name, MODELS)
+    defaults = {"live_tokenizer": True} if experiment.recipe == "official" and model.name == "point_bert" else {}
+    model_arguments = check_arguments(
+        "model", model_class, defaults | model.arguments, skip=DECIDED_BY_DATA, beside=["name"]
+    )
     for name in ("group_size", "num_groups"):
-        if model_arguments.get(name, 0) > data.num_points:
+        if model_arguments.get(name, 0) > experiment.data.num_points:
             raise ConfigError(
-                f"model.{name}={model_arguments[name]} is above data.num_points={data.num_points}; lower it"
+                f"model.{name}={model_arguments[name]} is above data.num_points={experiment.data.num_points}; lower it"
             )
+    probe = experiment.probe
     return experiment.model_copy(
         update={
+            "task": experiment.task or model_class.task,
             "model": Model(name=model.name, **model_arguments),
-            "data": Data(**data.model_dump(include=set(Data.model_fields)), **data_arguments),
+            "data": _resolve_data(experiment.data, "data"),
+            "probe": probe and probe.model_copy(update={"data": _resolve_data(probe.data, "probe.data")}),
         }
     )
+
+
+def _resolve_data(data: Data, where: str) -> Data:
+    """Check the arguments of the dataset, and fill in their defaults."""
+    loader = choose(f"{where}.name", data.name, DATASETS)
+    arguments = check_arguments(where, loader, data.arguments, skip=["split", "root"], beside=Data.model_fields)
+    return Data(**data.model_dump(include=set(Data.model_fields)), **arguments)
 
 
 def dump(experiment: Experiment) -> str:

@@ -104,7 +104,7 @@ REFUSED = {
     "model.num_classes=3": "unknown key 'model.num_classes'; ",
     "data.paht=a.h5": "unknown key 'data.paht'; did you mean 'path'?",
     "data.num_point=3": "unknown key 'data.num_point'; did you mean 'num_points'?",
-    "data.split=train": "unknown key 'data.split'; choose from name, normalize, num_points, path",
+    "data.split=train": "unknown key 'data.split'; did you mean",
     "train.epochs=many": "train.epochs='many': should be a valid integer",
     "train.epochs=1.5": "train.epochs=1.5: should be a valid integer",
     "train.epochs=true": "train.epochs=True: should be a number, not a switch",

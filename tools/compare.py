@@ -65,7 +65,7 @@ def describe(runs: list[dict[str, Any]]) -> str:
         values = [100 * run[key] for run in runs]
         spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
         each = ", ".join(f"{value:.1f}" for value in values)
-        error = 100 * statistics.mean(run["test_standard_error"] for run in runs)
+        error = 100 * statistics.mean(run["test_standard_error_merged"] for run in runs)
         lines.append(f"  {title:<20} {statistics.mean(values):.1f}{spread} %   ({each}; s.e. {error:.1f})")
     lost = [run["test_correct_unmerged"] - run["test_correct_merged"] for run in runs]
     lines.append(f"  shapes lost by merging: {', '.join(map(str, lost))}")

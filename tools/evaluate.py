@@ -1,18 +1,37 @@
-"""Measure a checkpoint: overall and mean-class accuracy, and the accuracy of every class."""
+"""Measure a checkpoint: accuracy, mIoU or loss by what it is made for; a linear SVM on its features; few-shot folds."""
 
 import argparse
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
-from pc_ewa.errors import exit_on_error
-from pc_ewa.train.restore import restore
+from pc_ewa.errors import CheckpointError, ConfigError, exit_on_error
+from pc_ewa.eval import Score, evaluate_linear_svm, evaluate_voted
+from pc_ewa.eval.fewshot import SETTINGS
+from pc_ewa.train.fewshot import run_fewshot
+from pc_ewa.train.restore import Restored, restore, untrained
+from pc_ewa.train.splits import load_splits
 
 EPILOG = """\
 examples:
   python tools/evaluate.py runs/quickstart/checkpoints/merged_last.pt
   python tools/evaluate.py runs/quickstart/checkpoints/best.pt --split val
-  python tools/evaluate.py modelnet_1k.pth --config my_config.yaml data.path=my_shapes.h5
+  python tools/evaluate.py runs/quickstart/checkpoints/merged_last.pt --votes 10
+  python tools/evaluate.py modelnet_1k.pth --config configs/finetune/modelnet40.yaml
+  python tools/evaluate.py part_seg.pth --config configs/finetune/shapenetpart.yaml
+  python tools/evaluate.py runs/quickstart_pretrain/checkpoints/merged_last.pt --protocol svm
+  python tools/evaluate.py random --config configs/quickstart_pretrain.yaml --protocol svm    # untrained weights
+  python tools/evaluate.py pretrain.pth --protocol fewshot --config configs/finetune/fewshot.yaml output=runs/fewshot
 
-Our own checkpoints know their config. A checkpoint that still has its mixtures is measured as it would be merged."""
+Our own checkpoints know their config; "random" is the config's model as training would start it. A checkpoint that
+still has its mixtures is measured as it would be merged. The table is printed, and everything written as JSON.
+
+  score    what the model is made for: accuracy and confusions, mIoU of parts, or the pre-training loss. --votes K takes
+           the mean logits over K random subsets and augmentations of each cloud, and says "voted" beside the result.
+  svm      a linear SVM on frozen features of probe.data, or of data if there is no probe; C is chosen on train.
+  fewshot  4 settings x 10 folds, each trained from the checkpoint and measured; the same command goes on where it was
+           stopped, fold by fold."""
 
 
 @exit_on_error
@@ -21,32 +40,121 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", help="a file of ours (last.pt, best.pt, merged_last.pt, ...) or an official one")
+    parser.add_argument(
+        "checkpoint", help='a file of ours (last.pt, merged_last.pt, ...), an official one, or "random"'
+    )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change keys of the config, as in data.root=/data"
     )
+    parser.add_argument("--config", metavar="YAML", help="the experiment, for checkpoints that do not hold one")
+    parser.add_argument("--protocol", choices=("score", "svm", "fewshot"), default="score", help="default: score")
     parser.add_argument(
-        "--config",
-        metavar="YAML",
-        help="the experiment, for checkpoints that do not hold one (official files)",
+        "--split", choices=("train", "val", "test"), default="test", help="which part to measure (default: test)"
     )
+    parser.add_argument("--votes", type=int, default=1, metavar="K", help="score of classifiers: mean of K votes")
+    parser.add_argument("--folds", type=int, default=10, metavar="N", help="fewshot: the first N folds (default: 10)")
     parser.add_argument(
-        "--split",
-        choices=("train", "val", "test"),
-        default="test",
-        help="which part to measure (default: test)",
+        "--setting", action="append", metavar="WAYxSHOT", help="fewshot: as 5x10, repeatable (default: all)"
     )
+    parser.add_argument("--json", metavar="FILE", help="where to write (default: beside the checkpoint)")
     options = parser.parse_intermixed_args(arguments)
-    restored = restore(options.checkpoint, options.config, options.overrides)
-    accuracy = restored.evaluate(options.split)
-    print(f"{options.checkpoint} on {options.split} of {restored.experiment.data.name}")
-    share = f"{accuracy.correct}/{accuracy.shapes}, standard error {accuracy.standard_error:.2%}"
-    print(f"overall accuracy     {accuracy.overall:.2%} ({share})")
-    print(f"mean class accuracy  {accuracy.mean_class:.2%}")
-    width = max(len(name) for name in restored.class_names)
-    for name, row in zip(restored.class_names, accuracy.confusion, strict=True):
-        shapes, correct = int(row.sum()), int(row[restored.class_names.index(name)])
-        print(f"  {name:<{width}}  " + (f"{correct / shapes:7.1%} ({correct}/{shapes})" if shapes else "no shapes"))
+    check(options)
+    if options.protocol == "fewshot":
+        result, place = fewshot(options)
+    else:
+        restored = restored_from(options)
+        result, place = measure(restored, options), json_path(options, restored)
+    content = {"checkpoint": options.checkpoint, "protocol": options.protocol, "split": options.split}
+    write_json(place, content | result.to_json())
+    print(f"\nwritten to {place}")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is loaded."""
+    if options.votes < 1:
+        raise ConfigError(f"--votes {options.votes}; give 1 (one plain look at each cloud) or more")
+    if options.votes > 1 and options.protocol != "score":
+        raise ConfigError(f"--votes is for --protocol score, not for {options.protocol}")
+    if not 1 <= options.folds <= 10:
+        raise ConfigError(f"--folds {options.folds}; give 1 to 10")
+    if options.checkpoint == "random" and not options.config:
+        raise ConfigError('"random" needs --config CONFIG.yaml, to know which model')
+    if options.protocol == "fewshot" and not options.config:
+        raise ConfigError("--protocol fewshot needs --config, such as configs/finetune/fewshot.yaml")
+    if options.protocol != "fewshot" and (options.folds != 10 or options.setting):
+        raise ConfigError("--folds and --setting are for --protocol fewshot")
+
+
+def restored_from(options: argparse.Namespace) -> Restored:
+    """Build the model, with the weights of the checkpoint or untrained."""
+    if options.checkpoint == "random":
+        return untrained(options.config, options.overrides)
+    return restore(options.checkpoint, options.config, options.overrides)
+
+
+def measure(restored: Restored, options: argparse.Namespace) -> Score:
+    """Evaluate by the protocol asked for, and print what came out."""
+    for note in restored.notes:
+        print(f"note: {note}")
+    experiment, score = restored.experiment, None
+    data = experiment.probe.data if options.protocol == "svm" and experiment.probe else experiment.data
+    common = {"normalize": data.normalize, "batch_size": 2 * experiment.train.batch_size}
+    if options.protocol == "svm":
+        splits = load_splits(data, experiment.seed)
+        device = restored.place()
+        score = evaluate_linear_svm(
+            restored.model, splits.train, splits.named(options.split), data.num_points, device=device, **common
+        )
+    elif options.votes > 1:
+        if experiment.task != "classify":
+            raise ConfigError(f"--votes {options.votes} with {experiment.model.name}; only classifiers vote")
+        clouds, device = restored.splits().named(options.split), restored.place()
+        score = evaluate_voted(
+            restored.model, clouds, data.num_points, votes=options.votes, seed=experiment.seed, device=device, **common
+        )
+    else:
+        score = restored.evaluate(options.split)
+    print(f"{options.checkpoint} on {options.split} of {data.name}\n{score.table()}")
+    return score
+
+
+def fewshot(options: argparse.Namespace) -> tuple[Any, Path]:
+    """Train and measure the folds, and print the table."""
+    settings = tuple(parse_setting(text) for text in options.setting) if options.setting else SETTINGS
+    start = None if options.checkpoint == "random" else options.checkpoint
+    if start and not Path(start).is_file():
+        raise CheckpointError(f"{start} is no file; check the path of the checkpoint")
+    result, output = run_fewshot(options.config, options.overrides, start, settings, options.folds)
+    print(f"\n{result.table()}")
+    return result, Path(options.json or f"{output}/fewshot.json")
+
+
+def parse_setting(text: str) -> tuple[int, int]:
+    """Read "5x10" as 5 way, 10 shot."""
+    way, _, shot = text.partition("x")
+    if not (way.isdigit() and shot.isdigit()) or (int(way), int(shot)) not in SETTINGS:
+        raise ConfigError(f"--setting {text}; choose from {', '.join(f'{w}x{s}' for w, s in SETTINGS)}")
+    return int(way), int(shot)
+
+
+def json_path(options: argparse.Namespace, restored: Restored) -> Path:
+    """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured."""
+    if options.json:
+        return Path(options.json)
+    voted = f"_voted{options.votes}" if options.votes > 1 else ""
+    name = f"{Path(options.checkpoint).stem}.{options.protocol}{voted}.{options.split}.json"
+    return (
+        Path(restored.experiment.output) if options.checkpoint == "random" else Path(options.checkpoint).parent
+    ) / name
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write the result; a folder that cannot be written is an error with a way out."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another with --json FILE") from None
 
 
 if __name__ == "__main__":

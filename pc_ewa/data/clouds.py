@@ -167,3 +167,19 @@ class Clouds:
         if index.dtype == torch.bool:
             raise ValueError("indices are a boolean mask; give positions: mask.nonzero().flatten()")
         return index.long()
+
+
+def join(first: Clouds, second: Clouds) -> Clouds:
+    """Return the shapes of two splits of one dataset as one.
+
+    Splits that map the same file, whole, stay mapped; those read into memory are copied.
+    """
+    names = None
+    if first.shape_names is not None and second.shape_names is not None:
+        names = first.shape_names + second.shape_names
+    labels = torch.cat([first.labels, second.labels])
+    if first.rows is not None and second.rows is not None:
+        return replace(first, rows=torch.cat([first.rows, second.rows]), labels=labels, shape_names=names)
+    points = torch.cat([first.points, second.points])
+    parts = None if first.parts is None or second.parts is None else torch.cat([first.parts, second.parts])
+    return replace(first, points=points, parts=parts, labels=labels, shape_names=names)

@@ -7,15 +7,13 @@ float32, and the lists `ShapeNet-55/{train,test}.txt` with one name of a file in
 import io
 import os
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from pc_ewa.data.clouds import Clouds
+from pc_ewa.data.clouds import Clouds, join
 from pc_ewa.data.lists import FRESH, names_in, one_line, read_file, read_lines, refuse_missing, refuse_repeated, shown
 from pc_ewa.data.prepared import load_prepared, open_source
 from pc_ewa.data.source import Item, Sample, Source
@@ -67,7 +65,7 @@ def load(split: str, root: Path, *, whole: bool = False, path: str | None = None
     place = folder if path is None else Path(path).expanduser()
     if not os.path.isfile(place / FILE) and not os.path.isfile(place):
         return open_source(NAME, place, [partial(_published, whole=True)]).clouds("train")
-    return _join(*(load_prepared(NAME, part, folder, FILE, [], path) for part in ("train", "test")))
+    return join(*(load_prepared(NAME, part, folder, FILE, [], path) for part in ("train", "test")))
 
 
 def source(folder: Path) -> Source:
@@ -136,14 +134,3 @@ def _read(path: str) -> Sample:
         raise DataError(f"{path} has {len(content)} bytes of points, not {NUM_POINTS * 3 * dtype.itemsize}; {FRESH}")
     points: NDArray[np.float32] = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
     return Sample(points)
-
-
-def _join(train: Clouds, test: Clouds) -> Clouds:
-    """Return the shapes of both, which come from the same file."""
-    names = None
-    if train.shape_names is not None and test.shape_names is not None:
-        names = train.shape_names + test.shape_names
-    labels = torch.cat([train.labels, test.labels])
-    if train.rows is not None and test.rows is not None:  # each maps the whole file
-        return replace(train, rows=torch.cat([train.rows, test.rows]), labels=labels, shape_names=names)
-    return replace(train, points=torch.cat([train.points, test.points]), labels=labels, shape_names=names)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pc_ewa.data.clouds import Clouds
+from pc_ewa.data.clouds import Clouds, MissingSplitError, join
 from pc_ewa.data.lists import FRESH, names_in, one_line, read_lines, read_text, refuse_missing, refuse_repeated, shown
 from pc_ewa.data.prepared import load_prepared, open_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample, resize
@@ -75,19 +75,28 @@ _ENTRY = re.compile(r"shape_data/(\d{8})/([\w-][\w.-]{0,200})", re.ASCII)
 _LARGEST_FILE = 2**24  # bytes; the published ones have 0.2 million
 
 
-def load(split: str, root: Path, *, stored_points: int = 2048, path: str | None = None) -> Clouds:
+def load(
+    split: str, root: Path, *, stored_points: int = 2048, trainval: bool = False, path: str | None = None
+) -> Clouds:
     """Load "train" (12,137 shapes), "val" (1,870) or "test" (2,874) with the part of each point, y up, not normalised.
 
     Args:
         split: name of the split.
         root: the folder with one folder per dataset.
         stored_points: of each shape, drawn without replacement and the same every time; shapes with fewer repeat some.
+        trainval: "train" is train and val together, as in the published results, and there is no "val".
         path: instead of root/shapenetpart, a folder with the published or the prepared file, or the prepared file.
 
     Raises:
         ConfigError: stored_points out of range.
+        MissingSplitError: no such split.
         DataError: missing or damaged files, or a prepared file with another number of points.
     """
+    if trainval and split == "val":
+        raise MissingSplitError(f"{NAME}: trainval=true puts val into train; choose train or test")
+    if trainval and split == "train":
+        parts = (load(part, root, stored_points=stored_points, path=path) for part in ("train", "val"))
+        return join(*parts)
     file = file_name(stored_points=stored_points)
     clouds = load_prepared(NAME, split, root / NAME, file, [partial(_published, stored_points=stored_points)], path)
     if clouds.num_points != stored_points:

@@ -28,6 +28,7 @@ def scale_and_translate(
     generator: torch.Generator,
     scale: tuple[float, float] = (2 / 3, 3 / 2),
     shift: float = 0.2,
+    isotropic: bool = False,
 ) -> Tensor:
     """Stretch and move each cloud, per axis: the augmentation of Point-MAE.
 
@@ -36,8 +37,10 @@ def scale_and_translate(
         generator: on the device of the points.
         scale: lowest and highest factor, drawn uniformly.
         shift: largest move either way, in the units of the points, drawn uniformly.
+        isotropic: one factor for all axes, as for part segmentation.
     """
     factor = _uniform(points, scale[0], scale[1], generator)
+    factor = factor[..., :1] if isotropic else factor
     return points * factor + _uniform(points, -shift, shift, generator)
 
 
@@ -62,15 +65,11 @@ def jitter(points: Tensor, generator: torch.Generator, std: float = 0.01, clip: 
 
 def random_subset(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Draw `count` different points of each cloud, in random order; ValueError if there are fewer."""
-    _check_count(points, count)
-    keys = torch.rand(points.shape[:2], device=points.device, generator=generator)
-    return ops.gather_points(points, keys.argsort(dim=1, stable=True)[:, :count])
+    return ops.gather_points(points, random_index(points, count, generator))
 
 
 def subsample_train(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Reduce each cloud to `count` points as Point-MAE trains: farthest points, some to spare, then a draw.
-
-    Point-MAE makes one draw for the whole batch; here every sample has its own.
 
     Args:
         points: clouds (B, N, 3); with N == count they are returned as they are.
@@ -80,22 +79,42 @@ def subsample_train(points: Tensor, count: int, generator: torch.Generator) -> T
     Raises:
         ValueError: count out of range.
     """
-    _check_count(points, count)
-    available = points.shape[1]
-    if available == count:
-        return points
-    candidates = min(_CANDIDATES.get(count, int(1.2 * count)), available)
-    if candidates < available:  # the farthest N of N points are all of them
-        points = subsample_eval(points, candidates)
-    return random_subset(points, count, generator)
+    return ops.gather_points(points, train_index(points, count, generator)) if points.shape[1] != count else points
 
 
 def subsample_eval(points: Tensor, count: int) -> Tensor:
     """Keep the `count` farthest points of each cloud, all if N == count; ValueError if there are fewer."""
+    return ops.gather_points(points, eval_index(points, count)) if points.shape[1] != count else points
+
+
+def random_index(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Positions (B, count) that `random_subset` draws."""
     _check_count(points, count)
-    if points.shape[1] == count:
-        return points
-    return ops.gather_points(points, ops.farthest_point_sample(points, count))
+    keys = torch.rand(points.shape[:2], device=points.device, generator=generator)
+    return keys.argsort(dim=1, stable=True)[:, :count]
+
+
+def train_index(points: Tensor, count: int, generator: torch.Generator, one_draw: bool = False) -> Tensor:
+    """Positions (B, count) that `subsample_train` draws.
+
+    With `one_draw` the farthest points of the same ranks are drawn for the whole batch, as the official code does by
+    accident; here every sample has its own.
+    """
+    _check_count(points, count)
+    available = points.shape[1]
+    if available == count:
+        return _in_order(points)
+    candidates = min(_CANDIDATES.get(count, int(1.2 * count)), available)
+    # The farthest N of N points are all of them.
+    farthest = ops.farthest_point_sample(points, candidates) if candidates < available else _in_order(points)
+    chosen = random_index(farthest[:1] if one_draw else farthest, count, generator)
+    return farthest.gather(1, chosen.expand(points.shape[0], -1))
+
+
+def eval_index(points: Tensor, count: int) -> Tensor:
+    """Positions (B, count) that `subsample_eval` keeps."""
+    _check_count(points, count)
+    return _in_order(points) if points.shape[1] == count else ops.farthest_point_sample(points, count)
 
 
 def _uniform(points: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
@@ -103,6 +122,10 @@ def _uniform(points: Tensor, low: float, high: float, generator: torch.Generator
     shape = (points.shape[0], 1, 3)
     drawn = torch.rand(shape, dtype=points.dtype, device=points.device, generator=generator)
     return low + (high - low) * drawn
+
+
+def _in_order(points: Tensor) -> Tensor:
+    return torch.arange(points.shape[1], device=points.device).expand(points.shape[0], -1)
 
 
 def _check_count(points: Tensor, count: int) -> None:

@@ -2,13 +2,13 @@
 
 import copy
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from pc_ewa.ewa.experts import ExpertFFN, Init, PartitionScope
+from pc_ewa.ewa.experts import ExpertFFN, Init, PartitionScope, merge_stack
 
 Layers = str | Sequence[int]
 FFNChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
@@ -72,7 +72,9 @@ def upcycle(
         init: "copy" or "independent", see `ExpertFFN`.
         partition: deal the tokens of the whole "batch" together, or of each "sample" apart.
         ffn: for models whose FFNs are not found: a name, a pattern such as "blocks.*.ffn", a list of them, or a
-            predicate on (name, module). The modules must map (..., C) to (..., C) token by token.
+            predicate on (name, module). The modules must map (..., C) to (..., C) token by token. A model that should
+            not be upcycled everywhere (a decoder that is thrown away, a frozen copy) says so itself, in an attribute
+            `expert_ffns` of the same kind.
 
     Returns:
         The model itself.
@@ -125,6 +127,20 @@ def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     return merge_experts(copy.deepcopy(model)).state_dict()
 
 
+def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter under its name in the merged model, those of mixtures by the mean of their experts.
+
+    Only for mixtures that stand where one module was, as in all models here.
+    """
+    mixtures = tuple(f"{name}.experts." for name in expert_layers(model))
+    for name, parameter in model.named_parameters():
+        mixture = next((prefix for prefix in mixtures if name.startswith(prefix)), None)
+        if mixture is None:
+            yield name, parameter
+        else:
+            yield name.replace(mixture, mixture.removesuffix("experts."), 1), merge_stack(parameter)
+
+
 def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
     """Every mixture of the model by its dotted name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, ExpertFFN)}
@@ -132,6 +148,7 @@ def expert_layers(model: nn.Module) -> dict[str, ExpertFFN]:
 
 def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[_Site]:
     """Find the FFNs of a model, in the order of `named_modules()`; `ffn` as in `upcycle`."""
+    ffn = getattr(model, "expert_ffns", None) if ffn is None else ffn
     if ffn is not None:
         sites, last = [], ""
         for name, module in model.named_modules():

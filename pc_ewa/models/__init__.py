@@ -5,12 +5,26 @@ from typing import Any
 from torch import nn
 
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.classifier import PointMAEClassifier
+from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.official import LoadReport, load_pretrained
+from pc_ewa.models.point_bert import PointBERT
+from pc_ewa.models.point_bert_classifier import PointBERTClassifier
+from pc_ewa.models.point_bert_segmenter import PointBERTSegmenter
+from pc_ewa.models.point_mae import PointMAE
+from pc_ewa.models.point_mae_classifier import PointMAEClassifier
+from pc_ewa.models.point_mae_segmenter import PointMAESegmenter
 from pc_ewa.signatures import check_arguments, choose
 
-MODELS: dict[str, type[nn.Module]] = {
+# Each is an nn.Module that says what it is for (`task`), which FFNs experts may replace (`expert_ffns`), and which keys
+# a pretrained file need not have (`head_keys`).
+MODELS: dict[str, type[Any]] = {
+    "point_mae": PointMAE,
     "point_mae_classifier": PointMAEClassifier,
+    "point_mae_segmenter": PointMAESegmenter,
+    "dvae": DiscreteVAE,
+    "point_bert": PointBERT,
+    "point_bert_classifier": PointBERTClassifier,
+    "point_bert_segmenter": PointBERTSegmenter,
 }
 
 

@@ -1,9 +1,14 @@
-"""From patches to tokens: the mini-PointNet that embeds each patch."""
+"""From patches to tokens: the mini-PointNet that embeds each patch, and the embedding of where it is."""
 
 from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def position_embedding(dim: int) -> nn.Sequential:
+    """Make the MLP that embeds centers (..., 3) as positions (..., C)."""
+    return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, dim))
 
 
 class PointConv(nn.Conv1d):
@@ -39,7 +44,7 @@ class PatchEncoder(nn.Module):
         """Embed groups (B, G, K, 3) as tokens (B, G, C)."""
         batch, num_groups, size, _ = groups.shape
         local = self.first_conv(groups.reshape(-1, 3))
-        local = local.view(batch * num_groups, size, -1)
+        local = local.view(batch * num_groups, size, local.shape[-1])
         whole = local.max(dim=1).values
         # The official layer sees concat(whole, local). Its two halves apart give the same sums, and the half of
         # `whole` is computed once a patch instead of once a point: a quarter of all multiplications less.

@@ -79,6 +79,12 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """Map tokens and their positions, both (B, T, C), to tokens."""
+        return self.states(x, position)[-1]
+
+    def states(self, x: Tensor, position: Tensor) -> list[Tensor]:
+        """Return the tokens after every block."""
+        states = []
         for block in self.blocks:
             x = block(x + position)
-        return x
+            states.append(x)
+        return states

@@ -1,12 +1,14 @@
 """Batches as a pure function of (seed, step, slot): nothing to save, nothing to lose when a run resumes."""
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pc_ewa.config import Augment, Experiment
+from pc_ewa import ops
+from pc_ewa.config import Augment, Data, Experiment
 from pc_ewa.data import Clouds, UpAxis, transforms
 
 # What a random stream is for; each has its own numbers, whatever the others draw.
@@ -16,6 +18,14 @@ INIT, ORDER, AUGMENT, MODEL, ROUTED = range(5)
 def stream(seed: int, purpose: int, *numbers: int) -> int:
     """Seed of a random stream: the same for the same numbers, unrelated for any others."""
     return int(np.random.SeedSequence([seed, purpose, *numbers]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Batch(NamedTuple):
+    """Points (B, N, 3), the class of each cloud (B,) and, where the dataset has them, the part of each point (B, N)."""
+
+    points: Tensor
+    labels: Tensor
+    parts: Tensor | None = None
 
 
 class Batches:
@@ -34,23 +44,40 @@ class Batches:
         """Whole batches in one pass; the remainder of each pass is left out, another one each time."""
         return len(self.clouds) // self.experiment.train.batch_size
 
-    def draw(self, step: int, slot: int) -> tuple[Tensor, Tensor]:
-        """Points (B / slots, num_points, 3) and labels of one part of the batch of this step."""
+    def draw(self, step: int, slot: int) -> Batch:
+        """One part of the batch of this step, B / slots shapes of `num_points` points."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.experiment.train.batch_size
         order = _epoch_order(len(self.clouds), stream(self.experiment.seed, ORDER, epoch))
         indices = order[place * size : (place + 1) * size].chunk(self.slots)[slot]
         points, labels = (tensor.to(self.device) for tensor in self.clouds.batch(indices))
+        parts = None if self.clouds.parts is None else self.clouds.part_labels(indices).to(self.device)
         generator = torch.Generator(self.device).manual_seed(stream(self.experiment.seed, AUGMENT, step, slot))
-        data = self.experiment.data
-        if data.normalize:
-            points = transforms.normalize_unit_sphere(points)
-        points = transforms.subsample_train(points, data.num_points, generator)
-        return augment(points, self.experiment.augment, self.clouds.up_axis, generator), labels
+        one_draw = self.experiment.recipe == "official"
+        points, index = cut(points, self.experiment.data, generator, one_draw)
+        if parts is not None and index is not None:
+            parts = parts.gather(1, index)
+        return Batch(augment(points, self.experiment.augment, self.clouds.up_axis, generator), labels, parts)
 
     def seed_model(self, step: int, slot: int) -> None:
         """Seed what the model draws on this part: dropout, drop path, the deal of tokens to experts."""
         torch.manual_seed(stream(self.experiment.seed, MODEL, step, slot))
+
+
+def cut(points: Tensor, data: Data, generator: torch.Generator, one_draw: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Scale each cloud and cut it to the points it trains with; also returns which these are, None for all in order.
+
+    `one_draw`: see `transforms.train_index`.
+    """
+    if data.sampling == "random":  # the official pre-training scales what it drew, the fine-tuning draws what it scaled
+        index = transforms.random_index(points, data.num_points, generator)
+        points = ops.gather_points(points, index)
+        return transforms.normalize_unit_sphere(points) if data.normalize else points, index
+    points = transforms.normalize_unit_sphere(points) if data.normalize else points
+    if points.shape[1] == data.num_points:
+        return points, None
+    index = transforms.train_index(points, data.num_points, generator, one_draw)
+    return ops.gather_points(points, index), index
 
 
 def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Generator) -> Tensor:
@@ -58,7 +85,7 @@ def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Gene
     if how.rotate:
         points = transforms.rotate(points, generator, up_axis)
     if how.scale or how.shift:
-        points = transforms.scale_and_translate(points, generator, how.scale or (1.0, 1.0), how.shift)
+        points = transforms.scale_and_translate(points, generator, how.scale or (1.0, 1.0), how.shift, how.isotropic)
     if how.jitter:
         points = transforms.jitter(points, generator, std=how.jitter)
     return points

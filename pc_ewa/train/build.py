@@ -1,31 +1,24 @@
 """From an experiment to everything that trains: all that can be wrong with it is found here, before the first step."""
 
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from pc_ewa import ops
-from pc_ewa.config import Data, Experiment
-from pc_ewa.data import Clouds, MissingSplitError, load_dataset
-from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.config import Experiment
+from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import create_model, load_pretrained
-from pc_ewa.signatures import choose
+from pc_ewa.models.point_bert import PointBERT
 from pc_ewa.train.batches import INIT, Batches, stream
 from pc_ewa.train.distributed import World
-from pc_ewa.train.optim import create_optimizer
-from pc_ewa.train.tasks import TASKS, Task
-
-
-class Splits(NamedTuple):
-    """The three parts of a dataset, and whether validation had to be cut from train."""
-
-    train: Clouds
-    val: Clouds
-    test: Clouds
-    val_is_cut: bool
+from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
+from pc_ewa.train.probe import SVMProbe
+from pc_ewa.train.splits import Splits, load_splits, resident
+from pc_ewa.train.tasks import Task, create_task
 
 
 class Setup(NamedTuple):
@@ -38,24 +31,10 @@ class Setup(NamedTuple):
     optimizer: torch.optim.Optimizer
     averager: ExpertAverager | None
     total_steps: int
+    learning_rate: Callable[[int], float]
+    probe: SVMProbe | None
+    model_arguments: dict[str, int]
     notes: tuple[str, ...]
-
-
-def load_splits(data: Data, seed: int) -> Splits:
-    """Load train, validation and test; without a "val" split, a stratified part of train becomes it."""
-    arguments = {"root": Path(data.root), **data.arguments}
-    train = load_dataset(data.name, "train", **arguments)
-    test = load_dataset(data.name, "test", **arguments)
-    for clouds in (train, test):
-        if clouds.num_points < data.num_points:
-            raise DataError(
-                f"{data.name} has clouds of {clouds.num_points} points; data.num_points={data.num_points} is above that"
-            )
-    try:
-        return Splits(train, load_dataset(data.name, "val", **arguments), test, val_is_cut=False)
-    except MissingSplitError:
-        train, val = train.split_validation(data.val_fraction, seed)
-        return Splits(train, val, test, val_is_cut=True)
 
 
 def build(experiment: Experiment, world: World) -> Setup:
@@ -65,7 +44,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         Error: of the kind that names the problem; nothing has been written or trained by then.
     """
     train = experiment.train
-    task = choose("task", experiment.task, TASKS)(experiment)
+    task = create_task(experiment)
     slots = world.size * train.accumulate
     if train.batch_size % slots or train.batch_size // slots < 2:
         raise ConfigError(
@@ -78,17 +57,16 @@ def build(experiment: Experiment, world: World) -> Setup:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is above the {len(splits.train)} training shapes; lower it"
         )
-    total_steps = train.steps or train.epochs * batches.steps_per_epoch
+    epochs = train.epochs + (experiment.recipe == "official")  # theirs counts from 0 to the last one inclusive
+    total_steps = train.steps or epochs * batches.steps_per_epoch
 
     torch.manual_seed(stream(experiment.seed, INIT))
-    model = create_model(experiment.model.name, **experiment.model.arguments, **task.model_arguments(splits.train))
-    notes = [f"data: {len(splits.train)} train, {len(splits.val)} validation, {len(splits.test)} test shapes, "
-             f"{splits.train.num_classes} classes"]  # fmt: skip
-    if experiment.init_from:
-        notes.append(f"weights: {experiment.init_from}: {load_pretrained(experiment.init_from, model)}")
+    decided = task.model_arguments(splits)
+    model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
+    notes = [describe_data(splits), *load_weights(model, experiment)]
     put_experts(model, experiment)
     model.to(world.device)
-    optimizer = create_optimizer(model, train)
+    optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
     averager = attach_averager(model, optimizer, experiment, total_steps)
     notes.append(
         f"plan: {total_steps} steps of {train.batch_size} shapes ({total_steps / batches.steps_per_epoch:.4g} epochs) "
@@ -96,13 +74,47 @@ def build(experiment: Experiment, world: World) -> Setup:
     )
     backend = ops.backend(world.device)
     notes.append(f"ops: {backend.name} ({backend.reason})")
-    return Setup(task, splits, batches, model, optimizer, averager, total_steps, tuple(notes))
+    rate = (
+        partial(official_learning_rate, steps_per_epoch=batches.steps_per_epoch, train=train)
+        if experiment.recipe == "official"
+        else partial(learning_rate, total_steps=total_steps, train=train)
+    )
+    probe = SVMProbe(experiment, world.device) if experiment.probe else None
+    return Setup(task, splits, batches, model, optimizer, averager, total_steps, rate, probe, decided, tuple(notes))
 
 
-def resident(clouds: Clouds, device: torch.device) -> Clouds:
-    """Move clouds to the GPU when they take less than a quarter of its free memory: batches are then drawn there."""
-    fits = device.type == "cuda" and clouds.nbytes < torch.cuda.mem_get_info(device)[0] / 4
-    return clouds.to(device) if fits else clouds
+def describe_data(splits: Splits) -> str:
+    """Say how many shapes there are of what."""
+    validation = f"{len(splits.val)} validation" if splits.val else "no validation"
+    train, test = splits.train, splits.test
+    return f"data: {len(train)} train, {validation}, {len(test)} test shapes, {train.num_classes} classes"
+
+
+def load_weights(model: nn.Module, experiment: Experiment) -> list[str]:
+    """Load what the experiment starts from, and say what came of it.
+
+    Raises:
+        ConfigError: Point-BERT without a tokenizer, or a tokenizer for another model.
+        CheckpointError: a file that does not fit.
+    """
+    notes = []
+    if isinstance(model, PointBERT):
+        if experiment.tokenizer:
+            notes.append(f"tokenizer: {experiment.tokenizer}: {load_pretrained(experiment.tokenizer, model.dvae).line}")
+            model.load_tokenizer(model.dvae.state_dict())  # its patch encoder is where the backbone's starts from
+        elif not experiment.init_from:
+            raise ConfigError(
+                "tokenizer is missing: point_bert predicts the tokens of a trained dvae; train one with "
+                "configs/pretrain/dvae_shapenet55.yaml and set tokenizer=CHECKPOINT"
+            )
+    elif experiment.tokenizer:
+        raise ConfigError(
+            f"tokenizer={experiment.tokenizer}, but model.name={experiment.model.name}; only point_bert has one"
+        )
+    if experiment.init_from:
+        report = load_pretrained(experiment.init_from, model)
+        notes.append(f"weights: {experiment.init_from}: {report.line}")
+    return notes
 
 
 def put_experts(model: nn.Module, experiment: Experiment) -> None:

@@ -6,28 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pc_ewa.errors import CheckpointError
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.models.files import read_checkpoint, save_atomically
 
 LAST, BEST = "last.pt", "best.pt"
-
-
-def save_atomically(content: Mapping[str, Any], path: Path) -> None:
-    """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError about positions
-        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
-        raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another output") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Checkpoints:

@@ -19,7 +19,7 @@ from pc_ewa.errors import CheckpointError, TrainingError
 from pc_ewa.train.build import Setup
 from pc_ewa.train.checkpoint import Checkpoints
 from pc_ewa.train.distributed import World, any_process, average_buffers
-from pc_ewa.train.optim import learning_rate
+from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.tracking import Tracker
 
 LOG_EVERY = 10  # optimizer steps
@@ -27,13 +27,13 @@ LOG_EVERY = 10  # optimizer steps
 
 @dataclass
 class Progress:
-    """How far a run is: optimizer steps done, seconds spent on them, and the best validation so far."""
+    """How far a run is: optimizer steps done, seconds spent on them, and the validations so far, if there are any."""
 
     step: int = 0
     seconds: float = 0.0
-    last_val: float = -math.inf
-    best_val: float = -math.inf
-    best_step: int = 0
+    last_val: float | None = None
+    best_val: float | None = None
+    best_step: int | None = None
 
 
 def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
@@ -72,6 +72,7 @@ def train(
     parallel = DistributedDataParallel(setup.model, forward_sync_buffers=False) if world.size > 1 else setup.model
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
     save_every = experiment.train.save_every or eval_every
+    probe_every = experiment.probe.every * setup.batches.steps_per_epoch if experiment.probe else 0
     meter = _Meter()
     setup.model.train()
     bar = tqdm(
@@ -95,6 +96,8 @@ def train(
             if progress.step % eval_every == 0 or done:
                 average_buffers(setup.model)
                 best = _validate(setup, world, progress, tracker)
+            if setup.probe and (progress.step % probe_every == 0 or done):
+                _probe(setup.probe, setup.model, world, progress, tracker)
             stopping = any_process(bool(stop), world.device)
             if best or stopping or done or progress.step % save_every == 0:
                 _save(setup, experiment, world, progress, checkpoints, best)
@@ -110,19 +113,19 @@ def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.
     `parallel` is `setup.model`, or its DistributedDataParallel wrapper.
     """
     train = experiment.train
-    rate = learning_rate(step, setup.total_steps, train)
+    rate = setup.learning_rate(step)
     for group in setup.optimizer.param_groups:
         group["lr"] = rate
     figures: dict[str, Tensor] = {}
     for part in range(train.accumulate):
         slot = world.rank * train.accumulate + part
-        points, labels = setup.batches.draw(step, slot)
+        batch = setup.batches.draw(step, slot)
         setup.batches.seed_model(step, slot)
         last = part == train.accumulate - 1
         waiting = nullcontext() if last or world.size == 1 else parallel.no_sync()  # type: ignore[operator]
         with waiting:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-                loss = setup.task.loss(parallel, points, labels)
+                loss = setup.task.loss(parallel, batch, step)
             (loss.value / train.accumulate).backward()  # type: ignore[no-untyped-call]
         for name, figure in loss.figures.items():
             figures[name] = figures.get(name, torch.zeros_like(figure)) + figure / train.accumulate
@@ -134,23 +137,38 @@ def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.
         )
     setup.optimizer.step()  # the averager runs in its post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
+    setup.task.after_step(setup.model)
     return figures | {"grad_norm": norm, "lr": torch.tensor(rate)}
 
 
 def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) -> bool:
     """Measure on the validation part, through the merged experts; returns whether it is the best so far."""
-    accuracy = setup.task.evaluate(setup.model, setup.splits.val, world.device)
-    progress.last_val = accuracy.overall
-    best = accuracy.overall > progress.best_val
+    if setup.splits.val is None:
+        tracker.line(f"{_where(setup, progress)}: no validation part, {progress.seconds:.0f} s")
+        return False
+    score = setup.task.evaluate(setup.model, setup.splits, "val", world.device)
+    value = progress.last_val = score.figures()[setup.task.headline]
+    sign = 1 if setup.task.higher_is_better else -1
+    best = progress.best_val is None or sign * value > sign * progress.best_val
     if best:
-        progress.best_val, progress.best_step = accuracy.overall, progress.step
-    tracker.figures(progress.step, {"val_accuracy": accuracy.overall, "val_mean_class_accuracy": accuracy.mean_class})
-    epoch = progress.step / setup.batches.steps_per_epoch
-    tracker.line(
-        f"step {progress.step}/{setup.total_steps} (epoch {epoch:.4g}): validation accuracy {accuracy.overall:.1%} "
-        f"({accuracy.correct}/{accuracy.shapes}){' *' if best else ''}, {progress.seconds:.0f} s"
-    )
+        progress.best_val, progress.best_step = value, progress.step
+    tracker.figures(progress.step, {f"val_{name}": figure for name, figure in score.figures().items()})
+    marked = " *" if best else ""
+    tracker.line(f"{_where(setup, progress)}: validation {score.describe()}{marked}, {progress.seconds:.0f} s")
     return best
+
+
+def _probe(probe: SVMProbe, model: nn.Module, world: World, progress: Progress, tracker: Tracker) -> None:
+    """Fit the linear SVM on the features as they are now; the main process does it for all."""
+    if world.is_main:
+        score = probe.measure(model, "val")
+        tracker.figures(progress.step, {f"svm_val_{name}": figure for name, figure in score.figures().items()})
+        tracker.line(f"  linear SVM on {probe.data.name}, validation part: {score.describe()}")
+
+
+def _where(setup: Setup, progress: Progress) -> str:
+    epoch = progress.step / setup.batches.steps_per_epoch
+    return f"step {progress.step}/{setup.total_steps} (epoch {epoch:.4g})"
 
 
 def _save(
@@ -171,6 +189,7 @@ def _save(
                 "optimizer": setup.optimizer.state_dict(),
                 "config": experiment.model_dump(mode="json"),
                 "class_names": list(setup.splits.train.class_names),
+                "model_arguments": setup.model_arguments,
             },
             progress.step,
             best,

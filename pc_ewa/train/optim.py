@@ -8,13 +8,16 @@ from torch import nn
 from pc_ewa.config import Train
 
 
-def create_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: no norm, no bias (stacked ones are 2-D: told by name), no token, no cls_pos."""
+def create_optimizer(model: nn.Module, train: Train, decay_cls_pos: bool = False) -> torch.optim.AdamW:
+    """AdamW that decays matrices only: no norm, no bias (stacked ones are 2-D: told by name), no token, no cls_pos.
+
+    `decay_cls_pos` decays it all the same, as the official code does by accident.
+    """
     decayed: list[nn.Parameter] = []
     exempt: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if is_decayed(name, parameter) else exempt).append(parameter)
+            (decayed if is_decayed(name, parameter, decay_cls_pos) else exempt).append(parameter)
     groups = [
         {"params": decayed, "weight_decay": train.weight_decay},
         {"params": exempt, "weight_decay": 0.0},
@@ -22,10 +25,10 @@ def create_optimizer(model: nn.Module, train: Train) -> torch.optim.AdamW:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, fused=True)
 
 
-def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+def is_decayed(name: str, parameter: nn.Parameter, decay_cls_pos: bool = False) -> bool:
     """Whether weight decay applies to the parameter of this name."""
     leaf = name.rpartition(".")[2]
-    return parameter.dim() > 1 and leaf != "bias" and "token" not in leaf and leaf != "cls_pos"
+    return parameter.dim() > 1 and leaf != "bias" and "token" not in leaf and (leaf != "cls_pos" or decay_cls_pos)
 
 
 def learning_rate(step: int, total_steps: int, train: Train) -> float:
@@ -38,3 +41,17 @@ def learning_rate(step: int, total_steps: int, train: Train) -> float:
         return train.min_lr + (train.lr - train.min_lr) * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total_steps - warmup - 1)
     return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def official_learning_rate(step: int, steps_per_epoch: int, train: Train) -> float:
+    """The rate that Point-MAE and Point-BERT train with: that of the epoch before, the same for a whole epoch.
+
+    Their schedule is stepped after each epoch, so that the first two epochs both have the first rate. Without a prefix
+    of the warm-up: the cosine starts at epoch 0, and is joined where the warm-up ends.
+    """
+    epoch, warmup = max(0, step // steps_per_epoch - 1), round(train.warmup * train.epochs)
+    if epoch < warmup:
+        return train.min_lr + epoch * (train.lr - train.min_lr) / warmup
+    if epoch >= train.epochs:
+        return train.min_lr
+    return train.min_lr + (train.lr - train.min_lr) * (1 + math.cos(math.pi * epoch / train.epochs)) / 2

@@ -6,30 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+TITLES = {"accuracy": "accuracy", "instance_miou": "instance mIoU", "loss": "loss"}
+
 
 def describe_summary(summary: dict[str, Any]) -> str:
-    """Accuracy, size and time before and after merging, as a table, and the commands worth trying next."""
-    shapes = summary["test_shapes"]
-
-    def accuracies(which: str) -> list[str]:
-        kinds = (f"unmerged{which}", f"merged{which}")
-        return [f"{summary[f'test_accuracy_{k}']:.1%} ({summary[f'test_correct_{k}']}/{shapes})" for k in kinds]
-
+    """Score, size and time before and after merging, as a table, and the commands worth trying next."""
+    title = f"test {TITLES[summary['headline']]}"
     rows = [
         ["", *(("with experts", "merged") if summary["mixtures"] else ("as trained", "dense"))],
-        ["test accuracy, last step", *accuracies("")],
-        [f"test accuracy, best by validation (step {summary['best_step']})", *accuracies("_best")],
+        [f"{title}, last step", *_cells(summary, "")],
+    ]
+    if summary["best_step"] is not None:
+        rows.append([f"{title}, best by validation (step {summary['best_step']})", *_cells(summary, "_best")])
+    rows += [
         ["parameters", f"{summary['params_training']:,}", f"{summary['params_merged']:,}"],
         ["FFNs", str(summary["ffns_training"]), str(summary["ffns_merged"])],
     ]
-    source = "cut from train" if summary["val_is_cut_from_train"] else "of the dataset's own split"
     return "\n".join(
         [
             *_table(rows),
             "",
-            f"a test accuracy on {shapes} shapes has a standard error of {summary['test_standard_error']:.1%}",
-            f"validation accuracy: {summary['val_accuracy']:.1%} last, {summary['val_accuracy_best']:.1%} best "
-            f"({summary['val_shapes']} shapes {source})",
+            *_remarks(summary),
             "time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary["seconds"].items()),
             f"run folder: {summary['output']}",
             "",
@@ -39,16 +36,53 @@ def describe_summary(summary: dict[str, Any]) -> str:
     )
 
 
+def _cells(summary: dict[str, Any], which: str) -> list[str]:
+    """The headline before and after merging; for accuracy with the counts it comes from."""
+    headline = summary["headline"]
+    cells = []
+    for kind in (f"unmerged{which}", f"merged{which}"):
+        value = summary[f"test_{headline}_{kind}"]
+        correct = summary.get(f"test_correct_{kind}") if headline == "accuracy" else None
+        counts = "" if correct is None else f" ({correct}/{summary['test_shapes']})"
+        cells.append(_format(headline, value) + counts)
+    return cells
+
+
+def _remarks(summary: dict[str, Any]) -> list[str]:
+    headline, lines = summary["headline"], []
+    error = summary.get("test_standard_error_merged")
+    if error is not None:
+        shapes = summary["test_shapes"]
+        lines.append(f"a test {TITLES[headline]} on {shapes} shapes has a standard error of {error:.1%}")
+    if "test_svm_accuracy_merged" in summary:
+        lines.append(f"linear SVM on the features, test shapes: {summary['test_svm_accuracy_merged']:.1%}")
+    if summary["val_shapes"] == 0:
+        return [*lines, "no validation part (data.val_fraction=0): the last step counts"]
+    source = "cut from train" if summary["val_is_cut_from_train"] else "of the dataset's own split"
+    last, best = (_format(headline, summary[f"val_{headline}{which}"]) for which in ("", "_best"))
+    lines.append(f"validation {TITLES[headline]}: {last} last, {best} best ({summary['val_shapes']} shapes {source})")
+    return lines
+
+
+def _format(headline: str, value: float) -> str:
+    return f"{value:.5g}" if headline == "loss" else f"{value:.1%}"
+
+
 def next_commands(summary: dict[str, Any]) -> list[str]:
-    """Three commands that work from here, as this machine would type them."""
+    """Commands that work from here, as this machine would type them."""
     output, seed = summary["output"], summary["seed"] + 1
     again = f"bash tools/run_train.sh {output}/config.yaml"
     rival = ("ewa=null", "dense", "without") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with")
-    commands = {
-        f"{_python()} tools/evaluate.py {output}/checkpoints/merged_last.pt": "accuracy of every class",
-        f"{again} {rival[0]} output={output}_{rival[1]}": f"the same run {rival[2]} EWA",
-        f"{again} seed={seed} output={output}_seed{seed}": "another seed",
+    evaluate, merged = f"{_python()} tools/evaluate.py", f"{output}/checkpoints/merged_last.pt"
+    first = {
+        "accuracy": {f"{evaluate} {merged}": "accuracy of every class"},
+        "instance_miou": {f"{evaluate} {merged}": "mIoU of every class"},
+        "loss": {f"{evaluate} {merged} --protocol svm": "a linear SVM on the features"},
     }
+    commands = first[summary["headline"]]
+    if summary["ffns_merged"]:
+        commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]} EWA"
+    commands[f"{again} seed={seed} output={output}_seed{seed}"] = "another seed"
     width = max(map(len, commands))
     return [f"{command:<{width}}   # {why}" for command, why in commands.items()]
 

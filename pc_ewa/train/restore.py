@@ -1,24 +1,27 @@
 """From a checkpoint file back to a model and its data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from pc_ewa.config import Experiment, apply_overrides, load_experiment, resolve
 from pc_ewa.errors import CheckpointError
-from pc_ewa.eval import Accuracy
+from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, merge_experts, routed_experts
 from pc_ewa.models import create_model
-from pc_ewa.models.official import backbone_state, read_checkpoint, read_weights
-from pc_ewa.signatures import choose
-from pc_ewa.train.batches import ROUTED, stream
-from pc_ewa.train.build import load_splits, put_experts
-from pc_ewa.train.checkpoint import save_atomically
+from pc_ewa.models.export import WeightsFormat, save_weights
+from pc_ewa.models.files import read_content
+from pc_ewa.models.official import fit_head, rename_keys
+from pc_ewa.train.batches import INIT, ROUTED, stream
+from pc_ewa.train.build import put_experts
 from pc_ewa.train.distributed import choose_device
-from pc_ewa.train.tasks import TASKS
+from pc_ewa.train.splits import Splits, load_splits
+from pc_ewa.train.tasks import create_task
+
+Split = Literal["train", "val", "test"]
 
 
 @dataclass
@@ -27,7 +30,9 @@ class Restored:
 
     experiment: Experiment
     class_names: list[str]
+    model_arguments: dict[str, int]
     model: nn.Module
+    notes: list[str] = field(default_factory=list)
 
     @property
     def mixtures(self) -> int:
@@ -43,27 +48,40 @@ class Restored:
         """Merge the mixtures, in place."""
         merge_experts(self.model)
 
-    def save(self, path: str | Path) -> None:
-        """Write the weights in the layout of the official files, with config and class names."""
-        save_merged(self.model, self.experiment, self.class_names, Path(path))
+    def save(self, path: str | Path, format: WeightsFormat = "official") -> None:
+        """Write the merged model for others to read, with config and class names."""
+        save_merged(self.model, self.experiment, self.class_names, self.model_arguments, Path(path), format)
 
-    def evaluate(self, split: Literal["train", "val", "test"], routed: bool = False) -> Accuracy:
-        """Measure on a part of the experiment's dataset; `routed` sends tokens through the experts as in training."""
+    def splits(self) -> Splits:
+        """Load the experiment's dataset.
+
+        Raises:
+            CheckpointError: a supervised model of other classes.
+        """
         splits = load_splits(self.experiment.data, self.experiment.seed)
-        clouds = getattr(splits, split)
-        if list(clouds.class_names) != self.class_names:
+        clouds = splits.test
+        if self.model_arguments and list(clouds.class_names) != self.class_names:
             raise CheckpointError(
                 f"the checkpoint knows {len(self.class_names)} classes ({', '.join(self.class_names[:3])}, ...), "
                 f"{self.experiment.data.name} has {clouds.num_classes} ({', '.join(clouds.class_names[:3])}, ...)"
             )
-        task = choose("task", self.experiment.task, TASKS)(self.experiment)
-        device = choose_device(self.experiment.device)
-        self.model.to(device).eval()
+        return splits
+
+    def evaluate(self, split: Split, routed: bool = False) -> Score:
+        """Measure on a part of the experiment's dataset; `routed` sends tokens through the experts as in training."""
+        splits, device = self.splits(), self.place()
+        task = create_task(self.experiment)
         if not routed:
-            return task.evaluate(self.model, clouds, device)
+            return task.evaluate(self.model, splits, split, device)
         torch.manual_seed(stream(self.experiment.seed, ROUTED, 0))
         with routed_experts(self.model):
-            return task.evaluate(self.model, clouds, device)
+            return task.evaluate(self.model, splits, split, device)
+
+    def place(self) -> torch.device:
+        """Put the model on the experiment's device, in evaluation mode."""
+        device = choose_device(self.experiment.device)
+        self.model.to(device).eval()
+        return device
 
 
 def restore(path: str | Path, config: str | None = None, overrides: list[str] | None = None) -> Restored:
@@ -78,27 +96,52 @@ def restore(path: str | Path, config: str | None = None, overrides: list[str] | 
         CheckpointError: a file that is missing, damaged, without a config, or of another architecture.
         ConfigError: a config or override that is wrong.
     """
-    content = read_checkpoint(path) if Path(path).suffix != ".safetensors" else {}
+    content = read_content(path)
     if config:
         experiment = load_experiment(config, overrides)
     elif isinstance(content.get("config"), dict):
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
-    names = content.get("class_names") or list(load_splits(experiment.data, experiment.seed).test.class_names)
-    model = create_model(experiment.model.name, **experiment.model.arguments, num_classes=len(names))
-    weights = backbone_state(read_weights(path))
+    restored = _untrained(experiment, content)
+    model = restored.model
+    weights = rename_keys(content["base_model"], model.state_dict())
     if any(".experts." in key for key in weights):
         put_experts(model, experiment)
+    weights, note = fit_head(weights, model)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
         raise CheckpointError(f"{path} does not fit {experiment.model.name} as configured: {reason}") from None
-    return Restored(experiment, list(names), model)
+    if note:
+        restored.notes.append(note)
+    return restored
 
 
-def save_merged(model: nn.Module, experiment: Experiment, class_names: list[str], path: Path) -> None:
-    """Write a dense model under `base_model`, the official files' name for it."""
+def untrained(config: str, overrides: list[str] | None = None) -> Restored:
+    """Build the model of a config with its initial weights, those that training would start from."""
+    return _untrained(load_experiment(config, overrides), {})
+
+
+def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
+    decided, names = content.get("model_arguments"), content.get("class_names")
+    if decided is None or names is None:
+        splits = load_splits(experiment.data, experiment.seed)
+        decided, names = create_task(experiment).model_arguments(splits), list(splits.train.class_names)
+    torch.manual_seed(stream(experiment.seed, INIT))
+    model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
+    return Restored(experiment, list(names), decided, model)
+
+
+def save_merged(
+    model: nn.Module,
+    experiment: Experiment,
+    class_names: list[str],
+    model_arguments: dict[str, int],
+    path: Path,
+    format: WeightsFormat = "official",
+) -> None:
+    """Write a dense model in the layout of the official files or as safetensors, with what `restore` needs."""
     config = experiment.model_dump(mode="json")
-    save_atomically({"base_model": model.state_dict(), "config": config, "class_names": class_names}, path)
+    save_weights(model, path, format, config, class_names, {"model_arguments": model_arguments})

@@ -1,6 +1,5 @@
 """A whole run: prepare, train, merge the experts, evaluate, report; into one self-contained folder."""
 
-import copy
 import fcntl
 import json
 import os
@@ -14,20 +13,15 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
 
 from pc_ewa.config import Experiment, dump
 from pc_ewa.errors import ConfigError
-from pc_ewa.ewa import expert_layers, merge_experts, routed_experts
-from pc_ewa.ewa.conversion import find_ffns
-from pc_ewa.models.official import read_checkpoint
-from pc_ewa.train.batches import ROUTED, stream
 from pc_ewa.train.build import Setup, build
-from pc_ewa.train.checkpoint import BEST, Checkpoints
+from pc_ewa.train.checkpoint import Checkpoints
 from pc_ewa.train.distributed import World, is_main_process, join_world
-from pc_ewa.train.loop import Progress, resume, train
+from pc_ewa.train.finish import finish
+from pc_ewa.train.loop import resume, train
 from pc_ewa.train.report import describe_summary
-from pc_ewa.train.restore import save_merged
 from pc_ewa.train.tracking import Tracker, check_login, write_text
 
 # Keys that may change when a run resumes: they do not touch what is computed.
@@ -114,71 +108,10 @@ def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began
         if not train(setup, experiment, world, progress, checkpoints, tracker):
             return None
         seconds["train"] = progress.seconds
-        summary = _finish(experiment, folder, setup, world, progress, seconds)
+        summary = finish(experiment, folder, setup, world, progress, seconds)
         tracker.summary(summary)
         tracker.line("\n" + describe_summary(summary))
     return summary
-
-
-def _finish(
-    experiment: Experiment, folder: Path, setup: Setup, world: World, progress: Progress, seconds: dict[str, float]
-) -> dict[str, Any]:
-    """Evaluate the last and the best state on test, before and after merging, and write the merged models."""
-    model, mixtures = setup.model, expert_layers(setup.model)
-    summary: dict[str, Any] = {
-        "output": str(folder),
-        "seed": experiment.seed,
-        "steps": progress.step,
-        "best_step": progress.best_step,
-        "val_shapes": len(setup.splits.val),
-        "val_is_cut_from_train": setup.splits.val_is_cut,
-        "val_accuracy": progress.last_val,
-        "val_accuracy_best": progress.best_val,
-        "mixtures": len(mixtures),
-        "params_training": _count(model),
-    }
-    for which, suffix in (("last", ""), ("best", "_best")):
-        if which == "best":
-            model = copy.deepcopy(setup.model)
-            model.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["model"])
-        with _timed(seconds, "evaluate"), routed_experts(model.eval()):
-            torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
-            unmerged = setup.task.evaluate(model, setup.splits.test, world.device)
-        with _timed(seconds, "merge"):
-            merged_model = merge_experts(copy.deepcopy(model))
-            if world.is_main:
-                names = list(setup.splits.train.class_names)
-                save_merged(merged_model, experiment, names, folder / "checkpoints" / f"merged_{which}.pt")
-        with _timed(seconds, "evaluate"):
-            merged = setup.task.evaluate(merged_model, setup.splits.test, world.device)
-        summary |= {
-            f"test_accuracy_unmerged{suffix}": unmerged.overall,
-            f"test_accuracy_merged{suffix}": merged.overall,
-            f"test_mean_class_accuracy_merged{suffix}": merged.mean_class,
-            f"test_correct_unmerged{suffix}": unmerged.correct,
-            f"test_correct_merged{suffix}": merged.correct,
-            f"test_standard_error{suffix}": merged.standard_error,
-        }
-    ffns = len(find_ffns(merged_model))
-    return summary | {
-        "test_shapes": merged.shapes,
-        "params_merged": _count(merged_model),
-        "ffns_training": ffns + sum(mixture.num_experts - 1 for mixture in mixtures.values()),
-        "ffns_merged": ffns,
-        "seconds": {stage: round(value, 2) for stage, value in seconds.items()},
-    }
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time that the block takes to a stage."""
-    began = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
-
-
-def _count(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _environment(world: World) -> dict[str, Any]:

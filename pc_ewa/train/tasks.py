@@ -1,5 +1,6 @@
-"""The objectives: each turns a batch into a loss to minimise, and a dataset into a score to maximise."""
+"""The objectives: each turns a batch into a loss to minimise, and a dataset into a score."""
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -7,8 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_ewa.config import Experiment
-from pc_ewa.data import Clouds
-from pc_ewa.eval import Accuracy, evaluate_classifier
+from pc_ewa.data.parts import parts_of_classes
+from pc_ewa.errors import ConfigError
+from pc_ewa.eval import Score, evaluate_classifier, evaluate_objective, evaluate_segmenter
+from pc_ewa.models import MODELS
+from pc_ewa.signatures import choose
+from pc_ewa.train.batches import Batch
+from pc_ewa.train.splits import Splits
 
 
 class Loss(NamedTuple):
@@ -21,38 +27,50 @@ class Loss(NamedTuple):
 class Task(Protocol):
     """What the loop asks of an objective."""
 
-    def model_arguments(self, train: Clouds) -> dict[str, int]:
+    headline: str  # the figure of a score that chooses the best checkpoint
+    higher_is_better: bool
+
+    def model_arguments(self, splits: Splits) -> dict[str, int]:
         """What the data decides about the model."""
 
-    def loss(self, model: nn.Module, points: Tensor, labels: Tensor) -> Loss:
-        """Loss of augmented clouds (B, N, 3)."""
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Loss:
+        """Loss of an augmented batch, after `step` optimizer steps."""
 
-    def evaluate(self, model: nn.Module, clouds: Clouds, device: torch.device) -> Accuracy:
-        """Measure the model; `overall` of the result chooses the best checkpoint."""
+    def after_step(self, model: nn.Module) -> None:
+        """Do what a model does besides learning, once after every optimizer step."""
+
+    def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
+        """Measure the model on "train", "val" or "test"."""
 
 
 class Classify:
     """Cross-entropy on the class of each cloud; measured by accuracy."""
 
+    headline, higher_is_better = "accuracy", True
+
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
 
-    def model_arguments(self, train: Clouds) -> dict[str, int]:
+    def model_arguments(self, splits: Splits) -> dict[str, int]:
         """One output per class."""
-        return {"num_classes": train.num_classes}
+        return {"num_classes": splits.train.num_classes}
 
-    def loss(self, model: nn.Module, points: Tensor, labels: Tensor) -> Loss:
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Loss:
         """Cross-entropy, smoothed if the experiment says so, and the accuracy on the batch."""
-        logits = model(points)
-        value = F.cross_entropy(logits.float(), labels, label_smoothing=self.experiment.train.label_smoothing)
-        return Loss(value, {"loss": value.detach(), "accuracy": (logits.argmax(1) == labels).float().mean()})
+        logits = model(batch.points)
+        smoothing = self.experiment.train.label_smoothing
+        value = F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
+        return Loss(value, {"loss": value.detach(), "accuracy": (logits.argmax(1) == batch.labels).float().mean()})
 
-    def evaluate(self, model: nn.Module, clouds: Clouds, device: torch.device) -> Accuracy:
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing."""
+
+    def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
         """Overall accuracy, one look at each cloud."""
         data, train = self.experiment.data, self.experiment.train
         return evaluate_classifier(
             model,
-            clouds,
+            splits.named(split),
             data.num_points,
             normalize=data.normalize,
             batch_size=2 * train.batch_size,
@@ -61,4 +79,110 @@ class Classify:
         )
 
 
-TASKS: dict[str, type[Classify]] = {"classify": Classify}
+class Segment:
+    """Cross-entropy on the part of each point, given the category of its cloud; measured by instance mIoU."""
+
+    headline, higher_is_better = "instance_miou", True
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    def model_arguments(self, splits: Splits) -> dict[str, int]:
+        """One output per part, one more input per category."""
+        parts = parts_of_classes(splits.all())
+        return {"num_parts": 1 + max(map(max, parts)), "num_categories": splits.train.num_classes}
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Loss:
+        """Negative log-likelihood of the true parts, and the share of points that are right."""
+        assert batch.parts is not None  # a dataset without parts has no model arguments
+        scores = model(batch.points, batch.labels).float()
+        value = F.nll_loss(scores.flatten(0, 1), batch.parts.flatten())
+        return Loss(value, {"loss": value.detach(), "accuracy": (scores.argmax(-1) == batch.parts).float().mean()})
+
+    def after_step(self, model: nn.Module) -> None:
+        """Nothing."""
+
+    def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
+        """MIoU on the same points every time."""
+        data, train = self.experiment.data, self.experiment.train
+        return evaluate_segmenter(
+            model,
+            splits.named(split),
+            parts_of_classes(splits.all()),
+            data.num_points,
+            normalize=data.normalize,
+            batch_size=2 * train.batch_size,
+            device=device,
+            precision=train.precision,
+        )
+
+
+class Pretrain:
+    """The loss that a self-supervised model brings; measured by the same loss on other clouds."""
+
+    headline, higher_is_better = "loss", False
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+
+    def model_arguments(self, splits: Splits) -> dict[str, int]:
+        """Nothing: labels are not looked at."""
+        return {}
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Loss:
+        """The model's own loss, and its terms."""
+        return self._loss(*model(batch.points))
+
+    def after_step(self, model: nn.Module) -> None:
+        """Let the model move its momentum encoder, if it has one."""
+        if hasattr(model, "after_step"):
+            model.after_step()  # type: ignore[operator]
+
+    def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
+        """Mean loss, with the same points and masks every time."""
+        data, train = self.experiment.data, self.experiment.train
+        return evaluate_objective(
+            model,
+            splits.named(split),
+            data.num_points,
+            sampling=data.sampling,
+            normalize=data.normalize,
+            batch_size=train.batch_size,
+            device=device,
+            precision=train.precision,
+        )
+
+    def _loss(self, loss: Tensor, parts: dict[str, Tensor]) -> Loss:
+        terms = {name: part.detach().float() for name, part in parts.items() if part.dim() == 0}
+        return Loss(loss, {"loss": loss.detach(), **terms})
+
+
+class Tokenize(Pretrain):
+    """Pre-training of a discrete VAE, whose temperature and KL weight follow the optimizer steps."""
+
+    def loss(self, model: nn.Module, batch: Batch, step: int) -> Loss:
+        """The model's own loss at this step, and its terms."""
+        return self._loss(*model(batch.points, step=step))
+
+
+TASKS: dict[str, Callable[[Experiment], Task]] = {
+    "classify": Classify,
+    "segment": Segment,
+    "pretrain": Pretrain,
+    "tokenize": Tokenize,
+}
+
+
+def create_task(experiment: Experiment) -> Task:
+    """Make the objective of an experiment.
+
+    Raises:
+        ConfigError: one that there is not, or that is not for this model.
+    """
+    own = MODELS[experiment.model.name].task
+    task = choose("task", experiment.task or own, TASKS)(experiment)
+    if experiment.task not in (None, own):
+        raise ConfigError(
+            f"task={experiment.task} with model.name={experiment.model.name}, which is made to {own}; leave task out"
+        )
+    return task

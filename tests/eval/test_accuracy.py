@@ -1,6 +1,7 @@
 """Accuracy against a count by hand, and what evaluation does to clouds and to the model."""
 
 import copy
+import json
 import math
 from pathlib import Path
 
@@ -51,6 +52,79 @@ def test_accuracy_is_what_one_counts_by_hand(batch_size: int) -> None:
 def test_all_right_has_no_standard_error() -> None:
     accuracy = Accuracy(torch.tensor([[3, 0], [0, 2]]))
     assert (accuracy.overall, accuracy.mean_class, accuracy.standard_error) == (1, 1, 0)
+
+
+def test_every_class_and_the_most_frequent_confusions_are_told() -> None:
+    names = ("desk", "chair", "bed", "lamp")
+    accuracy = Accuracy(torch.tensor([[2, 1, 1, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0]]), names)
+    assert accuracy.per_class == (("desk", 4, 2), ("chair", 2, 2), ("bed", 3, 0), ("lamp", 0, 0))
+    assert accuracy.describe() == "accuracy 44.44% (4/9)"
+    assert accuracy.value == 4 / 9
+    assert accuracy.figures() == {
+        "accuracy": 4 / 9,
+        "mean_class_accuracy": pytest.approx(0.5),
+        "correct": 4,
+        "standard_error": accuracy.standard_error,
+    }
+    assert accuracy.table().splitlines() == [
+        "overall accuracy     44.44% (4/9, standard error 16.56%)",
+        "mean class accuracy  50.00%",
+        "  desk     50.0% (2/4)",
+        "  chair   100.0% (2/2)",
+        "  bed       0.0% (0/3)",
+        "  lamp   no shapes",
+        "most frequent confusions (true class -> taken for)",
+        "  bed -> desk    3",
+        "  desk -> chair  1",
+        "  desk -> bed    1",
+    ]
+    content = json.loads(json.dumps(accuracy.to_json()))
+    assert content["confusion"] == accuracy.confusion.tolist()
+    assert content["per_class"][2] == {"name": "bed", "shapes": 3, "correct": 0}
+    assert (content["shapes"], content["votes"], content["class_names"]) == (9, 1, list(names))
+
+
+def test_ten_confusions_at_most_and_none_if_all_is_right() -> None:
+    lines = Accuracy(torch.ones(5, 5, dtype=torch.int64)).table().splitlines()
+    assert [line.split() for line in lines[8:10]] == [["0", "->", "1", "1"], ["0", "->", "2", "1"]]
+    assert len(lines) == 2 + 5 + 1 + 10
+    assert "confusions" not in Accuracy(torch.eye(5, dtype=torch.int64)).table()
+
+
+def test_a_vote_says_so_everywhere() -> None:
+    plain, voted = Accuracy(torch.tensor([[3, 1], [0, 2]])), Accuracy(torch.tensor([[3, 1], [0, 2]]), votes=10)
+    assert voted.describe() == "voted accuracy (mean of 10) 83.33% (5/6)"
+    assert voted.figures() == {**plain.figures(), "votes": 10}
+    assert voted.table() == f"voted: mean of the logits over 10 draws of each cloud\n{plain.table()}"
+    assert voted.to_json()["votes"] == 10
+
+
+def test_names_are_those_of_the_clouds_and_one_for_each_class() -> None:
+    assert evaluate_classifier(Answers(), clouds_that_say(ANSWERS, LABELS), 2).class_names == ("a", "b", "c", "d")
+    with pytest.raises(ValueError, match="1 class_names for 2 classes"):
+        Accuracy(torch.eye(2), ("a",))
+
+
+def test_a_model_with_other_classes_is_refused() -> None:
+    """Cells of the confusion matrix would be counted in the wrong row."""
+    clouds = Clouds(torch.zeros(2, 2, 3), None, torch.tensor([0, 1]), ("a", "b", "c"), "y", "toy")
+    with pytest.raises(ValueError, match="the model has 4 classes, toy has 3"):
+        evaluate_classifier(Answers(), clouds, 2)
+
+
+def test_logits_may_be_made_otherwise() -> None:
+    """`predict` gets the clouds as stored and the number of their batch."""
+    clouds = clouds_that_say(ANSWERS, LABELS, num_points=5)
+    calls: list[tuple[int, int]] = []
+
+    def predict(points: Tensor, number: int) -> Tensor:
+        calls.append((number, len(points)))
+        assert points.shape[1:] == (5, 3)
+        return nn.functional.one_hot(points[:, 0, 0].long(), 4).float()
+
+    accuracy = evaluate_classifier(Answers(), clouds, 2, batch_size=3, predict=predict)
+    assert accuracy.correct == 4
+    assert calls == [(0, 3), (1, 3), (2, 1)]
 
 
 def test_larger_clouds_are_cut_to_their_farthest_points() -> None:

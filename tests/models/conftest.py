@@ -1,12 +1,13 @@
+import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pc_ewa.models import create_model
-from pc_ewa.models.classifier import PointMAEClassifier
+from pc_ewa.models.point_mae_classifier import PointMAEClassifier
 
 
 @pytest.fixture
@@ -33,3 +34,69 @@ def clouds() -> Callable[..., Tensor]:
         return torch.from_numpy(points.astype(np.float32))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def official_weights() -> Callable[[nn.Module], dict[str, Tensor]]:
+    """Weights by the rule that the official figures were computed with, in the types of the model's own."""
+
+    def build(model: nn.Module) -> dict[str, Tensor]:
+        return {key: _by_rule(key, value) for key, value in model.state_dict().items()}
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def official_shapes() -> Callable[[int, int], dict[str, tuple[int, ...]]]:
+    """Keys and shapes of the official backbone without tokens, in their order: `official_shapes(dim, depth)`."""
+
+    def build(dim: int, depth: int) -> dict[str, tuple[int, ...]]:
+        shapes: dict[str, tuple[int, ...]] = {}
+
+        def layer(name: str, *weight: int, bias: bool = True) -> None:
+            shapes[f"{name}.weight"] = weight
+            if bias:
+                shapes[f"{name}.bias"] = weight[:1]
+
+        def batch_norm(name: str, width: int) -> None:
+            layer(name, width)
+            shapes[f"{name}.running_mean"] = shapes[f"{name}.running_var"] = (width,)
+            shapes[f"{name}.num_batches_tracked"] = ()
+
+        layer("encoder.first_conv.0", 128, 3, 1)
+        batch_norm("encoder.first_conv.1", 128)
+        layer("encoder.first_conv.3", 256, 128, 1)
+        layer("encoder.second_conv.0", 512, 512, 1)
+        batch_norm("encoder.second_conv.1", 512)
+        layer("encoder.second_conv.3", dim, 512, 1)
+        layer("pos_embed.0", 128, 3)
+        layer("pos_embed.2", dim, 128)
+        for i in range(depth):
+            block = f"blocks.blocks.{i}"
+            layer(f"{block}.norm1", dim)
+            layer(f"{block}.norm2", dim)
+            layer(f"{block}.mlp.fc1", 4 * dim, dim)
+            layer(f"{block}.mlp.fc2", dim, 4 * dim)
+            layer(f"{block}.attn.qkv", 3 * dim, dim, bias=False)
+            layer(f"{block}.attn.proj", dim, dim)
+        layer("norm", dim)
+        return shapes
+
+    return build
+
+
+def _by_rule(key: str, value: Tensor) -> Tensor:
+    n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros_like(value)
+    if key.endswith("running_mean"):
+        n = 0.1 * n
+    elif key.endswith("running_var"):
+        n = 1 + 0.2 * np.abs(n)
+    elif key.endswith(".bias"):
+        n = 0.05 * n
+    elif key.endswith(".weight"):
+        n = 1 + 0.1 * n if value.dim() == 1 else n / np.sqrt(np.prod(value.shape[1:]))
+    else:
+        n = 0.5 * n
+    return torch.from_numpy(np.asarray(n)).to(value.dtype)

@@ -1,9 +1,7 @@
 """The Point-MAE classifier is the official one: keys, shapes, sizes, decay groups, and what it computes."""
 
-import zlib
 from collections.abc import Callable
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,66 +16,16 @@ from pc_ewa.train.optim import is_decayed
 Shapes = dict[str, tuple[int, ...]]
 
 
-def official_shapes(dim: int, depth: int, classes: int) -> Shapes:
+def classifier_shapes(backbone: Shapes, dim: int, classes: int) -> Shapes:
     """Keys and shapes of the official checkpoints, in their order."""
-    shapes: Shapes = {}
-
-    def layer(name: str, *weight: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = weight
-        if bias:
-            shapes[f"{name}.bias"] = weight[:1]
-
-    def batch_norm(name: str, width: int) -> None:
-        layer(name, width)
-        shapes[f"{name}.running_mean"] = shapes[f"{name}.running_var"] = (width,)
-        shapes[f"{name}.num_batches_tracked"] = ()
-
-    shapes["cls_token"] = shapes["cls_pos"] = (1, 1, dim)
-    layer("encoder.first_conv.0", 128, 3, 1)
-    batch_norm("encoder.first_conv.1", 128)
-    layer("encoder.first_conv.3", 256, 128, 1)
-    layer("encoder.second_conv.0", 512, 512, 1)
-    batch_norm("encoder.second_conv.1", 512)
-    layer("encoder.second_conv.3", dim, 512, 1)
-    layer("pos_embed.0", 128, 3)
-    layer("pos_embed.2", dim, 128)
-    for i in range(depth):
-        block = f"blocks.blocks.{i}"
-        layer(f"{block}.norm1", dim)
-        layer(f"{block}.norm2", dim)
-        layer(f"{block}.mlp.fc1", 4 * dim, dim)
-        layer(f"{block}.mlp.fc2", dim, 4 * dim)
-        layer(f"{block}.attn.qkv", 3 * dim, dim, bias=False)
-        layer(f"{block}.attn.proj", dim, dim)
-    layer("norm", dim)
-    layer("cls_head_finetune.0", 256, 2 * dim)
-    batch_norm("cls_head_finetune.1", 256)
-    layer("cls_head_finetune.4", 256, 256)
-    batch_norm("cls_head_finetune.5", 256)
-    layer("cls_head_finetune.8", classes, 256)
+    shapes: Shapes = {"cls_token": (1, 1, dim), "cls_pos": (1, 1, dim), **backbone}
+    for name, *weight in (("0", 256, 2 * dim), ("1", 256), ("4", 256, 256), ("5", 256), ("8", classes, 256)):
+        layer = f"cls_head_finetune.{name}"
+        shapes |= {f"{layer}.weight": tuple(weight), f"{layer}.bias": (weight[0],)}
+        if name in "15":
+            shapes |= {f"{layer}.running_mean": (256,), f"{layer}.running_var": (256,)}
+            shapes[f"{layer}.num_batches_tracked"] = ()
     return shapes
-
-
-def official_weights(shapes: Shapes) -> dict[str, Tensor]:
-    """Weights by the rule that the official figures were computed with."""
-    state = {}
-    for key, shape in shapes.items():
-        n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
-        if key.endswith("num_batches_tracked"):
-            state[key] = torch.zeros(shape, dtype=torch.int64)
-            continue
-        if key.endswith("running_mean"):
-            n = 0.1 * n
-        elif key.endswith("running_var"):
-            n = 1 + 0.2 * np.abs(n)
-        elif key.endswith(".bias"):
-            n = 0.05 * n
-        elif key.endswith(".weight"):
-            n = 1 + 0.1 * n if len(shape) == 1 else n / np.sqrt(np.prod(shape[1:]))
-        else:
-            n = 0.5 * n
-        state[key] = torch.from_numpy(np.asarray(n, dtype=np.float32))
-    return state
 
 
 @pytest.mark.parametrize(
@@ -89,9 +37,13 @@ def official_weights(shapes: Shapes) -> dict[str, Tensor]:
     ],
     ids=["ModelNet40", "ScanObjectNN", "small"],
 )
-def test_keys_shapes_and_their_order_are_official(sizes: tuple[int, int, int], arguments: dict) -> None:
+def test_keys_shapes_and_their_order_are_official(
+    sizes: tuple[int, int, int], arguments: dict, official_shapes: Callable[..., Shapes]
+) -> None:
     state = create_model("point_mae_classifier", **arguments).state_dict()
-    assert [(key, tuple(value.shape)) for key, value in state.items()] == list(official_shapes(*sizes).items())
+    dim, depth, classes = sizes
+    expected = classifier_shapes(official_shapes(dim, depth), dim, classes)
+    assert [(key, tuple(value.shape)) for key, value in state.items()] == list(expected.items())
 
 
 def test_modelnet40_model_has_the_official_size() -> None:
@@ -100,12 +52,13 @@ def test_modelnet40_model_has_the_official_size() -> None:
     assert len(model.state_dict()) == 174
 
 
-def test_official_weights_give_the_official_logits_and_loss(clouds: Callable[..., Tensor]) -> None:
+def test_official_weights_give_the_official_logits_and_loss(
+    clouds: Callable[..., Tensor], official_weights: Callable[..., dict]
+) -> None:
     model = create_model(
         "point_mae_classifier", num_classes=10, dim=48, depth=2, num_heads=3, num_groups=16, group_size=16
     ).eval()
-    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    model.load_state_dict(official_weights(shapes), strict=True)
+    model.load_state_dict(official_weights(model), strict=True)
     points = clouds(3, 3, 128)
 
     def check(logits: Tensor) -> None:
@@ -126,18 +79,18 @@ def official_exempt(shapes: Shapes) -> set[str]:
     return {k for k, shape in parameters.items() if len(shape) == 1 or k.endswith(".bias") or "token" in k}
 
 
-def test_weight_decay_spares_what_the_official_one_spares_and_cls_pos() -> None:
+def test_weight_decay_spares_what_the_official_one_spares_and_cls_pos(official_shapes: Callable[..., Shapes]) -> None:
     model = create_model("point_mae_classifier")
     exempt = {name for name, parameter in model.named_parameters() if not is_decayed(name, parameter)}
-    official = official_exempt(official_shapes(384, 12, 40))
+    official = official_exempt(classifier_shapes(official_shapes(384, 12), 384, 40))
     assert len(official) == 104
     assert exempt == official | {"cls_pos"}
 
 
-def test_weight_decay_spares_the_same_after_upcycling() -> None:
+def test_weight_decay_spares_the_same_after_upcycling(official_shapes: Callable[..., Shapes]) -> None:
     model = upcycle(create_model("point_mae_classifier", dim=48, depth=2, num_heads=3), 4, "all")
     exempt = {name.replace(".experts", "") for name, p in model.named_parameters() if not is_decayed(name, p)}
-    assert exempt == official_exempt(official_shapes(48, 2, 40)) | {"cls_pos"}
+    assert exempt == official_exempt(classifier_shapes(official_shapes(48, 2), 48, 40)) | {"cls_pos"}
 
 
 class OfficialEncoder(nn.Module):

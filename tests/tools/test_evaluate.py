@@ -23,7 +23,9 @@ def test_it_prints_what_the_summary_holds(tool: Tool, trained: Any, name: str, s
     correct = summary[f"test_correct_merged{suffix}"]
     assert f"overall accuracy     {correct / 12:.2%} ({correct}/12, standard error " in out
     assert f"mean class accuracy  {summary[f'test_mean_class_accuracy_merged{suffix}']:.2%}" in out
-    rows = [line.split() for line in out.splitlines()[-3:]]
+    lines = out.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("mean class accuracy"))
+    rows = [line.split() for line in lines[at + 1 : at + 4]]
     assert [row[0] for row in rows] == ["sphere", "cube", "torus"]
     assert sum(int(row[-1].strip("()").split("/")[0]) for row in rows) == correct
     assert all(row[-1].endswith("/4)") for row in rows)

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import pc_ewa
+from pc_ewa.models.official import read_content
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
 
@@ -41,7 +43,8 @@ def test_it_measures_before_and_after(tool: Tool, trained: Any, checkpoint: Path
     code, out, _ = tool("merge_experts", checkpoint, "-o", tmp_path / "merged.pt", "--split", "test")
     assert code == 0
     before, after = trained.summary["test_correct_unmerged"], trained.summary["test_correct_merged"]
-    assert f"accuracy on test: {before / 12:.2%} ({before}/12) before, {after / 12:.2%} ({after}/12) after" in out
+    line = f"test: accuracy {before / 12:.2%} ({before}/12) before, accuracy {after / 12:.2%} ({after}/12) after\n"
+    assert out.endswith(line)
 
 
 def test_an_output_that_is_there_is_replaced_only_when_asked(tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
@@ -64,14 +67,76 @@ def test_nothing_is_written_before_everything_is_known_to_be_right(
     assert (code, err) == (2, "error: none.h5 does not exist; check the option path\n")
     merged = trained.folder / "checkpoints" / "merged_last.pt"
     code, _, err = tool("merge_experts", merged, "-o", output)
-    assert (code, err) == (2, f"error: {merged} has no mixtures of experts: there is nothing to merge\n")
+    problem = f"{merged} has no mixtures of experts: there is nothing to merge; add --format to convert it"
+    assert (code, err) == (2, f"error: {problem}\n")
+    code, _, err = tool("merge_experts", checkpoint, "-o", tmp_path / "a.safetensors", "--format", "official")
+    problem = f"--format official with -o {tmp_path}/a.safetensors; the name must not end in .safetensors"
+    assert (code, err) == (2, f"error: {problem}, but in .pth, say\n")
+    code, _, err = tool("merge_experts", checkpoint, "-o", output, "--format", "safetensors")
+    problem = f"--format safetensors with -o {output}; the name must end in .safetensors"
+    assert (code, err) == (2, f"error: {problem}\n")
     assert os.listdir(tmp_path) == []
 
 
+def weights_in(path: Path) -> dict[str, torch.Tensor]:
+    return load_file(path) if path.suffix == ".safetensors" else torch.load(path)["base_model"]
+
+
+@pytest.mark.parametrize("asked", [(), ("--format", "safetensors")], ids=["by its name", "asked for"])
+def test_safetensors_hold_the_same(asked: tuple[str, ...], tool: Tool, checkpoint: Path, tmp_path: Path) -> None:
+    official, safe = tmp_path / "merged.pth", tmp_path / "merged.safetensors"
+    assert tool("merge_experts", checkpoint, "-o", official).code == 0
+    code, out, err = tool("merge_experts", checkpoint, "-o", safe, *asked)
+    assert (code, err) == (0, "")
+    assert out.startswith("1 mixtures merged: ")
+    ours, theirs = weights_in(safe), weights_in(official)
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    ours, theirs = read_content(safe), read_content(official)
+    assert ours.pop("base_model").keys() == theirs.pop("base_model").keys()
+    assert ours == theirs
+    assert ours["class_names"] == ["sphere", "cube", "torus"]
+
+
+@pytest.mark.parametrize("format", ["official", "safetensors"])
+def test_a_model_without_mixtures_is_converted_when_asked(
+    format: str, tool: Tool, trained: Any, tmp_path: Path
+) -> None:
+    merged = trained.folder / "checkpoints" / "merged_last.pt"
+    output = tmp_path / {"official": "vit.pth", "safetensors": "vit.safetensors"}[format]
+    code, out, err = tool("merge_experts", merged, "-o", output, "--format", format, "--split", "test")
+    after = trained.summary["test_correct_merged"]
+    assert (code, err) == (0, "")
+    assert out == (
+        f"0 mixtures: nothing to merge, written as {format} to {output}\ntest: accuracy {after / 12:.2%} ({after}/12)\n"
+    )
+    ours, theirs = weights_in(output), weights_in(merged)
+    assert set(ours) == set(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    # And back again, and measured: both files are ones of ours.
+    back = tmp_path / "back.pth"
+    code, out, _ = tool("merge_experts", output, "-o", back, "--format", "official", "--split", "test")
+    assert (code, out.splitlines()[1]) == (0, f"test: accuracy {after / 12:.2%} ({after}/12)")
+    assert all(torch.equal(value, theirs[key]) for key, value in weights_in(back).items())
+
+
+def test_an_official_file_is_converted_by_a_config(tool: Tool, trained: Any, toy_config: Path, tmp_path: Path) -> None:
+    weights = weights_in(trained.folder / "checkpoints" / "merged_last.pt")
+    official, output = tmp_path / "official.pth", tmp_path / "vit.safetensors"
+    torch.save({"base_model": {f"module.{key}": value for key, value in weights.items()}, "epoch": 3}, official)
+    arguments = ("merge_experts", official, "-o", output, "--format", "safetensors")
+    code, _, err = tool(*arguments)
+    assert (code, err) == (2, f"error: {official} holds no config; name one with --config CONFIG.yaml\n")
+    assert tool(*arguments, "--config", toy_config).code == 0
+    assert all(torch.equal(value, weights[key]) for key, value in weights_in(output).items())
+    assert read_content(output)["class_names"] == ["sphere", "cube", "torus"]
+
+
 def test_the_output_can_be_trained_on(tool: Tool, checkpoint: Path, toy_config: Path, tmp_path: Path) -> None:
-    assert tool("merge_experts", checkpoint, "-o", tmp_path / "merged.pt").code == 0
-    code, out, _ = tool("finetune", toy_config, "--from", tmp_path / "merged.pt", "--check", f"output={tmp_path}/run")
-    assert (code, out) == (0, "")
+    for name in ("merged.pt", "merged.safetensors"):
+        assert tool("merge_experts", checkpoint, "-o", tmp_path / name).code == 0
+        code, out, _ = tool("finetune", toy_config, "--from", tmp_path / name, "--check", f"output={tmp_path}/run")
+        assert (code, out) == (0, "")
     # The file with mixtures says how to get there.
     code, _, err = tool("finetune", toy_config, "--from", checkpoint, f"output={tmp_path}/run")
     assert code == 2

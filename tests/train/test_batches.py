@@ -35,7 +35,7 @@ def test_a_batch_does_not_depend_on_what_was_drawn_before(clouds: Clouds, experi
     drawn = {place: one.draw(*place) for place in places}
     torch.manual_seed(5)
     for place in reversed(places):
-        points, labels = other.draw(*place)
+        points, labels, _ = other.draw(*place)
         assert torch.equal(points, drawn[place][0])
         assert torch.equal(labels, drawn[place][1])
 
@@ -65,7 +65,7 @@ def test_an_epoch_shows_no_shape_twice_and_each_in_its_own_order(clouds: Clouds,
 
 
 def test_labels_go_with_their_shapes(clouds: Clouds, experiment: MakeExperiment) -> None:
-    points, labels = Batches(clouds, experiment(*PLAIN), 1, CPU).draw(0, 0)
+    points, labels, _ = Batches(clouds, experiment(*PLAIN), 1, CPU).draw(0, 0)
     assert labels.tolist() == [int(clouds.labels[i]) for i in positions(points, clouds)]
 
 
@@ -73,14 +73,14 @@ def test_two_slots_are_the_halves_of_one(clouds: Clouds, experiment: MakeExperim
     whole, halves = (Batches(clouds, experiment(*PLAIN), slots, CPU) for slots in (1, 2))
     for step in (0, 4):
         parts = [halves.draw(step, slot) for slot in range(2)]
-        points, labels = whole.draw(step, 0)
+        points, labels, _ = whole.draw(step, 0)
         assert torch.equal(torch.cat([part[0] for part in parts]), points)
         assert torch.equal(torch.cat([part[1] for part in parts]), labels)
 
 
 def test_training_clouds_are_cut_to_num_points_after_normalising(clouds: Clouds, experiment: MakeExperiment) -> None:
     batches = Batches(clouds, experiment("augment.scale=null", "augment.shift=0"), 1, CPU)
-    points, _ = batches.draw(0, 0)
+    points = batches.draw(0, 0).points
     assert points.shape == (8, 48, 3)
     assert points.norm(dim=2).max() <= 1 + 1e-6
 

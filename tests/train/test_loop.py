@@ -15,6 +15,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.errors import TrainingError
 from pc_ewa.ewa import expert_layers
 from pc_ewa.train import loop, run
+from pc_ewa.train.batches import Batch
 from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
@@ -40,7 +41,7 @@ def in_double(setup: Setup) -> Setup:
     """In float32 AdamW makes whole steps of gradients that are zero but for rounding, as before a batch norm."""
     setup.model.double()
     draw = setup.batches.draw
-    setup.batches.draw = lambda *place: (draw(*place)[0].double(), draw(*place)[1])  # type: ignore[method-assign]
+    setup.batches.draw = lambda *place: Batch(draw(*place)[0].double(), draw(*place)[1])  # type: ignore[method-assign]
     return setup
 
 
@@ -52,7 +53,7 @@ def test_a_step_is_what_one_would_write_by_hand(experiment: MakeExperiment) -> N
     twin.averager.detach()
     for step in range(2):
         figures = train_step(setup, made, WORLD, setup.model, step)
-        points, labels = twin.batches.draw(step, 0)
+        points, labels, _ = twin.batches.draw(step, 0)
         twin.batches.seed_model(step, 0)
         loss = F.cross_entropy(twin.model(points).float(), labels)
         loss.backward()
@@ -81,7 +82,7 @@ def test_accumulation_averages_the_parts(experiment: MakeExperiment) -> None:
     figures = train_step(setup, made, WORLD, setup.model, 0)
     losses = []
     for slot in range(2):
-        points, labels = twin.batches.draw(0, slot)
+        points, labels, _ = twin.batches.draw(0, slot)
         assert len(points) == 4
         twin.batches.seed_model(0, slot)
         losses.append(F.cross_entropy(twin.model(points).float(), labels))
@@ -168,7 +169,7 @@ def test_bf16_runs_and_differs_from_fp32(experiment: MakeExperiment) -> None:
 def test_label_smoothing_is_that_of_cross_entropy(experiment: MakeExperiment) -> None:
     logits, labels = torch.tensor([[4.0, 0.0, -1.0], [0.0, 1.0, 2.0]]), torch.tensor([0, 1])
     task = Classify(experiment("train.label_smoothing=0.3"))
-    loss = task.loss(lambda points: logits, torch.zeros(2, 4, 3), labels)  # type: ignore[arg-type]
+    loss = task.loss(lambda points: logits, Batch(torch.zeros(2, 4, 3), labels), 0)  # type: ignore[arg-type]
     targets = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
     assert loss.value.item() == pytest.approx(-(targets * logits.log_softmax(1)).sum(1).mean().item())
     assert loss.figures["accuracy"].item() == 0.5
@@ -178,9 +179,9 @@ def break_loss(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Make the loss NaN at one step, counted from 1."""
     loss, calls = Classify.loss, []
 
-    def broken(self: Classify, model: nn.Module, points: Tensor, labels: Tensor) -> Loss:
+    def broken(self: Classify, model: nn.Module, batch: Batch, step: int) -> Loss:
         calls.append(1)
-        value, figures = loss(self, model, points, labels)
+        value, figures = loss(self, model, batch, step)
         return Loss(value * math.nan, figures) if len(calls) == at else Loss(value, figures)
 
     monkeypatch.setattr(Classify, "loss", broken)

@@ -21,8 +21,9 @@ from pc_ewa.eval import Accuracy
 from pc_ewa.ewa import ExpertFFN, ExpertLinear, expert_layers
 from pc_ewa.models.official import read_checkpoint
 from pc_ewa.train import loop, run, tasks
-from pc_ewa.train.build import build, load_splits
+from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
+from pc_ewa.train.splits import load_splits
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -70,18 +71,18 @@ def test_the_summary_holds_what_the_table_shows(trained: Any) -> None:
     assert summary["params_training"] - summary["params_merged"] == extra
     assert (summary["mixtures"], summary["ffns_training"], summary["ffns_merged"]) == (1, 3, 2)
     p = summary["test_accuracy_merged"]
-    assert summary["test_standard_error"] == pytest.approx(math.sqrt(p * (1 - p) / 12))
+    assert summary["test_standard_error_merged"] == pytest.approx(math.sqrt(p * (1 - p) / 12))
 
 
 def test_the_summary_measures_the_files_it_wrote(trained: Any) -> None:
-    test = load_splits(trained.experiment.data, 0).test
+    splits = load_splits(trained.experiment.data, 0)
     task = tasks.Classify(trained.experiment)
     for name, suffix in (("merged_last.pt", ""), ("merged_best.pt", "_best")):
         content = read_checkpoint(trained.folder / "checkpoints" / name)
         model = pc_ewa.create_model("point_mae_classifier", **trained.experiment.model.arguments, num_classes=3)
         model.load_state_dict(content["base_model"])
         assert content["class_names"] == ["sphere", "cube", "torus"]
-        accuracy = task.evaluate(model, test, torch.device("cpu"))
+        accuracy = task.evaluate(model, splits, "test", torch.device("cpu"))
         assert accuracy.correct == trained.summary[f"test_correct_merged{suffix}"]
         assert accuracy.mean_class == trained.summary[f"test_mean_class_accuracy_merged{suffix}"]
 

@@ -1,11 +1,14 @@
 """Point-MAE's classifier (arXiv 2203.06604): patches, a ViT with a class token, an MLP head."""
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.patches import PatchEncoder
+from pc_ewa.models.patches import PatchEncoder, position_embedding
+from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import TransformerEncoder
 
 
@@ -31,6 +34,10 @@ class PointMAEClassifier(nn.Module):
     Raises:
         ConfigError: an impossible size.
     """
+
+    task: ClassVar[str] = "classify"
+    expert_ffns: ClassVar[str] = "blocks.blocks.*.mlp"
+    head_keys: ClassVar[tuple[str, ...]] = ("cls_head_finetune", "cls_token", "cls_pos")
 
     def __init__(
         self,
@@ -59,7 +66,7 @@ class PointMAEClassifier(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.cls_pos = nn.Parameter(torch.zeros(1, 1, dim))
         self.encoder = PatchEncoder(dim, encoder_width)
-        self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, dim))
+        self.pos_embed = position_embedding(dim)
         self.blocks = TransformerEncoder(dim, depth, num_heads, mlp_ratio, drop_path)
         self.norm = nn.LayerNorm(dim)
         self.cls_head_finetune = nn.Sequential(
@@ -72,24 +79,14 @@ class PointMAEClassifier(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         """Map clouds (B, N, 3) to logits (B, num_classes)."""
+        return self.cls_head_finetune(self.features(points))
+
+    def features(self, points: Tensor) -> Tensor:
+        """Describe clouds (B, N, 3) by class token and maximum over the others: (B, 2 C), what the head sees."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.encoder(groups)
         batch = points.shape[0]
         x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
         position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
         x = self.norm(self.blocks(x, position))
-        return self.cls_head_finetune(torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1))
-
-
-def check_sizes(sizes: dict[str, int], **rates: float) -> None:
-    """Raise ConfigError unless every size is at least 1, heads divide the width, and rates lie in [0, 1)."""
-    for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name}={value}; it must be at least 1")
-    dim, num_heads = sizes["dim"], sizes["num_heads"]
-    if dim % num_heads:
-        fitting = ", ".join(str(n) for n in range(1, 2 * num_heads) if dim % n == 0)
-        raise ConfigError(f"num_heads={num_heads} does not divide dim={dim}; choose one of {fitting}")
-    for name, rate in rates.items():
-        if not 0 <= rate < 1:
-            raise ConfigError(f"{name}={rate}; it must be at least 0 and below 1")
+        return torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1)

@@ -1,0 +1,148 @@
+"""Few-shot classification: mean and deviation over the folds of each setting."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from pc_ewa.data.fewshot import TEST_SHAPES
+
+SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # way, shot: those that every paper reports
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What one training on one fold reached on its test shapes.
+
+    Attributes:
+        way: number of classes.
+        shot: training shapes of each class.
+        fold: number of the fold.
+        accuracy_last: of the last state, from 0 to 1.
+        accuracy_best: of the state that the run took for its best, or None if it chose none.
+
+    Raises:
+        ValueError: an accuracy that is none.
+    """
+
+    way: int
+    shot: int
+    fold: int
+    accuracy_last: float
+    accuracy_best: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the accuracies."""
+        for accuracy in (self.accuracy_last, self.accuracy_best):
+            if accuracy is not None and not 0 <= accuracy <= 1:
+                raise ValueError(f"accuracy {accuracy} of {self.way}-way {self.shot}-shot; give shares from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over folds and sample standard deviation, None for a single fold."""
+
+    mean: float
+    std: float | None
+    folds: int
+
+    def __str__(self) -> str:
+        """Return the mean ± the deviation, in percent."""
+        return f"{self.mean:.2%} ± " + ("-" if self.std is None else f"{self.std:.2%}")
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """The folds that were run, of one setting or several.
+
+    Papers report mean ± standard deviation over 10 folds of the best epoch on the test shapes. `accuracy_last` looks
+    at them once; prefer it. The deviation is that of a sample (n - 1), over the folds present.
+
+    Raises:
+        ValueError: no folds, or one of them twice.
+    """
+
+    folds: Sequence[Fold]
+
+    def __post_init__(self) -> None:
+        """Check that each fold is there once."""
+        keys = [(fold.way, fold.shot, fold.fold) for fold in self.folds]
+        if not keys:
+            raise ValueError("few-shot results of no folds; give one or more")
+        if len(set(keys)) < len(keys):
+            way, shot, fold = next(key for key in keys if keys.count(key) > 1)
+            raise ValueError(f"fold {fold} of {way}-way {shot}-shot is there twice; give each once")
+
+    @property
+    def settings(self) -> tuple[tuple[int, int], ...]:
+        """The (way, shot) that have folds, in order."""
+        return tuple(sorted({(fold.way, fold.shot) for fold in self.folds}))
+
+    @property
+    def shapes(self) -> int:
+        """Number of test shapes that were classified, over all folds; 20 of each class."""
+        return sum(fold.way * TEST_SHAPES for fold in self.folds)
+
+    @property
+    def value(self) -> float:
+        """Mean over the settings present of their mean accuracy; higher is better."""
+        return mean(self.last(*setting).mean for setting in self.settings)
+
+    def last(self, way: int, shot: int) -> Spread:
+        """Accuracy of the last states over the folds of a setting that has some."""
+        return _spread([fold.accuracy_last for fold in self._of(way, shot)])
+
+    def best(self, way: int, shot: int) -> Spread | None:
+        """Accuracy of the best states; None unless every fold of the setting has one."""
+        found = [fold.accuracy_best for fold in self._of(way, shot)]
+        known = [accuracy for accuracy in found if accuracy is not None]
+        return _spread(known) if len(known) == len(found) else None
+
+    def figures(self) -> dict[str, float]:
+        """`accuracy`, and of each setting such as 5way_10shot: folds, accuracy, std, accuracy_best and std_best."""
+        figures = {"accuracy": self.value}
+        for way, shot in self.settings:
+            name, last, best = f"{way}way_{shot}shot", self.last(way, shot), self.best(way, shot)
+            figures |= {f"{name}_folds": last.folds}
+            for ending, spread in (("", last), ("_best", best)):
+                if spread:
+                    figures[f"{name}_accuracy{ending}"] = spread.mean
+                if spread and spread.std is not None:
+                    figures[f"{name}_std{ending}"] = spread.std
+        return figures
+
+    def describe(self) -> str:
+        """Every setting in a few words."""
+        parts = [f"{way}-way {shot}-shot {self.last(way, shot)}" for way, shot in self.settings]
+        return "few-shot accuracy " + ", ".join(parts)
+
+    def table(self) -> str:
+        """The four settings, those that are missing too, and any others."""
+        present = self.settings
+        rows = [("setting", "folds", "last state", "best state")]
+        for way, shot in sorted({*SETTINGS, *present}):
+            title = f"{way}-way {shot}-shot"
+            if (way, shot) in present:
+                last, best = self.last(way, shot), self.best(way, shot)
+                rows.append((title, str(last.folds), str(last), str(best) if best else "-"))
+            else:
+                rows.append((title, "missing", "", ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["few-shot accuracy, mean ± sample standard deviation over folds"]
+        for title, *cells in rows:
+            padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append("   ".join([f"{title:<{widths[0]}}", *padded]).rstrip())
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything there is, in plain types."""
+        missing = [f"{way}way_{shot}shot" for way, shot in SETTINGS if (way, shot) not in self.settings]
+        records = [asdict(fold) for fold in self.folds]
+        return {**self.figures(), "shapes": self.shapes, "missing": missing, "folds": records}
+
+    def _of(self, way: int, shot: int) -> list[Fold]:
+        return [fold for fold in self.folds if (fold.way, fold.shot) == (way, shot)]
+
+
+def _spread(accuracies: Sequence[float]) -> Spread:
+    return Spread(mean(accuracies), stdev(accuracies) if len(accuracies) > 1 else None, len(accuracies))

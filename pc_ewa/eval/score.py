@@ -1,0 +1,23 @@
+"""What every evaluation returns, so that the loop, the report and the tools treat all alike."""
+
+from typing import Any, Protocol
+
+
+class Score(Protocol):
+    """The result of an evaluation."""
+
+    @property
+    def shapes(self) -> int:
+        """Number of shapes that were measured."""
+
+    def figures(self) -> dict[str, float]:
+        """Numbers by name, for logs and summaries."""
+
+    def describe(self) -> str:
+        """The result in a few words."""
+
+    def table(self) -> str:
+        """The result for reading, in several lines."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything there is, in plain types."""

@@ -1,0 +1,202 @@
+"""Part segmentation: the published IoU of ShapeNetPart, for each shape over the parts of its own category."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pc_ewa import ops
+from pc_ewa.data import Clouds
+from pc_ewa.data.transforms import eval_index, normalize_unit_sphere
+from pc_ewa.eval.common import in_evaluation, my_batches
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was measured on each shape, and what follows from it.
+
+    Attributes:
+        ious: (S,) float64, the mean IoU of each shape over the parts of its category.
+        categories: (S,) int64, positions in `class_names`.
+        class_names: names of the categories, also of those without a shape here.
+        points_right: number of points given their part.
+        points: number of points.
+    """
+
+    ious: Tensor
+    categories: Tensor
+    class_names: tuple[str, ...]
+    points_right: int
+    points: int
+
+    @property
+    def shapes(self) -> int:
+        """Number of shapes."""
+        return len(self.ious)
+
+    @property
+    def instance_miou(self) -> float:
+        """Mean over the shapes ("Inst. mIoU")."""
+        return float(self.ious.mean())
+
+    @property
+    def class_miou(self) -> float:
+        """Mean over the categories present of the means over their shapes ("Cls. mIoU")."""
+        means = [mean for mean, _ in self.per_class.values()]
+        return sum(means) / len(means)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of points given their part."""
+        return self.points_right / self.points
+
+    @property
+    def per_class(self) -> dict[str, tuple[float, int]]:
+        """Mean over its shapes and their number, of each category present, by name."""
+        shapes = {name: self.ious[self.categories == label] for label, name in enumerate(self.class_names)}
+        return {name: (float(ious.mean()), len(ious)) for name, ious in shapes.items() if len(ious)}
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of `instance_miou` for this number of shapes; nan for a single one."""
+        return float(self.ious.std()) / math.sqrt(self.shapes) if self.shapes > 1 else math.nan
+
+    def figures(self) -> dict[str, float]:
+        """The means by name; the standard error only where there is one."""
+        means = {"instance_miou": self.instance_miou, "class_miou": self.class_miou, "accuracy": self.accuracy}
+        return means | ({"standard_error": self.standard_error} if self.shapes > 1 else {})
+
+    def describe(self) -> str:
+        """Both means in a few words."""
+        return f"instance mIoU {self.instance_miou:.2%}, class mIoU {self.class_miou:.2%}"
+
+    def table(self) -> str:
+        """The means, and those of every category."""
+        error = f", standard error {self.standard_error:.2%}" if self.shapes > 1 else ""
+        per_class, width = self.per_class, max(map(len, self.class_names))
+        lines = [
+            f"instance mIoU      {self.instance_miou:.2%} ({self.shapes} shapes{error})",
+            f"class mIoU         {self.class_miou:.2%} ({len(per_class)} categories)",
+            f"accuracy of points {self.accuracy:.2%} ({self.points_right}/{self.points})",
+        ]
+        for name in self.class_names:
+            mean, count = per_class.get(name, (math.nan, 0))
+            lines.append(f"  {name:<{width}}  " + (f"{mean:7.1%} ({count} shapes)" if count else "no shapes"))
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The figures, counts, and both for every category, in plain types."""
+        per_class = {name: {"miou": mean, "shapes": count} for name, (mean, count) in self.per_class.items()}
+        counts = {"shapes": self.shapes, "points": self.points, "points_right": self.points_right}
+        return {**self.figures(), **counts, "per_class": per_class}
+
+
+def shape_ious(predicted: Tensor, truth: Tensor, categories: Tensor, parts_of: Sequence[Sequence[int]]) -> Tensor:
+    """Measure each shape by the mean over the parts of its category of intersection / union, in points.
+
+    A part of the category that neither truth nor prediction has counts 1. Other parts are not looked at.
+
+    Args:
+        predicted: part of each point, (B, N) int64.
+        truth: likewise.
+        categories: of the shapes, (B,) int64.
+        parts_of: the parts of each category.
+
+    Returns:
+        (B,) float64.
+
+    Raises:
+        ValueError: shapes that do not fit, a category without parts.
+    """
+    if predicted.dim() != 2 or predicted.shape != truth.shape or categories.shape != predicted.shape[:1]:
+        raise ValueError(
+            f"predicted {tuple(predicted.shape)}, truth {tuple(truth.shape)}, categories {tuple(categories.shape)}; "
+            "expected (batch, points) twice and (batch,)"
+        )
+    member = _members(parts_of, 1 + max((part for parts in parts_of for part in parts), default=0), truth.device)
+    part = torch.arange(member.shape[1], device=truth.device)
+    is_predicted, is_true = predicted[..., None] == part, truth[..., None] == part
+    both, either = (is_predicted & is_true).sum(1), (is_predicted | is_true).sum(1)  # (B, parts)
+    ious = torch.where(either > 0, both.double() / either.clamp(min=1), 1.0)
+    counted = member[categories]
+    return (ious * counted).sum(1) / counted.sum(1)
+
+
+@torch.no_grad()
+def evaluate_segmenter(
+    model: nn.Module,
+    clouds: Clouds,
+    parts_of: Sequence[Sequence[int]],
+    num_points: int,
+    *,
+    normalize: bool = True,
+    batch_size: int = 32,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    title: str = "evaluating",
+) -> Segmentation:
+    """Segment every cloud once, without augmentation or votes; under torchrun each process takes its share.
+
+    Clouds are cut to `num_points` by farthest point sampling; the official loaders draw points at random, in tests too.
+    As there, a point gets the most probable of the parts of its shape's category. The mode of the model (`train()` or
+    `eval()`, and of every part of it) is restored afterwards.
+
+    Raises:
+        DataError: clouds without parts.
+        ValueError: more points asked than the clouds have, parts that do not fit the clouds or the model.
+    """
+    if len(parts_of) != clouds.num_classes:
+        raise ValueError(f"parts of {len(parts_of)} categories for {clouds.num_classes} of {clouds.name}; give as many")
+    device = device or next(model.parameters()).device
+    ious = torch.zeros(len(clouds), dtype=torch.float64, device=device)
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    with in_evaluation(model):
+        for indices in my_batches(len(clouds), batch_size, title):
+            points, categories = (tensor.to(device) for tensor in clouds.batch(indices))
+            points = normalize_unit_sphere(points) if normalize else points
+            chosen = eval_index(points, num_points)
+            points, truth = ops.gather_points(points, chosen), clouds.part_labels(indices).to(device).gather(1, chosen)
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                scores = model(points, categories)
+            predicted = predict_parts(scores, categories, parts_of)
+            ious[indices.start : indices.stop : indices.step] = shape_ious(predicted, truth, categories, parts_of)
+            right += (predicted == truth).sum()
+    if dist.is_initialized():  # every shape was measured by one process and is 0 in the others
+        dist.all_reduce(ious)
+        dist.all_reduce(right)
+    return Segmentation(ious.cpu(), clouds.labels.cpu(), clouds.class_names, int(right), len(clouds) * num_points)
+
+
+def predict_parts(scores: Tensor, categories: Tensor, parts_of: Sequence[Sequence[int]]) -> Tensor:
+    """Choose for every point the part with the highest score among those of its shape's category.
+
+    Args:
+        scores: (B, N, num_parts).
+        categories: of the shapes, (B,) int64.
+        parts_of: the parts of each category.
+
+    Returns:
+        (B, N) int64.
+
+    Raises:
+        ValueError: a category without parts, or a part that has no score.
+    """
+    member = _members(parts_of, scores.shape[-1], scores.device)
+    return scores.masked_fill(~member[categories][:, None], -math.inf).argmax(dim=-1)
+
+
+def _members(parts_of: Sequence[Sequence[int]], num_parts: int, device: torch.device) -> Tensor:
+    """Return which parts each category has, (categories, num_parts) bool."""
+    member = torch.zeros(len(parts_of), num_parts, dtype=torch.bool)
+    for category, parts in enumerate(parts_of):
+        wrong = [part for part in parts if not 0 <= part < num_parts]
+        if wrong:
+            raise ValueError(f"category {category} has part {wrong[0]}; the parts known are 0 to {num_parts - 1}")
+        if not parts:
+            raise ValueError(f"category {category} has no parts; give at least one")
+        member[category, list(parts)] = True
+    return member.to(device)

@@ -1,0 +1,207 @@
+"""Point-BERT's tokenizer (arXiv 2111.14819): a discrete VAE that names each patch by one of 8192 words."""
+
+import math
+from typing import ClassVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pc_ewa import ops
+from pc_ewa.errors import ConfigError
+from pc_ewa.models.graph import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
+from pc_ewa.models.objective import Objective
+from pc_ewa.models.patches import PatchEncoder, PointConv
+
+FOLD = 4  # fine points around each coarse one
+FOLD_HALF_WIDTH = 0.05
+
+
+class DiscreteVAE(nn.Module):
+    """Encode patches as words of a codebook, and rebuild their points from the words; the keys are the official ones.
+
+    The defaults are the official model: 27.6 M parameters. It has no FFN that could become a mixture of experts.
+
+    Args:
+        num_groups: patches per cloud, at least 4.
+        group_size: points per patch, a multiple of 4.
+        encoder_dim: width of the patch encoder.
+        num_tokens: words in the codebook, a multiple of 4.
+        tokens_dim: width of a word.
+        decoder_dim: width of what the points are rebuilt from, a multiple of 4.
+        encoder_width: width of the first layer of the patch encoder.
+        graph_width: width of the first layer of both DGCNNs, even.
+        decoder_width: half the width of the decoder's MLP, and the width of its folding.
+        temperature: of the Gumbel softmax, at the first step and in the end.
+        temperature_steps: optimizer steps from the one to the other.
+        kl_weight: weight of the KL divergence in the end.
+        kl_start: optimizer steps without it.
+        kl_steps: optimizer steps from there to its full weight.
+
+    Raises:
+        ConfigError: an impossible size, or a schedule that makes no sense.
+    """
+
+    task: ClassVar[str] = "tokenize"
+    head_keys: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        *,
+        num_groups: int = 64,
+        group_size: int = 32,
+        encoder_dim: int = 256,
+        num_tokens: int = 8192,
+        tokens_dim: int = 256,
+        decoder_dim: int = 256,
+        encoder_width: int = 128,
+        graph_width: int = 128,
+        decoder_width: int = 512,
+        temperature: tuple[float, float] = (1.0, 0.0625),
+        temperature_steps: int = 100_000,
+        kl_weight: float = 0.1,
+        kl_start: int = 10_000,
+        kl_steps: int = 100_000,
+    ) -> None:
+        super().__init__()
+        at_least_1 = {"encoder_dim": encoder_dim, "tokens_dim": tokens_dim, "encoder_width": encoder_width}
+        at_least_1 |= {"decoder_width": decoder_width, "temperature_steps": temperature_steps, "kl_steps": kl_steps}
+        for name, value in at_least_1.items():
+            if value < 1:
+                raise ConfigError(f"{name}={value}; it must be at least 1")
+        if num_groups < NEIGHBOURS:
+            raise ConfigError(
+                f"num_groups={num_groups}; the graph joins {NEIGHBOURS} patches: choose {NEIGHBOURS} or more"
+            )
+        _check_multiple(FOLD, group_size=group_size)
+        _check_multiple(NORM_GROUPS, num_tokens=num_tokens, decoder_dim=decoder_dim)
+        _check_multiple(NORM_GROUPS // 2, graph_width=graph_width)
+        if min(temperature) <= 0:
+            raise ConfigError(f"temperature={temperature}; both must be above 0")
+        if kl_weight < 0 or kl_start < 0:
+            raise ConfigError(f"kl_weight={kl_weight}, kl_start={kl_start}; neither may be negative")
+        self.num_groups, self.group_size, self.num_tokens = num_groups, group_size, num_tokens
+        self.temperature, self.temperature_steps = temperature, temperature_steps
+        self.kl_weight, self.kl_start, self.kl_steps = kl_weight, kl_start, kl_steps
+        self.codebook = nn.Parameter(torch.randn(num_tokens, tokens_dim))
+        self.encoder = PatchEncoder(encoder_dim, encoder_width)
+        self.dgcnn_1 = DGCNN(encoder_dim, num_tokens, graph_width)
+        self.dgcnn_2 = DGCNN(tokens_dim, decoder_dim, graph_width)
+        self.decoder = _Folding(decoder_dim, group_size, decoder_width)
+
+    def forward(self, points: Tensor, step: int | None = None) -> Objective:
+        """Return the loss of rebuilding clouds (B, N, 3), and the parts it came from.
+
+        In training the words are mixed by a Gumbel softmax. In evaluation each patch takes the one most likely word,
+        without noise, so that the loss is the same each time; the official validation draws noise there too.
+
+        Args:
+            points: clouds.
+            step: optimizer steps done so far, for the schedules; 0 if not given.
+
+        Returns:
+            The loss, and its parts: the scalars `reconstruction` and `kl` (not weighted, detached), the predicted
+            points `coarse` (B, G, K/4, 3) and `fine` (B, G, K, 3) relative to `centers` (B, G, 3), and `logits`
+            (B, G, T).
+        """
+        groups, centers = ops.group(points, self.num_groups, self.group_size)
+        index = neighbour_graph(centers)
+        logits = self._logits(groups, index)
+        if self.training:
+            words = F.gumbel_softmax(logits, self.temperature_at(step or 0), dim=2)
+        else:
+            words = F.one_hot(logits.argmax(dim=2), self.num_tokens).to(logits.dtype)
+        coarse, fine = self._points(words, index)
+        patches = groups.flatten(0, 1)
+        reconstruction = ops.chamfer_distance(coarse.flatten(0, 1), patches, "l1")
+        reconstruction = reconstruction + ops.chamfer_distance(fine.flatten(0, 1), patches, "l1")
+        kl = _kl_from_uniform(logits)
+        loss = reconstruction + self.kl_weight_at(step or 0) * kl
+        terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
+        return Objective(loss, terms | {"coarse": coarse, "fine": fine, "logits": logits, "centers": centers})
+
+    def encode(self, groups: Tensor, centers: Tensor) -> Tensor:
+        """Score every word for patches (B, G, K, 3) around centers (B, G, 3): logits (B, G, T), at least float32."""
+        return self._logits(groups, neighbour_graph(centers))
+
+    def decode(self, words: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
+        """Rebuild patches from shares of words (B, G, T): coarse (B, G, K/4, 3) and fine (B, G, K, 3) points."""
+        return self._points(words, neighbour_graph(centers))
+
+    @torch.no_grad()
+    def tokenize(self, groups: Tensor, centers: Tensor) -> Tensor:
+        """Name patches (B, G, K, 3) by their likeliest words (B, G), int64; autocast does not change the names."""
+        with torch.autocast(groups.device.type, enabled=False):
+            return self.encode(groups, centers).argmax(dim=2)
+
+    def temperature_at(self, step: int) -> float:
+        """Temperature of the Gumbel softmax after `step` optimizer steps: from start to end along half a cosine."""
+        start, end = self.temperature
+        return start + (end - start) * _half_cosine(step / self.temperature_steps)
+
+    def kl_weight_at(self, step: int) -> float:
+        """Weight of the KL divergence after `step` optimizer steps: 0 until `kl_start`, then up along half a cosine."""
+        return self.kl_weight * _half_cosine((step - self.kl_start) / self.kl_steps)
+
+    def _logits(self, groups: Tensor, index: Tensor) -> Tensor:
+        return at_least_single(self.dgcnn_1(self.encoder(groups), index))
+
+    def _points(self, words: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.decoder(self.dgcnn_2(words @ self.codebook, index))
+
+
+class _Folding(nn.Module):
+    """Rebuild the points of a patch: some coarse ones, and around each of them a grid of 2 x 2, folded by an MLP."""
+
+    seed: Tensor
+
+    def __init__(self, dim: int, group_size: int, width: int) -> None:
+        super().__init__()
+        wide = 2 * width
+        self.mlp = nn.Sequential(
+            *(nn.Linear(dim, wide), nn.ReLU(inplace=True), nn.Linear(wide, wide), nn.ReLU(inplace=True)),
+            nn.Linear(wide, 3 * group_size // FOLD),
+        )
+        self.final_conv = nn.Sequential(
+            *(PointConv(dim + 2 + 3, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)),
+            *(PointConv(width, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True)),
+            PointConv(width, 3),
+        )
+        side = torch.tensor([-FOLD_HALF_WIDTH, FOLD_HALF_WIDTH])
+        self.register_buffer("seed", torch.cartesian_prod(side, side).flip(1), persistent=False)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Map features (B, G, C) to coarse (B, G, K/4, 3) and fine (B, G, K, 3) points, at least float32."""
+        coarse = at_least_single(self.mlp(features).view(*features.shape[:2], -1, 3))
+        first = cast(PointConv, self.final_conv[0])
+        weight, dim = first.weight.squeeze(-1), features.shape[2]
+        by_feature, by_seed, by_point = weight[:, :dim], weight[:, dim : dim + 2], weight[:, dim + 2 :]
+        # The official layer sees concat(feature, seed, coarse point) for each fine point. Its parts apart give the same
+        # sums, each computed once for all the points that share it.
+        hidden = F.linear(features, by_feature, first.bias)[:, :, None, None] + F.linear(self.seed, by_seed)
+        hidden = hidden + F.linear(coarse, by_point)[:, :, :, None]
+        offsets = self.final_conv[1:](hidden.flatten(0, 3)).view(*hidden.shape[:-1], 3)
+        return coarse, (coarse[:, :, :, None] + offsets).flatten(2, 3)
+
+
+def at_least_single(x: Tensor) -> Tensor:
+    """Bring half precision, which autocast leaves behind, to float32; losses need it."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _kl_from_uniform(logits: Tensor) -> Tensor:
+    """KL(uniform || q) with q the mean over the patches of the softmax over the words, mean over the batch."""
+    # In logarithms throughout: a word that no patch uses may have a probability too small for float32.
+    log_mean = F.log_softmax(logits, dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
+    return -math.log(logits.shape[2]) - log_mean.mean()
+
+
+def _half_cosine(progress: float) -> float:
+    """Rise from 0 at progress 0 to 1 at progress 1 along half a cosine."""
+    return (1 - math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
+
+
+def _check_multiple(of: int, **sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < of or value % of:
+            raise ConfigError(f"{name}={value}; it must be a multiple of {of}, such as {max(of, value // of * of)}")

@@ -1,0 +1,182 @@
+"""Point-MAE (arXiv 2203.06604): a masked autoencoder of patches; the encoder sees only what is not hidden."""
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pc_ewa import ops
+from pc_ewa.errors import ConfigError
+from pc_ewa.models.masking import block_mask, fixed_in_evaluation, random_mask
+from pc_ewa.models.objective import Objective
+from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
+from pc_ewa.models.sizes import check_sizes
+from pc_ewa.models.transformer import Block, TransformerEncoder
+
+
+class PointMAE(nn.Module):
+    """Hide patches of a cloud, and predict their points from the others; the state_dict keys are the official ones.
+
+    The defaults are the official pre-training on ShapeNet-55: 29.0 M parameters.
+
+    Args:
+        dim: width of the tokens.
+        depth: number of blocks of the encoder.
+        num_heads: attention heads of the encoder; must divide `dim`.
+        num_groups: patches per cloud.
+        group_size: points per patch.
+        encoder_width: width of the first layer of the patch encoder.
+        mlp_ratio: hidden width of the FFNs, in units of `dim`.
+        drop_path: stochastic depth of the last block of encoder and decoder; it grows linearly from 0 at the first.
+        decoder_depth: number of blocks of the decoder.
+        decoder_num_heads: attention heads of the decoder; as many as the encoder's if not given.
+        mask_ratio: share of the patches to hide; int(mask_ratio * num_groups) of each sample.
+        mask_type: "rand" hides any patches, "block" one and those nearest to it.
+        loss: Chamfer distance of predicted and hidden patches, "cdl2" or "cdl1".
+
+    Raises:
+        ConfigError: an impossible size.
+    """
+
+    task: ClassVar[str] = "pretrain"
+    expert_ffns: ClassVar[str] = "MAE_encoder.blocks.blocks.*.mlp"  # the decoder is thrown away after pre-training
+    head_keys: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        *,
+        dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        num_groups: int = 64,
+        group_size: int = 32,
+        encoder_width: int = 128,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.1,
+        decoder_depth: int = 4,
+        decoder_num_heads: int | None = None,
+        mask_ratio: float = 0.6,
+        mask_type: Literal["rand", "block"] = "rand",
+        loss: Literal["cdl2", "cdl1"] = "cdl2",
+    ) -> None:
+        super().__init__()
+        decoder_num_heads = num_heads if decoder_num_heads is None else decoder_num_heads
+        sizes = {"dim": dim, "depth": depth, "num_heads": num_heads, "decoder_depth": decoder_depth}
+        sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
+        check_sizes(sizes, drop_path=drop_path, mask_ratio=mask_ratio)
+        check_sizes({"dim": dim, "num_heads": decoder_num_heads})
+        if not 1 <= int(mask_ratio * num_groups) < num_groups:
+            hidden = int(mask_ratio * num_groups)
+            raise ConfigError(f"mask_ratio={mask_ratio} hides {hidden} of {num_groups} patches; hide some, leave some")
+        self.num_groups, self.group_size = num_groups, group_size
+        self.mask_ratio, self.mask_type, self.norm_of_loss = mask_ratio, mask_type, loss.removeprefix("cd")
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.MAE_encoder = _Encoder(dim, depth, num_heads, encoder_width, mlp_ratio, drop_path)
+        self.decoder_pos_embed = position_embedding(dim)
+        self.MAE_decoder = _Decoder(dim, decoder_depth, decoder_num_heads, mlp_ratio, drop_path)
+        self.increase_dim = nn.Sequential(PointConv(dim, 3 * group_size))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, points: Tensor, mask: Tensor | None = None) -> Objective:
+        """Return the loss on clouds (B, N, 3), and the parts it came from.
+
+        Args:
+            points: clouds.
+            mask: (B, G), True = hidden, as many in each sample; drawn if not given, in evaluation always the same.
+
+        Returns:
+            The loss, and its parts: the `predicted` and the hidden (`target`) patches (B, M, K, 3), both relative to
+            their centers, `centers` (B, G, 3) and `mask`.
+
+        Raises:
+            ValueError: a mask that does not fit.
+        """
+        groups, centers = ops.group(points, self.num_groups, self.group_size)
+        mask = self.draw_mask(centers) if mask is None else self._checked(mask.to(points.device), centers)
+        predicted, target = self._predict(groups, centers, mask), _pick(groups, mask)
+        loss = ops.chamfer_distance(predicted.flatten(0, 1), target.flatten(0, 1), self.norm_of_loss)  # type: ignore[arg-type]
+        return Objective(loss, {"predicted": predicted, "target": target, "centers": centers, "mask": mask})
+
+    def draw_mask(self, centers: Tensor) -> Tensor:
+        """Draw a mask (B, G) for centers (B, G, 3)."""
+        draw = random_mask if self.mask_type == "rand" else block_mask
+        return draw(centers, self.mask_ratio, fixed_in_evaluation(self, centers.device))
+
+    def features(self, points: Tensor) -> Tensor:
+        """Describe clouds (B, N, 3) by mean and maximum over all tokens of the encoder, nothing hidden: (B, 2 C)."""
+        groups, centers = ops.group(points, self.num_groups, self.group_size)
+        tokens = self.MAE_encoder(groups, centers, torch.zeros_like(centers[..., 0], dtype=torch.bool))
+        return torch.cat([tokens.mean(dim=1), tokens.max(dim=1).values], dim=-1)
+
+    def _predict(self, groups: Tensor, centers: Tensor, mask: Tensor) -> Tensor:
+        visible = self.MAE_encoder(groups, centers, mask)
+        hidden_position = self.decoder_pos_embed(_pick(centers, mask))
+        position = torch.cat([self.decoder_pos_embed(_pick(centers, ~mask)), hidden_position], dim=1)
+        tokens = torch.cat([visible, self.mask_token.expand_as(hidden_position).to(visible.dtype)], dim=1)
+        decoded = self.MAE_decoder(tokens, position, hidden_position.shape[1])
+        predicted: Tensor = self.increase_dim(decoded)
+        return predicted.float().view(*predicted.shape[:2], self.group_size, 3)
+
+    def _checked(self, mask: Tensor, centers: Tensor) -> Tensor:
+        if mask.shape != centers.shape[:2] or mask.dtype != torch.bool:
+            raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(centers.shape[:2])} bool")
+        counts = mask.sum(1)
+        if not 0 < int(counts.min()) == int(counts.max()) < mask.shape[1]:
+            raise ValueError(f"mask hides {counts.tolist()} patches; hide as many in each sample, not none and not all")
+        return mask
+
+
+class _Encoder(nn.Module):
+    """Embed all patches, and let those that are not hidden attend to each other."""
+
+    def __init__(
+        self, dim: int, depth: int, num_heads: int, encoder_width: int, mlp_ratio: float, drop_path: float
+    ) -> None:
+        super().__init__()
+        self.encoder = PatchEncoder(dim, encoder_width)
+        self.pos_embed = position_embedding(dim)
+        self.blocks = TransformerEncoder(dim, depth, num_heads, mlp_ratio, drop_path)
+        self.norm = nn.LayerNorm(dim)
+        self.apply(trunc_normal_init)
+
+    def forward(self, groups: Tensor, centers: Tensor, mask: Tensor) -> Tensor:
+        """Map patches (B, G, K, 3) to tokens of those that are not hidden (B, V, C)."""
+        tokens, position = _pick(self.encoder(groups), ~mask), self.pos_embed(_pick(centers, ~mask))
+        return self.norm(self.blocks(tokens, position))
+
+
+class _Decoder(nn.Module):
+    """Let mask tokens attend to the visible ones."""
+
+    def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
+        super().__init__()
+        rates = torch.linspace(0, drop_path, depth).tolist()
+        self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim)
+        self.apply(_xavier_init)
+
+    def forward(self, x: Tensor, position: Tensor, count: int) -> Tensor:
+        """Map all tokens (B, G, C), and return the last `count` of each sample."""
+        for block in self.blocks:
+            x = block(x + position)
+        return self.norm(x[:, -count:])
+
+
+def trunc_normal_init(module: nn.Module) -> None:
+    """Initialise a layer as the official pre-training does: normal weights of deviation 0.02, no bias."""
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _xavier_init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _pick(values: Tensor, mask: Tensor) -> Tensor:
+    """Keep the entries of (B, G, ...) that the mask marks, as many in each sample: (B, M, ...)."""
+    return values[mask].view(len(values), -1, *values.shape[2:])

@@ -1,0 +1,140 @@
+"""Point-MAE's network for part segmentation (arXiv 2203.06604): features of three depths, handed on to all points."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pc_ewa import ops
+from pc_ewa.errors import ConfigError
+from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
+from pc_ewa.models.propagation import FeaturePropagation, relu_norm
+from pc_ewa.models.sizes import check_sizes
+from pc_ewa.models.transformer import TransformerEncoder
+
+
+class PointMAESegmenter(nn.Module):
+    """Say for every point which part it belongs to; the state_dict keys are those of the official checkpoints.
+
+    The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. There is no class
+    token. As in the official code, all layers keep PyTorch's own initialisation.
+
+    Args:
+        num_parts: parts of all categories together; the outputs.
+        num_categories: kinds of shapes.
+        dim: width of the tokens.
+        depth: number of blocks, at least 3: features are taken after one, two and three thirds of them.
+        num_heads: attention heads; must divide `dim`.
+        num_groups: patches per cloud.
+        group_size: points per patch.
+        encoder_width: width of the first layer of the patch encoder.
+        mlp_ratio: hidden width of the FFNs, in units of `dim`.
+        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
+        head_dropout: dropout in the head.
+
+    Raises:
+        ConfigError: an impossible size.
+    """
+
+    task: ClassVar[str] = "segment"
+    expert_ffns: ClassVar[str] = "blocks.blocks.*.mlp"
+    head_keys: ClassVar[tuple[str, ...]] = ("label_conv", "propagation_", "convs", "bns")
+
+    def __init__(
+        self,
+        *,
+        num_parts: int = 50,
+        num_categories: int = 16,
+        dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        num_groups: int = 128,
+        group_size: int = 32,
+        encoder_width: int = 128,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.1,
+        head_dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        sizes = {"num_parts": num_parts, "num_categories": num_categories, "dim": dim, "num_heads": num_heads}
+        sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
+        check_sizes(sizes, drop_path=drop_path, head_dropout=head_dropout)
+        check_hidden(dim, mlp_ratio)
+        self.stages = three_depths(depth)
+        self.num_groups, self.group_size = num_groups, group_size
+        self.num_categories, self.head_dropout = num_categories, head_dropout
+        self.encoder = PatchEncoder(dim, encoder_width)
+        self.pos_embed = position_embedding(dim)
+        self.blocks = TransformerEncoder(dim, depth, num_heads, mlp_ratio, drop_path)
+        self.norm = nn.LayerNorm(dim)
+        self.label_conv = nn.Sequential(
+            nn.Conv1d(num_categories, 64, 1, bias=False), nn.BatchNorm1d(64), nn.LeakyReLU(0.2)
+        )
+        self.propagation_0 = FeaturePropagation(3 * dim, [4 * dim, 1024])
+        self.convs1 = PointConv(1024 + 6 * dim + 64, 512)
+        self.convs2 = PointConv(512, 256)
+        self.convs3 = PointConv(256, num_parts)
+        self.bns1 = nn.BatchNorm1d(512)
+        self.bns2 = nn.BatchNorm1d(256)
+
+    def forward(self, points: Tensor, categories: Tensor) -> Tensor:
+        """Map clouds (B, N, 3) and their categories (B,), int64, to log-probabilities (B, N, num_parts).
+
+        Raises:
+            ValueError: categories that do not fit, or fewer points than patches or than points of a patch.
+        """
+        kinds = one_hot(categories, self.num_categories, points)
+        groups, centers = ops.group(points, self.num_groups, self.group_size)
+        states = self.blocks.states(self.encoder(groups), self.pos_embed(centers))
+        features = torch.cat([self.norm(states[stage]) for stage in self.stages], dim=-1)
+        label = self.label_conv(kinds[..., None]).squeeze(-1)
+        cloud = torch.cat([features.max(dim=1).values, features.mean(dim=1), label], dim=-1)
+        return self._head(self.propagation_0(points, centers, features), cloud)
+
+    def _head(self, x: Tensor, cloud: Tensor) -> Tensor:
+        """Map features of points (B, N, 1024), and of their clouds (B, D), to log-probabilities."""
+        # The official layer sees concat(x, cloud); the half of `cloud` is computed once a cloud, not once a point.
+        weight, cloud_weight = torch.split(self.convs1.weight.squeeze(-1), [x.shape[-1], cloud.shape[-1]], dim=1)
+        x = F.linear(x, weight) + F.linear(cloud, cloud_weight, self.convs1.bias)[:, None]
+        x = F.dropout(relu_norm(self.bns1, x), self.head_dropout, self.training)
+        return log_probabilities(self.convs3(relu_norm(self.bns2, self.convs2(x))))
+
+
+def three_depths(depth: int) -> tuple[int, int, int]:
+    """Return the positions of the blocks that end one, two and three thirds of the depth: 3, 7 and 11 of 12.
+
+    Raises:
+        ConfigError: fewer than 3 blocks.
+    """
+    if depth < 3:
+        raise ConfigError(f"depth={depth}; a segmenter takes features after three blocks: it must be at least 3")
+    return depth // 3 - 1, 2 * depth // 3 - 1, depth - 1
+
+
+def check_hidden(dim: int, mlp_ratio: float) -> None:
+    """Raise ConfigError unless the FFNs have a hidden unit."""
+    if int(dim * mlp_ratio) < 1:
+        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
+
+
+def log_probabilities(scores: Tensor) -> Tensor:
+    """Return log_softmax over the last axis, in single precision where the scores have less."""
+    return F.log_softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+
+
+def one_hot(categories: Tensor, count: int, points: Tensor) -> Tensor:
+    """Turn the categories (B,) of clouds (B, N, 3) into rows (B, count) of zeros and a one, in the type of the points.
+
+    Raises:
+        ValueError: another shape or type, or a category that is not 0 to count - 1.
+    """
+    if categories.shape != points.shape[:1] or categories.dtype != torch.int64:
+        raise ValueError(
+            f"categories are {tuple(categories.shape)} {categories.dtype}; expected one for each of the "
+            f"{points.shape[0]} clouds, int64"
+        )
+    outside = (categories < 0) | (categories >= count)
+    if bool(outside.any()):
+        raise ValueError(f"category {int(categories[outside][0])}; the model has {count}: choose 0 to {count - 1}")
+    return F.one_hot(categories, count).to(points)

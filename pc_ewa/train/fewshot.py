@@ -1,0 +1,62 @@
+"""Few-shot classification: one short training for each fold, resumable fold by fold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pc_ewa.config import Experiment, load_experiment
+from pc_ewa.data.fewshot import FOLDS, NAME
+from pc_ewa.errors import ConfigError, TrainingError
+from pc_ewa.eval.fewshot import SETTINGS, FewShot, Fold
+from pc_ewa.train.runner import check_folder, run
+
+
+def run_fewshot(
+    config: str,
+    overrides: list[str],
+    init_from: str | None,
+    settings: tuple[tuple[int, int], ...] = SETTINGS,
+    folds: int = FOLDS,
+) -> tuple[FewShot, str]:
+    """Train and measure every fold of every setting; folds that are done are read, not trained again.
+
+    Each fold is a run of its own in `output`/5way_10shot/fold0 and so on.
+
+    Args:
+        config: YAML file whose data is modelnet_fewshot.
+        overrides: `key=value`.
+        init_from: checkpoint that every fold starts from; None is from scratch.
+        settings: (way, shot).
+        folds: how many of the folds, from the first.
+
+    Returns:
+        The result, and the folder of all its runs.
+
+    Raises:
+        ConfigError: a config for other data.
+        TrainingError: stopped by a signal; the same call goes on.
+    """
+    base = load_experiment(config, overrides)
+    if base.data.name != NAME:
+        raise ConfigError(f"data.name={base.data.name}; few-shot needs {NAME}, as in configs/finetune/fewshot.yaml")
+    start = [] if init_from is None else [f"init_from={json.dumps(init_from)}"]
+    done = []
+    for way, shot in settings:
+        for fold in range(folds):
+            output = f"{base.output}/{way}way_{shot}shot/fold{fold}"
+            chosen = [f"data.way={way}", f"data.shot={shot}", f"data.fold={fold}", f"output={output}"]
+            experiment = load_experiment(config, [*overrides, *start, *chosen])
+            summary = finished(experiment) or run(experiment)
+            if summary is None:
+                raise TrainingError(f"stopped in {output}; the same command goes on from there")
+            best = summary.get("test_accuracy_merged_best")
+            done.append(Fold(way, shot, fold, summary["test_accuracy_merged"], best))
+    return FewShot(done), base.output
+
+
+def finished(experiment: Experiment) -> dict[str, Any] | None:
+    """Read the summary of a run that is done with the same settings; None if it is not done."""
+    folder = Path(experiment.output)
+    check_folder(folder, experiment)
+    path = folder / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,0 +1,123 @@
+"""The end of a run: the last and the best state measured on test, before and after merging, and merged files."""
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pc_ewa.config import Experiment
+from pc_ewa.eval import Score
+from pc_ewa.ewa import expert_layers, merge_experts, routed_experts
+from pc_ewa.ewa.conversion import find_ffns
+from pc_ewa.models.official import read_checkpoint
+from pc_ewa.train.batches import ROUTED, stream
+from pc_ewa.train.build import Setup
+from pc_ewa.train.checkpoint import BEST
+from pc_ewa.train.distributed import World
+from pc_ewa.train.loop import Progress
+from pc_ewa.train.restore import save_merged
+
+
+def finish(
+    experiment: Experiment, folder: Path, setup: Setup, world: World, progress: Progress, seconds: dict[str, float]
+) -> dict[str, Any]:
+    """Evaluate the last and the best state on test, write the merged models, and return the summary of the run.
+
+    Without a validation part there is no best state, only the last.
+    """
+    mixtures, headline = expert_layers(setup.model), setup.task.headline
+    merged_model = copy.deepcopy(setup.model)
+    summary: dict[str, Any] = {
+        "output": str(folder),
+        "model": experiment.model.name,
+        "headline": headline,
+        "seed": experiment.seed,
+        "steps": progress.step,
+        "best_step": progress.best_step,
+        "val_shapes": len(setup.splits.val) if setup.splits.val else 0,
+        "val_is_cut_from_train": setup.splits.val_is_cut,
+        f"val_{headline}": progress.last_val,
+        f"val_{headline}_best": progress.best_val,
+        "test_shapes": len(setup.splits.test),
+        "mixtures": len(mixtures),
+        "params_training": _count(setup.model),
+        "params_merged": _count(merge_experts(merged_model)),
+        "ffns_training": _ffns(merged_model) + sum(mixture.num_experts - 1 for mixture in mixtures.values()),
+        "ffns_merged": _ffns(merged_model),
+    }
+    last = _measure(setup.model, "last", experiment, folder, setup, world, seconds)
+    summary |= last
+    if progress.best_step == progress.step:
+        _measured_already(folder, world)
+        summary |= {f"{name}_best": figure for name, figure in last.items()}
+    elif progress.best_step is not None:
+        model = copy.deepcopy(setup.model)
+        model.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["model"])
+        best = _measure(model, "best", experiment, folder, setup, world, seconds)
+        summary |= {f"{name}_best": figure for name, figure in best.items()}
+    return summary | {"seconds": {stage: round(value, 2) for stage, value in seconds.items()}}
+
+
+def _measure(
+    model: nn.Module,
+    which: str,
+    experiment: Experiment,
+    folder: Path,
+    setup: Setup,
+    world: World,
+    seconds: dict[str, float],
+) -> dict[str, float]:
+    """Measure a state before and after merging, and write the merged model."""
+
+    def on_test(model: nn.Module) -> Score:
+        with timed(seconds, "evaluate"):
+            return setup.task.evaluate(model, setup.splits, "test", world.device)
+
+    torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
+    with routed_experts(model.eval()):
+        unmerged = on_test(model)
+    with timed(seconds, "merge"):
+        merged_model = merge_experts(copy.deepcopy(model))
+        if world.is_main:
+            names, path = list(setup.splits.train.class_names), folder / "checkpoints" / f"merged_{which}.pt"
+            save_merged(merged_model, experiment, names, setup.model_arguments, path)
+    merged = on_test(merged_model)
+    figures = {f"test_{name}_unmerged": figure for name, figure in unmerged.figures().items()}
+    figures |= {f"test_{name}_merged": figure for name, figure in merged.figures().items()}
+    if setup.probe and world.is_main:
+        with timed(seconds, "evaluate"):
+            svm = setup.probe.measure(merged_model, "test")
+        figures |= {f"test_svm_{name}_merged": figure for name, figure in svm.figures().items()}
+    return figures
+
+
+def _measured_already(folder: Path, world: World) -> None:
+    """The last state is the best one: its merged file serves as both."""
+    if world.is_main:
+        best = folder / "checkpoints" / "merged_best.pt"
+        best.unlink(missing_ok=True)
+        best.write_bytes((folder / "checkpoints" / "merged_last.pt").read_bytes())
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the time that the block takes to a stage."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _ffns(model: nn.Module) -> int:
+    try:
+        return len(find_ffns(model))
+    except ValueError:  # a model that is no transformer
+        return 0

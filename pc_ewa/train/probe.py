@@ -1,0 +1,46 @@
+"""The linear SVM that watches the features while pre-training."""
+
+from typing import Literal
+
+import torch
+from torch import nn
+
+from pc_ewa.config import Experiment
+from pc_ewa.errors import ConfigError
+from pc_ewa.eval import LinearSVMResult, evaluate_linear_svm
+from pc_ewa.train.splits import load_splits
+
+
+class SVMProbe:
+    """Fits a linear SVM on frozen features of the training shapes of another dataset.
+
+    While pre-training it is measured on a validation part cut from them, so that nobody can choose by the test shapes;
+    those are measured once, at the end.
+
+    Args:
+        experiment: with a `probe` section.
+        device: where features are computed.
+
+    Raises:
+        Error: data that is missing or does not fit.
+    """
+
+    def __init__(self, experiment: Experiment, device: torch.device) -> None:
+        assert experiment.probe
+        self.data, self.experiment, self.device = experiment.probe.data, experiment, device
+        self.splits = load_splits(self.data, experiment.seed)
+        if self.splits.val is None:
+            raise ConfigError("probe.data.val_fraction=0; the probe is measured on a validation part while training")
+
+    def measure(self, model: nn.Module, split: Literal["val", "test"]) -> LinearSVMResult:
+        """Fit on train, measure on a part that it has not seen."""
+        return evaluate_linear_svm(
+            model,
+            self.splits.train,
+            self.splits.named(split),
+            self.data.num_points,
+            normalize=self.data.normalize,
+            batch_size=2 * self.experiment.train.batch_size,
+            device=self.device,
+            precision=self.experiment.train.precision,
+        )

@@ -1,0 +1,59 @@
+"""The parts of a dataset: train, validation and test."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from pc_ewa.config import Data
+from pc_ewa.data import Clouds, MissingSplitError, load_dataset
+from pc_ewa.errors import ConfigError, DataError
+
+
+class Splits(NamedTuple):
+    """The three parts of a dataset, and whether validation had to be cut from train; None where there is none."""
+
+    train: Clouds
+    val: Clouds | None
+    test: Clouds
+    val_is_cut: bool
+
+    def named(self, split: str) -> Clouds:
+        """Return one of them.
+
+        Raises:
+            ConfigError: no validation part, because `data.val_fraction` is 0.
+        """
+        clouds: Clouds | None = {"train": self.train, "val": self.val, "test": self.test}[split]
+        if clouds is None:
+            raise ConfigError("there is no validation part: data.val_fraction=0; measure on train or test")
+        return clouds
+
+    def all(self) -> list[Clouds]:
+        """Return those that there are."""
+        return [clouds for clouds in (self.train, self.val, self.test) if clouds is not None]
+
+
+def load_splits(data: Data, seed: int) -> Splits:
+    """Load train, validation and test; without a "val" split, a stratified part of train becomes it."""
+    arguments = {"root": Path(data.root), **data.arguments}
+    train = load_dataset(data.name, "train", **arguments)
+    test = load_dataset(data.name, "test", **arguments)
+    for clouds in (train, test):
+        if clouds.num_points < data.num_points:
+            raise DataError(
+                f"{data.name} has clouds of {clouds.num_points} points; data.num_points={data.num_points} is above that"
+            )
+    try:
+        return Splits(train, load_dataset(data.name, "val", **arguments), test, val_is_cut=False)
+    except MissingSplitError:
+        if data.val_fraction == 0:
+            return Splits(train, None, test, val_is_cut=False)
+        train, val = train.split_validation(data.val_fraction, seed)
+        return Splits(train, val, test, val_is_cut=True)
+
+
+def resident(clouds: Clouds, device: torch.device) -> Clouds:
+    """Move clouds to the GPU when they take less than a quarter of its free memory: batches are then drawn there."""
+    fits = device.type == "cuda" and clouds.nbytes < torch.cuda.mem_get_info(device)[0] / 4
+    return clouds.to(device) if fits else clouds

@@ -1,0 +1,193 @@
+"""Point-BERT's classifier is the official one: keys, shapes, sizes, and what it computes, written here as published."""
+
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pc_ewa import ops
+from pc_ewa.errors import ConfigError
+from pc_ewa.ewa import expert_layers, merge_experts, upcycle
+from pc_ewa.models.point_bert_classifier import PointBERTClassifier
+from pc_ewa.signatures import check_arguments
+
+Clouds = Callable[..., Tensor]
+SMALL: dict[str, Any] = {
+    **{"num_classes": 5, "dim": 12, "depth": 3, "num_heads": 3, "num_groups": 8, "group_size": 4},
+    **{"encoder_dim": 10, "encoder_width": 8, "drop_path": 0.0, "head_dropout": 0.0},
+}
+
+
+def build(**arguments: object) -> PointBERTClassifier:
+    """A small classifier in float64, its weights by the rule that the official figures were computed with."""
+    model = PointBERTClassifier(**{**SMALL, **arguments}).double()
+    for key, value in model.state_dict().items():
+        n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
+        if key.endswith("running_mean"):
+            n = 0.1 * n
+        elif key.endswith("running_var"):
+            n = 1 + 0.2 * np.abs(n)
+        elif key.endswith(".bias"):
+            n = 0.05 * n
+        elif key.endswith(".weight"):
+            n = 1 + 0.1 * n if value.dim() == 1 else n / np.sqrt(value[0].numel())
+        elif not key.endswith("num_batches_tracked"):
+            n = 0.5 * n
+        value.copy_(torch.as_tensor(n))
+    return model
+
+
+def official_shapes(dim: int, depth: int, classes: int, encoder_dim: int) -> list[tuple[str, tuple[int, ...]]]:
+    """Keys and shapes of the official checkpoints, in their order."""
+    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, dim), "cls_pos": (1, 1, dim)}
+
+    def layer(name: str, *weight: int, bias: bool = True) -> None:
+        shapes[f"{name}.weight"] = weight
+        if bias:
+            shapes[f"{name}.bias"] = weight[:1]
+
+    for name, width, (into, out) in (("first_conv", 128, (3, 256)), ("second_conv", 512, (512, encoder_dim))):
+        layer(f"encoder.{name}.0", width, into, 1)
+        layer(f"encoder.{name}.1", width)
+        for buffer in ("running_mean", "running_var"):
+            shapes[f"encoder.{name}.1.{buffer}"] = (width,)
+        shapes[f"encoder.{name}.1.num_batches_tracked"] = ()
+        layer(f"encoder.{name}.3", out, width, 1)
+    layer("reduce_dim", dim, encoder_dim)
+    layer("pos_embed.0", 128, 3)
+    layer("pos_embed.2", dim, 128)
+    for i in range(depth):
+        block = f"blocks.blocks.{i}"
+        layer(f"{block}.norm1", dim)
+        layer(f"{block}.norm2", dim)
+        layer(f"{block}.mlp.fc1", 4 * dim, dim)
+        layer(f"{block}.mlp.fc2", dim, 4 * dim)
+        layer(f"{block}.attn.qkv", 3 * dim, dim, bias=False)
+        layer(f"{block}.attn.proj", dim, dim)
+    layer("norm", dim)
+    layer("cls_head_finetune.0", 256, 2 * dim)
+    layer("cls_head_finetune.3", classes, 256)
+    return list(shapes.items())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "arguments"),
+    [
+        ((384, 12, 40, 256), {}),
+        ((12, 2, 7, 20), {"num_classes": 7, "dim": 12, "depth": 2, "num_heads": 3, "encoder_dim": 20}),
+    ],
+    ids=["ModelNet40", "small"],
+)
+def test_keys_shapes_and_their_order_are_official(sizes: tuple[int, int, int, int], arguments: dict) -> None:
+    model = PointBERTClassifier(**arguments)
+    assert [(key, tuple(value.shape)) for key, value in model.state_dict().items()] == official_shapes(*sizes)
+    if not arguments:
+        assert len(model.state_dict()) == 164
+        assert sum(parameter.numel() for parameter in model.parameters()) == 22_065_960
+
+
+def official(w: dict[str, Tensor], points: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+    """The input of the head and the logits, as the official code computes them: channels first, all concatenated."""
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"])
+
+    def convolutions(name: str, x: Tensor) -> Tensor:
+        x = F.conv1d(x, w[f"{name}.0.weight"], w[f"{name}.0.bias"])
+        affine = w[f"{name}.1.weight"], w[f"{name}.1.bias"]
+        running = w[f"{name}.1.running_mean"].clone(), w[f"{name}.1.running_var"].clone()
+        return F.conv1d(
+            F.batch_norm(x, *running, *affine, training=training).relu(), w[f"{name}.3.weight"], w[f"{name}.3.bias"]
+        )
+
+    groups, centers = ops.group(points, SMALL["num_groups"], SMALL["group_size"])
+    local = convolutions("encoder.first_conv", groups.flatten(0, 1).transpose(1, 2))
+    both = torch.cat([local.max(dim=2, keepdim=True).values.expand_as(local), local], dim=1)
+    tokens = convolutions("encoder.second_conv", both).max(dim=2).values.unflatten(0, groups.shape[:2])
+    batch, heads = len(points), SMALL["num_heads"]
+    x = torch.cat([w["cls_token"].expand(batch, -1, -1), linear("reduce_dim", tokens)], dim=1)
+    embedded = linear("pos_embed.2", F.gelu(linear("pos_embed.0", centers)))
+    position = torch.cat([w["cls_pos"].expand(batch, -1, -1), embedded], dim=1)
+    for i in range(SMALL["depth"]):
+        block = f"blocks.blocks.{i}"
+        x = x + position
+        qkv = linear(f"{block}.attn.qkv", norm(f"{block}.norm1", x)).unflatten(2, (3, heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        attention = (query @ key.transpose(2, 3) * query.shape[-1] ** -0.5).softmax(dim=-1)
+        x = x + linear(f"{block}.attn.proj", (attention @ value).transpose(1, 2).flatten(2))
+        x = x + linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", norm(f"{block}.norm2", x))))
+    x = norm("norm", x)
+    features = torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1)
+    return features, linear("cls_head_finetune.3", linear("cls_head_finetune.0", features).relu())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_it_is_the_official_one_forward_and_backward(training: bool, clouds: Clouds) -> None:
+    model, points, labels = build().train(training), clouds(3, 3, 40).double(), torch.tensor([0, 4, 2])
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    leaves = {name: weights[name].requires_grad_() for name, _ in model.named_parameters()}
+    features, expected = official(weights, points, training)
+    logits = model(points)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(model.features(points), features, rtol=0, atol=1e-10)
+    F.cross_entropy(logits, labels).backward()
+    F.cross_entropy(expected, labels).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, leaves[name].grad, rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}"
+        )
+        assert parameter.grad is not None
+        assert parameter.grad.any(), f"{name} is not trained"
+
+
+def test_from_scratch_layers_start_as_torch_makes_them() -> None:
+    torch.manual_seed(0)
+    model = PointBERTClassifier(depth=1)
+    assert not model.cls_token.any()
+    assert model.cls_pos.std().item() == pytest.approx(1, abs=0.15)
+    bound = 256**-0.5
+    assert model.reduce_dim.weight.abs().max().item() == pytest.approx(bound, rel=1e-3), "uniform, not cut at 0.04"
+    assert model.reduce_dim.bias.any()
+
+
+def test_it_holds_mixtures_in_its_blocks_and_merges_them(clouds: Clouds) -> None:
+    model, points = build(), clouds(0, 2, 40).double()
+    keys, before = list(model.state_dict()), model.eval()(points)
+    upcycle(model, 3, "all")
+    assert list(expert_layers(model)) == [f"blocks.blocks.{i}.mlp" for i in range(3)]
+    torch.testing.assert_close(model(points), before, rtol=0, atol=1e-12)
+    model.train()(points).sum().backward()
+    assert list(merge_experts(model).state_dict()) == keys
+
+
+def test_evaluation_is_deterministic_and_bf16_close(clouds: Clouds) -> None:
+    torch.manual_seed(0)
+    model, points = PointBERTClassifier(**SMALL).eval(), clouds(0, 2, 32)
+    logits = model(points)
+    assert torch.equal(model(points), logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(model(points).float(), logits, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"encoder_dim": 0}, r"encoder_dim=0; it must be at least 1"),
+        ({"encoder_dim": None}, r"encoder_dim=None: should be a valid integer"),
+        ({"num_heads": 5}, r"num_heads=5 does not divide dim=384"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 with dim=384 leaves the FFN no hidden unit"),
+        ({"head_dropout": 1.0}, r"head_dropout=1\.0; it must be at least 0 and below 1"),
+    ],
+    ids=str,
+)
+def test_impossible_models_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        PointBERTClassifier(**check_arguments("classifier", PointBERTClassifier, arguments))

@@ -1,0 +1,203 @@
+"""Point-MAE is the official one: keys, sizes, initialisation and figures; and it learns from what it does not see."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pc_ewa import ops
+from pc_ewa.errors import ConfigError
+from pc_ewa.ewa import expert_layers, merge_experts, upcycle
+from pc_ewa.models import create_model
+from pc_ewa.models.point_mae import PointMAE
+
+Clouds = Callable[..., Tensor]
+TINY = {"dim": 48, "depth": 2, "num_heads": 3, "num_groups": 16, "group_size": 16, "decoder_depth": 2}
+SMALL = {
+    "dim": 12,
+    "depth": 2,
+    "num_heads": 3,
+    "num_groups": 8,
+    "group_size": 4,
+    "encoder_width": 8,
+    "decoder_depth": 1,
+}
+
+
+def small(seed: int = 0, **kwargs: object) -> PointMAE:
+    torch.manual_seed(seed)
+    return create_model("point_mae", **{**SMALL, **kwargs})
+
+
+def official_mask(samples: int, groups: int, hidden: int) -> Tensor:
+    mask = torch.zeros(samples, groups, dtype=torch.bool)
+    for sample in range(samples):
+        mask[sample, np.random.RandomState(100 + sample).permutation(groups)[:hidden]] = True
+    return mask
+
+
+def test_keys_shapes_and_their_order_are_official(official_shapes: Callable[..., dict]) -> None:
+    backbone = official_shapes(384, 12)
+    expected = {"mask_token": (1, 1, 384)} | {f"MAE_encoder.{key}": shape for key, shape in backbone.items()}
+    expected |= {"decoder_pos_embed.0.weight": (128, 3), "decoder_pos_embed.0.bias": (128,)}
+    expected |= {"decoder_pos_embed.2.weight": (384, 128), "decoder_pos_embed.2.bias": (384,)}
+    blocks = {k.removeprefix("blocks."): s for k, s in official_shapes(384, 4).items() if k.startswith("blocks")}
+    expected |= {f"MAE_decoder.{key}": shape for key, shape in blocks.items()}
+    expected |= {"MAE_decoder.norm.weight": (384,), "MAE_decoder.norm.bias": (384,)}
+    expected |= {"increase_dim.0.weight": (96, 384, 1), "increase_dim.0.bias": (96,)}
+    model = create_model("point_mae")
+    assert [(key, tuple(value.shape)) for key, value in model.state_dict().items()] == list(expected.items())
+    assert len(expected) == 209
+    assert sum(parameter.numel() for parameter in model.parameters()) == 29_006_432
+
+
+@pytest.mark.parametrize(("loss", "expected"), [("cdl2", 3.000691), ("cdl1", 1.027956)])
+def test_official_weights_give_the_official_loss(
+    loss: str, expected: float, clouds: Clouds, official_weights: Callable[..., dict]
+) -> None:
+    model = create_model("point_mae", **TINY, loss=loss).eval()
+    model.load_state_dict(official_weights(model), strict=True)
+    points, mask = clouds(3, 3, 128), official_mask(3, 16, 9)
+    for network in (model, upcycle(model, 3, "all"), merge_experts(model)):
+        with torch.no_grad():
+            assert network(points, mask).loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def plain_loss(model: PointMAE, points: Tensor, mask: Tensor) -> Tensor:
+    """The official forward, sample by sample and with the official concatenations."""
+    groups, centers = ops.group(points, model.num_groups, model.group_size)
+    tokens = model.MAE_encoder.encoder(groups)
+    distances = []
+    for b in range(len(points)):
+        visible, hidden = (~mask[b]).nonzero().flatten(), mask[b].nonzero().flatten()
+        x = tokens[b, visible][None]
+        for block in model.MAE_encoder.blocks.blocks:
+            x = block(x + model.MAE_encoder.pos_embed(centers[b, visible]))
+        x = torch.cat([model.MAE_encoder.norm(x), model.mask_token.expand(1, len(hidden), -1)], dim=1)
+        position = model.decoder_pos_embed(centers[b, torch.cat([visible, hidden])])
+        for block in model.MAE_decoder.blocks:
+            x = block(x + position)
+        x = model.MAE_decoder.norm(x[:, len(visible) :])
+        flat = F.conv1d(x.transpose(1, 2), model.increase_dim[0].weight, model.increase_dim[0].bias)
+        predicted = flat.transpose(1, 2).reshape(len(hidden), -1, 3)
+        between = (predicted[:, :, None] - groups[b, hidden][:, None]).square().sum(-1)
+        distances.append(between.amin(2).mean(1) + between.amin(1).mean(1))
+    return torch.cat(distances).mean()
+
+
+def test_loss_is_the_plain_formula_forward_and_backward(clouds: Clouds) -> None:
+    model = small(drop_path=0.0).double()
+    points, mask = clouds(0, 3, 32).double(), official_mask(3, 8, 4)
+    results = []
+    for loss in (lambda: model(points, mask).loss, lambda: plain_loss(model, points, mask)):
+        model.load_state_dict(small(drop_path=0.0).double().state_dict())
+        value = loss()
+        results.append([value, *torch.autograd.grad(value, list(model.parameters()))])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+
+
+def test_initialisation_is_official() -> None:
+    torch.manual_seed(0)
+    model = create_model("point_mae", dim=96, depth=2, num_heads=3, decoder_depth=1)
+    for module in model.MAE_encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv1d) and module.weight.numel() > 1000:
+            assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
+            assert module.bias is None or not module.bias.any()
+    fc1 = model.MAE_decoder.blocks[0].mlp.fc1
+    assert fc1.weight.abs().max().item() == pytest.approx((6 / (96 + 384)) ** 0.5, rel=0.01)
+    assert model.increase_dim[0].bias.any(), "the prediction head keeps PyTorch's own initialisation"
+
+
+def test_what_is_hidden_has_no_say_in_what_is_predicted(clouds: Clouds) -> None:
+    """But by the statistics of the patch encoder, which sees all patches: with these frozen, not at all."""
+    model, points = small().double().eval(), clouds(0, 2, 64).double()
+    groups, centers = ops.group(points, 8, 4)
+    mask = official_mask(2, 8, 4)
+    changed = torch.where(mask[:, :, None, None], torch.randn_like(groups), groups)
+    first, second = (model._predict(g, centers, mask) for g in (groups, changed))
+    assert torch.equal(first, second)
+    moved = torch.where(mask[:, :, None], centers, centers + 0.1)
+    assert not torch.equal(first, model._predict(groups, moved, mask))
+
+
+def test_parts_are_the_hidden_patches_and_a_prediction_of_each(clouds: Clouds) -> None:
+    model, points = small().eval(), clouds(0, 2, 64)
+    loss, parts = model(points)
+    groups, centers = ops.group(points, 8, 4)
+    assert torch.equal(parts["centers"], centers)
+    assert parts["mask"].sum(1).tolist() == [4, 4]
+    assert torch.equal(parts["target"], groups[parts["mask"]].unflatten(0, (2, 4)))
+    assert parts["predicted"].shape == parts["target"].shape == (2, 4, 4, 3)
+    expected = ops.chamfer_distance(parts["predicted"].flatten(0, 1), parts["target"].flatten(0, 1), "l2")
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_masks_are_drawn_anew_in_training_and_fixed_in_evaluation(clouds: Clouds) -> None:
+    model, points = small(), clouds(0, 4, 64)
+    masks = [model(points).parts["mask"] for _ in range(2)]
+    assert not torch.equal(*masks)
+    model.eval()
+    masks = [model(points).parts["mask"] for _ in range(2)]
+    assert torch.equal(*masks)
+    assert len(masks[0].unique(dim=0)) > 1, "each sample has its own"
+
+
+def test_block_masks_hide_neighbours(clouds: Clouds) -> None:
+    parts = small(mask_type="block", mask_ratio=0.5).eval()(clouds(0, 3, 64)).parts
+    for centers, hidden in zip(parts["centers"], parts["mask"], strict=True):
+        nearest = (centers[:, None] - centers[None]).norm(dim=-1).argsort(dim=1)[:, :4]
+        assert any(set(row) == set(hidden.nonzero().flatten().tolist()) for row in nearest.tolist())
+
+
+def test_experts_go_to_the_encoder_only() -> None:
+    names = list(expert_layers(upcycle(small(depth=4), 2, "every-2")))
+    assert names == ["MAE_encoder.blocks.blocks.1.mlp", "MAE_encoder.blocks.blocks.3.mlp"]
+
+
+def test_features_are_mean_and_maximum_of_all_tokens_and_ignore_masks(clouds: Clouds) -> None:
+    model, points = small().double().eval(), clouds(0, 3, 64).double()
+    groups, centers = ops.group(points, 8, 4)
+    x = model.MAE_encoder.encoder(groups)
+    for block in model.MAE_encoder.blocks.blocks:
+        x = block(x + model.MAE_encoder.pos_embed(centers))
+    x = model.MAE_encoder.norm(x)
+    expected = torch.cat([x.mean(1), x.amax(1)], dim=-1)
+    torch.testing.assert_close(model.features(points), expected, rtol=0, atol=1e-12)
+    assert model.features(points).shape == (3, 24)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (torch.zeros(2, 8, dtype=torch.bool), r"mask hides \[0, 0\] patches; hide as many in each sample, not none"),
+        (torch.ones(2, 8, dtype=torch.bool), r"mask hides \[8, 8\]"),
+        (torch.arange(16).view(2, 8) < 9, r"mask hides \[8, 1\]"),
+        (torch.zeros(2, 7, dtype=torch.bool), r"mask is \(2, 7\) torch\.bool; expected \(2, 8\) bool"),
+        (torch.zeros(2, 8), r"mask is \(2, 8\) torch\.float32; expected \(2, 8\) bool"),
+    ],
+    ids=["none", "all", "unequal", "shape", "type"],
+)
+def test_masks_that_do_not_fit_are_refused(mask: Tensor, message: str, clouds: Clouds) -> None:
+    with pytest.raises(ValueError, match=message):
+        small()(clouds(0, 2, 64), mask)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"mask_ratio": 0.1}, r"mask_ratio=0\.1 hides 0 of 8 patches; hide some, leave some"),
+        ({"mask_ratio": 1.0}, r"mask_ratio=1\.0; it must be at least 0 and below 1"),
+        ({"decoder_depth": 0}, r"decoder_depth=0; it must be at least 1"),
+        ({"decoder_num_heads": 5}, r"num_heads=5 does not divide dim=12"),
+        ({"mask_type": "blok"}, r"mask_type='blok': should be 'rand' or 'block'"),
+        ({"loss": "l2"}, r"loss='l2': should be 'cdl2' or 'cdl1'"),
+    ],
+    ids=str,
+)
+def test_impossible_ones_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        small(**arguments)
