@@ -1,5 +1,6 @@
 """An experiment, typed: YAML file <- key=value overrides -> checked before anything long starts."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -201,11 +202,7 @@ def resolve(content: dict[str, Any]) -> Experiment:
     model_arguments = check_arguments(
         "model", model_class, defaults | model.arguments, skip=DECIDED_BY_DATA, beside=["name"]
     )
-    for name in ("group_size", "num_groups"):
-        if model_arguments.get(name, 0) > experiment.data.num_points:
-            raise ConfigError(
-                f"model.{name}={model_arguments[name]} is above data.num_points={experiment.data.num_points}; lower it"
-            )
+    _check_fit(model_class, model_arguments, experiment)
     probe = experiment.probe
     return experiment.model_copy(
         update={
@@ -215,6 +212,23 @@ def resolve(content: dict[str, Any]) -> Experiment:
             "probe": probe and probe.model_copy(update={"data": _resolve_data(probe.data, "probe.data")}),
         }
     )
+
+
+def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Experiment) -> None:
+    """Refuse what would stop a run only once it is under way."""
+    probe = experiment.probe
+    for where, data in (("data", experiment.data), *([("probe.data", probe.data)] if probe else [])):
+        for name in ("group_size", "num_groups", "levels"):
+            value = arguments.get(name, 0)
+            if (max(value) if isinstance(value, tuple) else value) > data.num_points:
+                raise ConfigError(f"model.{name}={value} is above {where}.num_points={data.num_points}; lower it")
+    if arguments.get("queue_size", math.inf) < experiment.train.batch_size:
+        raise ConfigError(
+            f"model.queue_size={arguments['queue_size']} is below train.batch_size={experiment.train.batch_size}, the "
+            "keys of one step; raise it"
+        )
+    if probe and not hasattr(model_class, "features"):
+        raise ConfigError(f"probe with model.name={experiment.model.name}, which has no features; set probe=null")
 
 
 def _resolve_data(data: Data, where: str) -> Data:

@@ -2,12 +2,14 @@
 
 import importlib.util
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,17 @@ from pc_ewa.train import run
 
 REPOSITORY = Path(__file__).parent.parent
 CLASSES = ("sphere", "cube", "torus")
+
+# The other models, as small as they can be; the sizes of the tokenizer are those of Point-BERT's.
+_BACKBONE = "dim: 16, depth: 2, num_heads: 2, num_groups: 8, group_size: 8, encoder_width: 8"
+_TOKENIZER = "encoder_dim: 8, num_tokens: 16, tokens_dim: 8, decoder_dim: 8, graph_width: 4, decoder_width: 8"
+TINY = {
+    "point_mae": f"{_BACKBONE}, decoder_depth: 1",
+    "dvae": f"num_groups: 8, group_size: 8, encoder_width: 8, {_TOKENIZER}",
+    "point_bert": f"{_BACKBONE}, {_TOKENIZER}, contrast_dim: 8, queue_size: 24",
+    "point_mae_segmenter": _BACKBONE.replace("depth: 2", "depth: 3"),
+    "point_bert_segmenter": _BACKBONE.replace("depth: 2", "depth: 3") + ", encoder_dim: 8, levels: [24, 16]",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,6 +89,50 @@ wandb: {{mode: disabled}}
 """
     )
     return path
+
+
+@pytest.fixture(scope="session")
+def toy_parts_file(toy_file: Path) -> Path:
+    """The toy dataset, with the lower and the upper half of the shapes of each class as its two parts: 0 to 5."""
+    path = toy_file.with_name("toy_parts.h5")
+    shutil.copy(toy_file, path)
+    with h5py.File(path, "a") as file:
+        upper = file["data"][..., 1] > 0
+        file["part"] = (2 * file["label"][:][:, None] + upper).astype(np.uint8)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_configs(toy_parts_file: Path) -> dict[str, Path]:
+    """Experiments of 4 steps in 2 epochs without EWA, one for each model in TINY, by its name."""
+    paths = {}
+    for name, sizes in TINY.items():
+        sampling = "farthest" if "segmenter" in name else "random"
+        paths[name] = toy_parts_file.with_name(f"{name}.yaml")
+        paths[name].write_text(
+            f"""
+device: cpu
+data: {{name: hdf5, path: {toy_parts_file}, num_points: 48, sampling: {sampling}}}
+model: {{name: {name}, {sizes}}}
+train: {{steps: 4, batch_size: 8, save_every: 1}}
+wandb: {{mode: disabled}}
+"""
+        )
+    return paths
+
+
+@pytest.fixture
+def tiny(tiny_configs: dict[str, Path], tmp_path: Path) -> Callable[..., Experiment]:
+    """Make a tiny experiment by the name of its model, with overrides; it writes to `tmp_path / "run"`."""
+    return lambda name, *overrides: load_experiment(tiny_configs[name], [f"output={tmp_path}/run", *overrides])
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_configs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The merged file of a tiny dVAE, trained to its end; not to be changed."""
+    folder = tmp_path_factory.mktemp("tokenizer") / "run"
+    run(load_experiment(tiny_configs["dvae"], [f"output={folder}"]))
+    return folder / "checkpoints" / "merged_last.pt"
 
 
 @pytest.fixture

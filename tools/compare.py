@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from pc_ewa.errors import CheckpointError, exit_on_error
+from pc_ewa.train.report import TITLES
 
 EPILOG = """\
 example (the quickstart with three seeds, then without EWA):
@@ -22,11 +23,7 @@ example (the quickstart with three seeds, then without EWA):
 Runs whose configs differ only in seed, output and wandb count as one setting. ± is the sample standard deviation over
 seeds; "s.e." is the standard error of a single test accuracy from the number of test shapes alone."""
 
-COLUMNS = {
-    "merged, last": "test_accuracy_merged",
-    "merged, best by val": "test_accuracy_merged_best",
-    "unmerged, last": "test_accuracy_unmerged",
-}
+STATES = {"merged, last": "merged", "merged, best by val": "merged_best", "unmerged, last": "unmerged"}
 
 
 @exit_on_error
@@ -60,18 +57,30 @@ def read_run(folder: Path) -> tuple[str, dict[str, Any]]:
 def describe(runs: list[dict[str, Any]]) -> str:
     """One block per setting: a line per figure, over its seeds."""
     seeds = ", ".join(str(run["seed"]) for run in runs)
-    lines = [f"{runs[0]['output']} and alike: seeds {seeds}, {runs[0]['mixtures']} mixtures"]
-    for title, key in COLUMNS.items():
-        values = [100 * run[key] for run in runs]
-        spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-        each = ", ".join(f"{value:.1f}" for value in values)
-        error = 100 * statistics.mean(run["test_standard_error_merged"] for run in runs)
-        lines.append(f"  {title:<20} {statistics.mean(values):.1f}{spread} %   ({each}; s.e. {error:.1f})")
-    lost = [run["test_correct_unmerged"] - run["test_correct_merged"] for run in runs]
-    lines.append(f"  shapes lost by merging: {', '.join(map(str, lost))}")
+    headline = runs[0]["headline"]
+    lines = [f"{runs[0]['output']} and alike: seeds {seeds}, {runs[0]['mixtures']} mixtures; test {TITLES[headline]}"]
+    for title, state in STATES.items():
+        values = [run.get(f"test_{headline}_{state}") for run in runs]
+        if None not in values:  # a run without a validation part has no best state
+            lines.append(f"  {title:<20} {spread(values, headline)}")
+    if all("test_standard_error_merged" in run for run in runs):
+        error = statistics.mean(run["test_standard_error_merged"] for run in runs)
+        lines.append(f"  s.e. of a single run {error:.1%}")
+    if headline == "accuracy":
+        lost = [run["test_correct_unmerged"] - run["test_correct_merged"] for run in runs]
+        lines.append(f"  shapes lost by merging: {', '.join(map(str, lost))}")
     total = [sum(run["seconds"].values()) for run in runs]
     lines.append(f"  seconds, all stages: {', '.join(f'{seconds:.0f}' for seconds in total)}")
     return "\n".join(lines)
+
+
+def spread(values: list[float], headline: str) -> str:
+    """Mean ± sample standard deviation, and every value; losses as they are, all else in percent."""
+    scale, digits, unit = (1, 6, "") if headline == "loss" else (100, 1, " %")
+    scaled = [scale * value for value in values]
+    deviation = f" ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else ""
+    each = ", ".join(f"{value:.{digits}f}" for value in scaled)
+    return f"{statistics.mean(scaled):.{digits}f}{deviation}{unit}   ({each})"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
         result, place = fewshot(options)
     else:
         restored = restored_from(options)
-        result, place = measure(restored, options), json_path(options, restored)
+        place = json_path(options, restored)
+        check_place(place)
+        result = measure(restored, options)
     content = {"checkpoint": options.checkpoint, "protocol": options.protocol, "split": options.split}
     write_json(place, content | result.to_json())
     print(f"\nwritten to {place}")
@@ -81,8 +84,12 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError('"random" needs --config CONFIG.yaml, to know which model')
     if options.protocol == "fewshot" and not options.config:
         raise ConfigError("--protocol fewshot needs --config, such as configs/finetune/fewshot.yaml")
+    if options.protocol == "fewshot" and options.split != "test":
+        raise ConfigError(f"--split {options.split}; --protocol fewshot measures every fold on its test shapes")
     if options.protocol != "fewshot" and (options.folds != 10 or options.setting):
         raise ConfigError("--folds and --setting are for --protocol fewshot")
+    if options.json:
+        check_place(Path(options.json))
 
 
 def restored_from(options: argparse.Namespace) -> Restored:
@@ -98,7 +105,11 @@ def measure(restored: Restored, options: argparse.Namespace) -> Score:
         print(f"note: {note}")
     experiment, score = restored.experiment, None
     data = experiment.probe.data if options.protocol == "svm" and experiment.probe else experiment.data
-    common = {"normalize": data.normalize, "batch_size": 2 * experiment.train.batch_size}
+    common = {
+        "normalize": data.normalize,
+        "batch_size": 2 * experiment.train.batch_size,
+        "precision": experiment.train.precision,
+    }
     if options.protocol == "svm":
         splits = load_splits(data, experiment.seed)
         device = restored.place()
@@ -120,7 +131,7 @@ def measure(restored: Restored, options: argparse.Namespace) -> Score:
 
 def fewshot(options: argparse.Namespace) -> tuple[Any, Path]:
     """Train and measure the folds, and print the table."""
-    settings = tuple(parse_setting(text) for text in options.setting) if options.setting else SETTINGS
+    settings = tuple(dict.fromkeys(map(parse_setting, options.setting or []))) or SETTINGS
     start = None if options.checkpoint == "random" else options.checkpoint
     if start and not Path(start).is_file():
         raise CheckpointError(f"{start} is no file; check the path of the checkpoint")
@@ -146,6 +157,13 @@ def json_path(options: argparse.Namespace, restored: Restored) -> Path:
     return (
         Path(restored.experiment.output) if options.checkpoint == "random" else Path(options.checkpoint).parent
     ) / name
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place that cannot be written, before hours are spent on what would go there."""
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if path.is_dir() or (nearest != path and not nearest.is_dir()) or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{path} cannot be written; choose another place with --json FILE")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

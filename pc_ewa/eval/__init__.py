@@ -3,10 +3,10 @@
 from pc_ewa.eval.accuracy import Accuracy, evaluate_classifier
 from pc_ewa.eval.features import extract_features
 from pc_ewa.eval.fewshot import FewShot, Fold
-from pc_ewa.eval.linear_svm import LinearSVMResult, evaluate_linear_svm, linear_svm
 from pc_ewa.eval.objective import Losses, evaluate_objective
 from pc_ewa.eval.score import Score
 from pc_ewa.eval.segmentation import Segmentation, evaluate_segmenter
+from pc_ewa.eval.svm import LinearSVMResult, evaluate_linear_svm, linear_svm
 from pc_ewa.eval.voting import evaluate_voted
 
 __all__ = [

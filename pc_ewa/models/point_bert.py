@@ -64,6 +64,7 @@ class PointBERT(nn.Module):
 
     task: ClassVar[str] = "pretrain"
     expert_ffns: ClassVar[str] = "transformer_q.blocks.blocks.*.mlp"
+    feature_name: ClassVar[str] = "output of the contrastive head"
     head_keys: ClassVar[tuple[str, ...]] = ()
 
     queue: Tensor

@@ -37,6 +37,7 @@ class PointBERTClassifier(nn.Module):
 
     task: ClassVar[str] = "classify"
     expert_ffns: ClassVar[str] = "blocks.blocks.*.mlp"
+    feature_name: ClassVar[str] = "class token and maximum over the other tokens"
     head_keys: ClassVar[tuple[str, ...]] = ("cls_head_finetune", "cls_token", "cls_pos")
 
     def __init__(

@@ -40,6 +40,7 @@ class PointMAE(nn.Module):
 
     task: ClassVar[str] = "pretrain"
     expert_ffns: ClassVar[str] = "MAE_encoder.blocks.blocks.*.mlp"  # the decoder is thrown away after pre-training
+    feature_name: ClassVar[str] = "mean and maximum over all tokens of the encoder"
     head_keys: ClassVar[tuple[str, ...]] = ()
 
     def __init__(

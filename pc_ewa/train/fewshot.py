@@ -33,19 +33,23 @@ def run_fewshot(
         The result, and the folder of all its runs.
 
     Raises:
-        ConfigError: a config for other data.
+        ConfigError: a config for other data, or for no classifier.
         TrainingError: stopped by a signal; the same call goes on.
     """
     base = load_experiment(config, overrides)
     if base.data.name != NAME:
         raise ConfigError(f"data.name={base.data.name}; few-shot needs {NAME}, as in configs/finetune/fewshot.yaml")
-    start = [] if init_from is None else [f"init_from={json.dumps(init_from)}"]
+    if base.task != "classify":
+        raise ConfigError(
+            f"model.name={base.model.name}; few-shot needs a classifier, as in configs/finetune/fewshot.yaml"
+        )
+    start = f"init_from={json.dumps(init_from)}"
     done = []
     for way, shot in settings:
         for fold in range(folds):
             output = f"{base.output}/{way}way_{shot}shot/fold{fold}"
             chosen = [f"data.way={way}", f"data.shot={shot}", f"data.fold={fold}", f"output={output}"]
-            experiment = load_experiment(config, [*overrides, *start, *chosen])
+            experiment = load_experiment(config, [*overrides, start, *chosen])
             summary = finished(experiment) or run(experiment)
             if summary is None:
                 raise TrainingError(f"stopped in {output}; the same command goes on from there")

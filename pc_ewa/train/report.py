@@ -1,12 +1,40 @@
 """What a finished run says about itself."""
 
+import inspect
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
+
+from pc_ewa.config import Data
+from pc_ewa.models import MODELS
 
 TITLES = {"accuracy": "accuracy", "instance_miou": "instance mIoU", "loss": "loss"}
+
+
+class _Sequel(NamedTuple):
+    """What a self-supervised model is trained for: the next model, the command up to the weights, its datasets."""
+
+    model: str
+    command: str
+    data: tuple[str, ...]
+    why: str
+
+
+_FINETUNE = "tools/finetune.py configs/finetune/modelnet40.yaml"
+_TOKENIZED = "tools/pretrain.py configs/pretrain/point_bert_shapenet55.yaml tokenizer="
+_POINT_BERT = "point_bert_classifier"
+_SEQUELS = {
+    "point_mae": _Sequel("point_mae_classifier", f"{_FINETUNE} --from ", ("data",), "fine-tuning from here"),
+    "point_bert": _Sequel(
+        _POINT_BERT, f"{_FINETUNE} model.name={_POINT_BERT} --from ", ("data",), "fine-tuning from here"
+    ),
+    "dvae": _Sequel("point_bert", _TOKENIZED, ("data", "probe.data"), "pre-training that predicts its tokens"),
+}
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
@@ -70,21 +98,38 @@ def _format(headline: str, value: float) -> str:
 
 def next_commands(summary: dict[str, Any]) -> list[str]:
     """Commands that work from here, as this machine would type them."""
-    output, seed = summary["output"], summary["seed"] + 1
+    output, seed = shlex.quote(summary["output"]), summary["seed"] + 1
     again = f"bash tools/run_train.sh {output}/config.yaml"
     rival = ("ewa=null", "dense", "without") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with")
-    evaluate, merged = f"{_python()} tools/evaluate.py", f"{output}/checkpoints/merged_last.pt"
-    first = {
-        "accuracy": {f"{evaluate} {merged}": "accuracy of every class"},
-        "instance_miou": {f"{evaluate} {merged}": "mIoU of every class"},
-        "loss": {f"{evaluate} {merged} --protocol svm": "a linear SVM on the features"},
-    }
-    commands = first[summary["headline"]]
+    evaluate = f"{_python()} tools/evaluate.py {output}/checkpoints/merged_last.pt"
+    commands = {}
+    if summary["headline"] == "accuracy":
+        commands[evaluate] = "accuracy of every class"
+    elif summary["headline"] == "instance_miou":
+        commands[evaluate] = "mIoU of every class"
+    elif hasattr(MODELS[summary["model"]], "features"):
+        commands[f"{evaluate} --protocol svm"] = "a linear SVM on the features"
+    if summary["model"] in _SEQUELS:
+        sequel = _SEQUELS[summary["model"]]
+        commands[_sequel_command(summary["output"], sequel)] = sequel.why
     if summary["ffns_merged"]:
         commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]} EWA"
     commands[f"{again} seed={seed} output={output}_seed{seed}"] = "another seed"
     width = max(map(len, commands))
     return [f"{command:<{width}}   # {why}" for command, why in commands.items()]
+
+
+def _sequel_command(output: str, sequel: _Sequel) -> str:
+    """The command that trains the next model from the weights of a run, in its sizes and on datasets in its place."""
+    config = yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8"))
+    parameters, root = inspect.signature(MODELS[sequel.model]).parameters, config["data"]["root"]
+    shared = {name: value for name, value in config["model"].items() if name in parameters and name != "drop_path"}
+    changes = [f"model.{name}={value}" for name, value in shared.items() if value != parameters[name].default]
+    if root != Data.model_fields["root"].default:
+        changes += [f"{section}.root={shlex.quote(root)}" for section in sequel.data]
+    folder = shlex.quote(output)
+    changes.append(f"output={folder}_{sequel.model}")
+    return f"{_python()} {sequel.command}{folder}/checkpoints/merged_last.pt {' '.join(changes)}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -102,4 +147,4 @@ def _python() -> str:
     environment = os.environ.get("VIRTUAL_ENV")
     if environment and path.is_relative_to(environment):
         return "python"
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

@@ -19,7 +19,7 @@ from pc_ewa.train.batches import INIT, ROUTED, stream
 from pc_ewa.train.build import put_experts
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.splits import Splits, load_splits
-from pc_ewa.train.tasks import create_task
+from pc_ewa.train.tasks import Pretrain, create_task
 
 Split = Literal["train", "val", "test"]
 
@@ -127,8 +127,12 @@ def untrained(config: str, overrides: list[str] | None = None) -> Restored:
 def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
     decided, names = content.get("model_arguments"), content.get("class_names")
     if decided is None or names is None:
-        splits = load_splits(experiment.data, experiment.seed)
-        decided, names = create_task(experiment).model_arguments(splits), list(splits.train.class_names)
+        task = create_task(experiment)
+        if isinstance(task, Pretrain):  # labels are not looked at: its data need not be here, for an SVM on other data
+            decided, names = {}, []
+        else:
+            splits = load_splits(experiment.data, experiment.seed)
+            decided, names = task.model_arguments(splits), list(splits.train.class_names)
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
     return Restored(experiment, list(names), decided, model)

@@ -29,7 +29,7 @@ def test_seeds_of_one_setting_are_put_together(tool: Tool, trained: Any, tmp_pat
     assert (code, err) == (0, "")
     first, second = out.split(f"{tmp_path}/dense")
     # 50, 60 and 70 %: their sample deviation is 10.
-    assert "60.0 ± 10.0 %   (50.0, 60.0, 70.0; " in first
+    assert "60.0 ± 10.0 %   (50.0, 60.0, 70.0)" in first
     assert "seeds 0, 1, 2" in first
     assert "25.0 %" in second
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from pc_ewa import load_dataset
 from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError, DataError
-from pc_ewa.eval import linear_svm as module
+from pc_ewa.eval import svm as module
 from pc_ewa.eval.features import extract_features
-from pc_ewa.eval.linear_svm import CS, evaluate_linear_svm, linear_svm
+from pc_ewa.eval.svm import CS, evaluate_linear_svm, linear_svm
 
 NAMES = ("a", "b", "c", "d")
 

@@ -1,7 +1,7 @@
 """A linear SVM on frozen features: how well classes are apart in what a model learnt without labels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,6 +31,7 @@ class LinearSVMResult:
         feature_dim: number of features, those that never vary included.
         validation: accuracy in cross-validation on the training shapes, by C; empty if nothing was chosen.
         chosen: how C was chosen, in words.
+        feature: what the features are, in words.
     """
 
     accuracy: Accuracy
@@ -38,6 +39,7 @@ class LinearSVMResult:
     feature_dim: int
     validation: dict[float, float]
     chosen: str
+    feature: str = ""
     standardised: ClassVar[bool] = True
 
     @property
@@ -61,16 +63,20 @@ class LinearSVMResult:
     def table(self) -> str:
         """How the SVM was made, and the table of its accuracy."""
         lines = [
-            f"linear SVM (one against one) on {self.feature_dim} standardised features",
+            f"linear SVM (one against one) on {self.feature_dim} standardised features" + self._named(),
             f"C {self.c:g}, {self.chosen}",
             *(f"  C {c:<6g} {share:7.2%} in cross-validation" for c, share in self.validation.items()),
         ]
         return "\n".join([*lines, self.accuracy.table()])
 
+    def _named(self) -> str:
+        return f": {self.feature}" if self.feature else ""
+
     def to_json(self) -> dict[str, Any]:
         """Everything there is, in plain types."""
         validation = [{"c": c, "accuracy": share} for c, share in self.validation.items()]
-        own = {"c": self.c, "chosen": self.chosen, "validation": validation, "feature_dim": self.feature_dim}
+        own = {"c": self.c, "chosen": self.chosen, "validation": validation}
+        own |= {"feature": self.feature, "feature_dim": self.feature_dim}
         return {**self.accuracy.to_json(), **own, "standardised": self.standardised}
 
 
@@ -161,7 +167,8 @@ def evaluate_linear_svm(
         )
         for part, clouds in (("train", train), ("test", test))
     )
-    return linear_svm(features, train.labels, test_features, test.labels, train.class_names, cs=cs, seed=seed)
+    result = linear_svm(features, train.labels, test_features, test.labels, train.class_names, cs=cs, seed=seed)
+    return replace(result, feature=getattr(model, "feature_name", ""))
 
 
 def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor) -> None:
