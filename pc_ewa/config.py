@@ -1,7 +1,6 @@
 """An experiment, typed: YAML file <- key=value overrides -> checked before anything long starts."""
 
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa.averaging import Schedule, check_share_rate
 from pc_ewa.ewa.experts import Init, PartitionScope
 from pc_ewa.models import MODELS
+from pc_ewa.overrides import apply_overrides, read_yaml
 from pc_ewa.signatures import check_arguments, choose, describe, refuse_switch
 
 # Arguments of models that the data decides, and that are not for the config to say again.
@@ -166,28 +166,9 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
     Raises:
         ConfigError: in one line, every problem: dotted key, value, what is allowed or was meant.
     """
-    path = Path(path)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        found = [*folder.glob("[!.]*.y*ml")] or [*Path("configs").rglob("[!.]*.y*ml")]
-        there = ", ".join(sorted(map(str, found)))
-        raise ConfigError(f"{path} is no file; " + (f"there are {there}" if there else "check the path"))
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict):
-        held = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ConfigError(f"{path} holds {held}; expected keys and values, see configs/quickstart.yaml")
-    content.setdefault("output", f"runs/{path.stem}")
+    content = read_yaml(path)
+    content.setdefault("output", f"runs/{Path(path).stem}")
     return resolve(apply_overrides(content, overrides or []))
-
-
-def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Change a config given as plain values, in place, by `key=value` with dotted keys and YAML values."""
-    for override in overrides:
-        _apply(content, override)
-    return content
 
 
 def resolve(content: dict[str, Any]) -> Experiment:
@@ -241,39 +222,3 @@ def _resolve_data(data: Data, where: str) -> Data:
 def dump(experiment: Experiment) -> str:
     """The resolved experiment as YAML."""
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 5e-4 is a number (YAML 1.1 wants 5.0e-4), a key given twice an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise yaml.composer.ComposerError(None, None, f"key {key!r} is given twice", node.start_mark)
-        return node
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def _apply(content: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"{override!r} is no override; write key=value, such as train.lr=1e-3")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"{override!r}: the value is no YAML; quote it") from None
-    *sections, last = key.split(".")
-    for section in sections:
-        # `ewa.num_experts=8` also switches a section on that is absent or null.
-        if content.get(section) is None:
-            content[section] = {}
-        content = content[section]
-        if not isinstance(content, dict):
-            raise ConfigError(f"{override!r}: {section!r} holds a value, not a section")
-    content[last] = value

@@ -27,7 +27,7 @@ _TOKENIZER = "encoder_dim: 8, num_tokens: 16, tokens_dim: 8, decoder_dim: 8, gra
 TINY = {
     "point_mae": f"{_BACKBONE}, decoder_depth: 1",
     "dvae": f"num_groups: 8, group_size: 8, encoder_width: 8, {_TOKENIZER}",
-    "point_bert": f"{_BACKBONE}, {_TOKENIZER}, contrast_dim: 8, queue_size: 24",
+    "point_bert": f"{_BACKBONE}, {_TOKENIZER}, contrast_dim: 8, queue_size: 16",
     "point_mae_segmenter": _BACKBONE.replace("depth: 2", "depth: 3"),
     "point_bert_segmenter": _BACKBONE.replace("depth: 2", "depth: 3") + ", encoder_dim: 8, levels: [24, 16]",
 }

@@ -25,12 +25,13 @@ examples:
   python tools/evaluate.py random --config configs/quickstart_pretrain.yaml --protocol svm    # untrained weights
   python tools/evaluate.py pretrain.pth --protocol fewshot --config configs/finetune/fewshot.yaml output=runs/fewshot
 
-Our own checkpoints know their config; "random" is the config's model as training would start it. A checkpoint that
+Our own checkpoints know their config; "random" is the config's model as its seed draws it. A checkpoint that
 still has its mixtures is measured as it would be merged. The table is printed, and everything written as JSON.
 
   score    what the model is made for: accuracy and confusions, mIoU of parts, or the pre-training loss. --votes K takes
            the mean logits over K random subsets and augmentations of each cloud, and says "voted" beside the result.
-  svm      a linear SVM on frozen features of probe.data, or of data if there is no probe; C is chosen on train.
+  svm      a linear SVM on frozen features of probe.data, or of data if there is no probe; fitted to all training
+           shapes when it is measured on test, C chosen among them.
   fewshot  4 settings x 10 folds, each trained from the checkpoint and measured; the same command goes on where it was
            stopped, fold by fold."""
 
@@ -114,12 +115,19 @@ def measure(restored: Restored, options: argparse.Namespace) -> Score:
         splits = load_splits(data, experiment.seed)
         device = restored.place()
         score = evaluate_linear_svm(
-            restored.model, splits.train, splits.named(options.split), data.num_points, device=device, **common
+            restored.model,
+            splits.to_fit(options.split),
+            splits.named(options.split),
+            data.num_points,
+            device=device,
+            **common,
         )
     elif options.votes > 1:
         if experiment.task != "classify":
             raise ConfigError(f"--votes {options.votes} with {experiment.model.name}; only classifiers vote")
         clouds, device = restored.splits().named(options.split), restored.place()
+        augment = experiment.augment
+        common |= {"scale": augment.scale or (1.0, 1.0), "shift": augment.shift}
         score = evaluate_voted(
             restored.model, clouds, data.num_points, votes=options.votes, seed=experiment.seed, device=device, **common
         )

@@ -72,11 +72,6 @@ class Accuracy:
         return self.correct / self.shapes
 
     @property
-    def value(self) -> float:
-        """`overall`: what chooses the best checkpoint; higher is better."""
-        return self.overall
-
-    @property
     def mean_class(self) -> float:
         """Mean over the classes present of the share classified correctly ("mAcc")."""
         per_class = self.confusion.sum(1)

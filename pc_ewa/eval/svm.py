@@ -47,11 +47,6 @@ class LinearSVMResult:
         """Number of test shapes."""
         return self.accuracy.shapes
 
-    @property
-    def value(self) -> float:
-        """Overall accuracy; higher is better."""
-        return self.accuracy.overall
-
     def figures(self) -> dict[str, float]:
         """Numbers by name: those of the accuracy, c and feature_dim."""
         return {**self.accuracy.figures(), "c": self.c, "feature_dim": self.feature_dim}

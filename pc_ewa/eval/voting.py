@@ -29,8 +29,9 @@ def evaluate_voted(
     """Classify every cloud by the mean of its logits over `votes` random draws, once.
 
     Each vote takes a fresh draw of each cloud, as in training: its farthest points, some to spare, a random subset of
-    them, then a stretch and a move. A cloud of exactly `num_points` is only stretched and moved. The same call gives
-    the same result, for any number of processes; another batch size or kind of device draws other numbers.
+    them, then a stretch and a move, but no rotation. A cloud of exactly `num_points` is only stretched and moved. The
+    same call gives the same result, for any number of processes; another batch size or kind of device draws other
+    numbers.
 
     One vote is that of Point-MAE and Point-BERT, of which theirs have 10. What they publish is another number: the
     largest of 299 (Point-BERT: 9) such accuracies on the test set, which is above what any one of them may expect.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.graph import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
-from pc_ewa.models.objective import Objective
+from pc_ewa.models.objective import Objective, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv
 
 FOLD = 4  # fine points around each coarse one
@@ -182,11 +182,6 @@ class _Folding(nn.Module):
         hidden = hidden + F.linear(coarse, by_point)[:, :, :, None]
         offsets = self.final_conv[1:](hidden.flatten(0, 3)).view(*hidden.shape[:-1], 3)
         return coarse, (coarse[:, :, :, None] + offsets).flatten(2, 3)
-
-
-def at_least_single(x: Tensor) -> Tensor:
-    """Bring half precision, which autocast leaves behind, to float32; losses need it."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _kl_from_uniform(logits: Tensor) -> Tensor:

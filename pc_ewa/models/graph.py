@@ -1,14 +1,46 @@
-"""DGCNN over the patches of a cloud, as the tokenizer of Point-BERT has it: the graph joins neighbouring centers."""
+"""Graph networks over patches and points (DGCNN, arXiv 1801.07829): edge convolutions, and the tokenizer's DGCNN."""
 
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_ewa import ops
+from pc_ewa.models.patches import PointConv
 
 NEIGHBOURS = 4
 NORM_GROUPS = 4
+
+
+def edge_layer(in_channels: int, out_channels: int) -> nn.Sequential:
+    """Make a layer on edges, named as the official ones are: convolution, norm, activation."""
+    conv = nn.Conv2d(2 * in_channels, out_channels, 1, bias=False)
+    return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, out_channels), nn.LeakyReLU(0.2))
+
+
+def edge_convolution(layer: nn.Sequential, own: Tensor, features: Tensor, index: Tensor) -> Tensor:
+    """Apply a layer to the edges from every query to its neighbours, and keep the maximum over these.
+
+    The official layer sees concat(x_j - x_i, x_i) of query i and neighbour j; its norm has statistics over all edges of
+    a cloud.
+
+    Args:
+        layer: from `edge_layer`.
+        own: features of the queries, (B, M, C).
+        features: of those that may be neighbours, (B, S, C).
+        index: which of them are, (B, M, k).
+
+    Returns:
+        (B, M, D).
+    """
+    conv, norm, activation = layer
+    difference, centre = cast(nn.Conv2d, conv).weight.flatten(1).chunk(2, dim=1)
+    # V (x_j - x_i) + W x_i = V x_j + (W - V) x_i: two products for each point instead of one, wider, for each edge.
+    mapped = ops.gather_points(F.linear(features, difference), index)
+    edges = mapped + F.linear(own, centre - difference)[:, :, None]
+    # The activation is increasing: the maximum may be taken before it, and it is a quarter of the work then.
+    return activation(norm(edges.permute(0, 3, 1, 2)).max(dim=3).values).transpose(1, 2)
 
 
 def neighbour_graph(centers: Tensor) -> Tensor:
@@ -30,11 +62,11 @@ class DGCNN(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, width: int = 128) -> None:
         super().__init__()
-        self.input_trans = nn.Conv1d(in_channels, width, 1)
-        self.layer1 = _edge_layer(width, 2 * width)
-        self.layer2 = _edge_layer(2 * width, 4 * width)
-        self.layer3 = _edge_layer(4 * width, 4 * width)
-        self.layer4 = _edge_layer(4 * width, 8 * width)
+        self.input_trans = PointConv(in_channels, width)
+        self.layer1 = edge_layer(width, 2 * width)
+        self.layer2 = edge_layer(2 * width, 4 * width)
+        self.layer3 = edge_layer(4 * width, 4 * width)
+        self.layer4 = edge_layer(4 * width, 8 * width)
         self.layer5 = nn.Sequential(
             nn.Conv1d(18 * width, out_channels, 1, bias=False),
             nn.GroupNorm(NORM_GROUPS, out_channels),
@@ -43,28 +75,9 @@ class DGCNN(nn.Module):
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
         """Map the features (B, G, C) of patches joined by `index` (B, G, k) to new ones (B, G, D)."""
-        x = self.input_trans(features.transpose(1, 2))
+        x = self.input_trans(features)
         outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = _edge_convolution(layer, x, index)
+            x = edge_convolution(layer, x, x, index)
             outputs.append(x)
-        return self.layer5(torch.cat(outputs, dim=1)).transpose(1, 2)
-
-
-def _edge_layer(in_channels: int, out_channels: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(2 * in_channels, out_channels, 1, bias=False),
-        nn.GroupNorm(NORM_GROUPS, out_channels),
-        nn.LeakyReLU(0.2),
-    )
-
-
-def _edge_convolution(layer: nn.Sequential, x: Tensor, index: Tensor) -> Tensor:
-    """Map (B, C, G) to (B, D, G): the maximum over the edges i -> j of layer(concat(x_j - x_i, x_i))."""
-    weight = cast(nn.Conv2d, layer[0]).weight.flatten(1)
-    difference, own = weight.chunk(2, dim=1)
-    # W (x_j - x_i) + V x_i = W x_j + (V - W) x_i: both are computed once a patch, not once an edge.
-    from_neighbour, from_self = torch.matmul(torch.cat([difference, own - difference]), x).chunk(2, dim=1)
-    edges = from_neighbour.gather(2, index.flatten(1)[:, None].expand(-1, from_neighbour.shape[1], -1))
-    edges = edges.view(*from_self.shape, -1) + from_self[..., None]
-    return layer[2](layer[1](edges)).max(dim=3).values
+        return self.layer5(torch.cat(outputs, dim=2).transpose(1, 2)).transpose(1, 2)

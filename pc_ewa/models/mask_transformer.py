@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pc_ewa.models.patches import PatchEncoder, position_embedding
+from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
 from pc_ewa.models.point_mae import trunc_normal_init
 from pc_ewa.models.transformer import TransformerEncoder
 
@@ -61,7 +61,5 @@ class MaskTransformer(nn.Module):
         tokens = self.reduce_dim(self.encoder(groups))
         if mask is not None:
             tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)
-        batch = len(tokens)
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
-        position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
-        return self.norm(self.blocks(x, position))
+        x = self.blocks(*with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers)))
+        return self.norm(x)

@@ -32,6 +32,13 @@ def block_mask(centers: Tensor, ratio: float | Tensor, generator: torch.Generato
     return _hide(distances, (ratio * count).long())
 
 
+def check_mask(mask: Tensor, centers: Tensor) -> Tensor:
+    """Bring a mask that the caller gave to the device of the centers (B, G, 3); ValueError unless it is (B, G) bool."""
+    if mask.shape != centers.shape[:2] or mask.dtype != torch.bool:
+        raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(centers.shape[:2])} bool")
+    return mask.to(centers.device)
+
+
 def fixed_in_evaluation(model: nn.Module, device: torch.device) -> torch.Generator | None:
     """Return what a model draws from: torch's own generator in training, the same numbers each time in evaluation."""
     return None if model.training else torch.Generator(device).manual_seed(0)

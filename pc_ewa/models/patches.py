@@ -2,6 +2,7 @@
 
 from typing import cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,6 +10,13 @@ from torch import Tensor, nn
 def position_embedding(dim: int) -> nn.Sequential:
     """Make the MLP that embeds centers (..., 3) as positions (..., C)."""
     return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, dim))
+
+
+def with_class_token(token: Tensor, token_position: Tensor, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """Put the class token (1, 1, C) and its position before the tokens and positions (B, G, C) of the patches."""
+    batch = x.shape[0]
+    tokens = torch.cat([token.expand(batch, -1, -1), x], dim=1)
+    return tokens, torch.cat([token_position.expand(batch, -1, -1), position], dim=1)
 
 
 class PointConv(nn.Conv1d):

@@ -12,10 +12,10 @@ from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa.conversion import merged_parameters
 from pc_ewa.models.contrast import contrast, contrast_mixed, cutmix, enqueue
-from pc_ewa.models.dvae import DiscreteVAE, at_least_single
+from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.mask_transformer import MaskTransformer
-from pc_ewa.models.masking import block_mask, fixed_in_evaluation
-from pc_ewa.models.objective import Objective
+from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
+from pc_ewa.models.objective import Objective, at_least_single
 from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import TransformerEncoder
@@ -100,9 +100,7 @@ class PointBERT(nn.Module):
         super().__init__()
         sizes = {"dim": dim, "depth": depth, "num_heads": num_heads}
         sizes |= {"contrast_dim": contrast_dim, "queue_size": queue_size}
-        check_sizes(sizes, drop_path=drop_path, momentum=momentum)
-        if int(dim * mlp_ratio) < 1:
-            raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
+        check_sizes(sizes, mlp_ratio, drop_path=drop_path, momentum=momentum)
         least, most = mask_ratio
         if not (least <= most < 1 and int(least * num_groups) >= 1):
             raise ConfigError(
@@ -177,7 +175,7 @@ class PointBERT(nn.Module):
         draws = fixed_in_evaluation(self, points.device)
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         words = self.dvae.tokenize(groups, centers)
-        mask = self.draw_mask(centers, draws) if mask is None else _checked(mask.to(points.device), centers)
+        mask = self.draw_mask(centers, draws) if mask is None else check_mask(mask, centers)
         query, logits = self.transformer_q(groups, centers, mask)
         token_loss, token_accuracy = _guesses(logits, words[mask])
 
@@ -235,12 +233,6 @@ class PointBERT(nn.Module):
     def _make_keys(self, groups: Tensor, centers: Tensor, draws: torch.Generator | None) -> Tensor:
         keys = self.transformer_k.describe(groups, centers, self.draw_mask(centers, draws))
         return F.normalize(at_least_single(keys), dim=1)
-
-
-def _checked(mask: Tensor, centers: Tensor) -> Tensor:
-    if mask.shape != centers.shape[:2] or mask.dtype != torch.bool:
-        raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(centers.shape[:2])} bool")
-    return mask
 
 
 def _guesses(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa import ops
-from pc_ewa.errors import ConfigError
-from pc_ewa.models.patches import PatchEncoder, position_embedding
+from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
 from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import TransformerEncoder
 
@@ -59,9 +58,7 @@ class PointBERTClassifier(nn.Module):
         sizes = {"num_classes": num_classes, "dim": dim, "depth": depth, "num_heads": num_heads}
         sizes |= {"num_groups": num_groups, "group_size": group_size}
         sizes |= {"encoder_dim": encoder_dim, "encoder_width": encoder_width}
-        check_sizes(sizes, drop_path=drop_path, head_dropout=head_dropout)
-        if int(dim * mlp_ratio) < 1:
-            raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
+        check_sizes(sizes, mlp_ratio, drop_path=drop_path, head_dropout=head_dropout)
         self.num_groups, self.group_size = num_groups, group_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.cls_pos = nn.Parameter(torch.randn(1, 1, dim))
@@ -82,8 +79,6 @@ class PointBERTClassifier(nn.Module):
         """Describe clouds (B, N, 3) by the class token and the maximum over the others: (B, 2 C), the head's input."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.reduce_dim(self.encoder(groups))
-        batch = points.shape[0]
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
-        position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
-        x = self.norm(self.blocks(x, position))
+        x = self.blocks(*with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers)))
+        x = self.norm(x)
         return torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1)

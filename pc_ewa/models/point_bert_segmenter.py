@@ -8,9 +8,10 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
-from pc_ewa.models.point_mae_segmenter import check_hidden, log_probabilities, one_hot, three_depths
-from pc_ewa.models.propagation import NEIGHBOURS, FeaturePropagation, GraphPropagation, relu_norm
+from pc_ewa.models.graph import NEIGHBOURS
+from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding, with_class_token
+from pc_ewa.models.point_mae_segmenter import log_probabilities, one_hot, three_depths
+from pc_ewa.models.propagation import FeaturePropagation, GraphPropagation, relu_norm
 from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import TransformerEncoder
 
@@ -68,8 +69,7 @@ class PointBERTSegmenter(nn.Module):
         super().__init__()
         sizes = {"num_parts": num_parts, "num_categories": num_categories, "dim": dim, "num_heads": num_heads}
         sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
-        check_sizes(sizes | {"encoder_dim": encoder_dim}, drop_path=drop_path, head_dropout=head_dropout)
-        check_hidden(dim, mlp_ratio)
+        check_sizes(sizes | {"encoder_dim": encoder_dim}, mlp_ratio, drop_path=drop_path, head_dropout=head_dropout)
         _check_graph(dim, num_groups, levels)
         self.stages = three_depths(depth)
         self.num_groups, self.group_size, self.levels = num_groups, group_size, levels
@@ -116,9 +116,8 @@ class PointBERTSegmenter(nn.Module):
 
     def _features(self, groups: Tensor, centers: Tensor) -> list[Tensor]:
         """Return the features (B, G, C) of the patches at the three depths."""
-        batch = centers.shape[0]
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), self.reduce_dim(self.encoder(groups))], dim=1)
-        position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
+        tokens = self.reduce_dim(self.encoder(groups))
+        x, position = with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers))
         states = self.blocks.states(x, position)
         return [self.norm(states[stage])[:, 1:] for stage in self.stages]
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.masking import block_mask, fixed_in_evaluation, random_mask
-from pc_ewa.models.objective import Objective
+from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
+from pc_ewa.models.objective import Objective, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import Block, TransformerEncoder
@@ -64,7 +64,7 @@ class PointMAE(nn.Module):
         decoder_num_heads = num_heads if decoder_num_heads is None else decoder_num_heads
         sizes = {"dim": dim, "depth": depth, "num_heads": num_heads, "decoder_depth": decoder_depth}
         sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
-        check_sizes(sizes, drop_path=drop_path, mask_ratio=mask_ratio)
+        check_sizes(sizes, mlp_ratio, drop_path=drop_path, mask_ratio=mask_ratio)
         check_sizes({"dim": dim, "num_heads": decoder_num_heads})
         if not 1 <= int(mask_ratio * num_groups) < num_groups:
             hidden = int(mask_ratio * num_groups)
@@ -93,7 +93,7 @@ class PointMAE(nn.Module):
             ValueError: a mask that does not fit.
         """
         groups, centers = ops.group(points, self.num_groups, self.group_size)
-        mask = self.draw_mask(centers) if mask is None else self._checked(mask.to(points.device), centers)
+        mask = self.draw_mask(centers) if mask is None else self._checked(mask, centers)
         predicted, target = self._predict(groups, centers, mask), _pick(groups, mask)
         loss = ops.chamfer_distance(predicted.flatten(0, 1), target.flatten(0, 1), self.norm_of_loss)  # type: ignore[arg-type]
         return Objective(loss, {"predicted": predicted, "target": target, "centers": centers, "mask": mask})
@@ -115,12 +115,11 @@ class PointMAE(nn.Module):
         position = torch.cat([self.decoder_pos_embed(_pick(centers, ~mask)), hidden_position], dim=1)
         tokens = torch.cat([visible, self.mask_token.expand_as(hidden_position).to(visible.dtype)], dim=1)
         decoded = self.MAE_decoder(tokens, position, hidden_position.shape[1])
-        predicted: Tensor = self.increase_dim(decoded)
-        return predicted.float().view(*predicted.shape[:2], self.group_size, 3)
+        predicted = at_least_single(self.increase_dim(decoded))
+        return predicted.view(*predicted.shape[:2], self.group_size, 3)
 
     def _checked(self, mask: Tensor, centers: Tensor) -> Tensor:
-        if mask.shape != centers.shape[:2] or mask.dtype != torch.bool:
-            raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(centers.shape[:2])} bool")
+        mask = check_mask(mask, centers)
         counts = mask.sum(1)
         if not 0 < int(counts.min()) == int(counts.max()) < mask.shape[1]:
             raise ValueError(f"mask hides {counts.tolist()} patches; hide as many in each sample, not none and not all")

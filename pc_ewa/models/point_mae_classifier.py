@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.patches import PatchEncoder, position_embedding
+from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
 from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import TransformerEncoder
 
@@ -58,11 +58,9 @@ class PointMAEClassifier(nn.Module):
         super().__init__()
         sizes = {"num_classes": num_classes, "dim": dim, "depth": depth, "num_heads": num_heads}
         sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
-        check_sizes(sizes, drop_path=drop_path, head_dropout=head_dropout)
+        check_sizes(sizes, mlp_ratio, drop_path=drop_path, head_dropout=head_dropout)
         if encoder_dim not in (None, dim):
             raise ConfigError(f"encoder_dim={encoder_dim} with dim={dim}; Point-MAE has no projection: make them equal")
-        if int(dim * mlp_ratio) < 1:
-            raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
         self.num_groups, self.group_size = num_groups, group_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.cls_pos = nn.Parameter(torch.zeros(1, 1, dim))
@@ -86,8 +84,6 @@ class PointMAEClassifier(nn.Module):
         """Describe clouds (B, N, 3) by class token and maximum over the others: (B, 2 C), what the head sees."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.encoder(groups)
-        batch = points.shape[0]
-        x = torch.cat([self.cls_token.expand(batch, -1, -1), tokens], dim=1)
-        position = torch.cat([self.cls_pos.expand(batch, -1, -1), self.pos_embed(centers)], dim=1)
-        x = self.norm(self.blocks(x, position))
+        x = self.blocks(*with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers)))
+        x = self.norm(x)
         return torch.cat([x[:, 0], x[:, 1:].max(dim=1).values], dim=-1)

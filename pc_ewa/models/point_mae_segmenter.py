@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
+from pc_ewa.models.objective import at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.propagation import FeaturePropagation, relu_norm
 from pc_ewa.models.sizes import check_sizes
@@ -59,8 +60,7 @@ class PointMAESegmenter(nn.Module):
         super().__init__()
         sizes = {"num_parts": num_parts, "num_categories": num_categories, "dim": dim, "num_heads": num_heads}
         sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
-        check_sizes(sizes, drop_path=drop_path, head_dropout=head_dropout)
-        check_hidden(dim, mlp_ratio)
+        check_sizes(sizes, mlp_ratio, drop_path=drop_path, head_dropout=head_dropout)
         self.stages = three_depths(depth)
         self.num_groups, self.group_size = num_groups, group_size
         self.num_categories, self.head_dropout = num_categories, head_dropout
@@ -112,15 +112,9 @@ def three_depths(depth: int) -> tuple[int, int, int]:
     return depth // 3 - 1, 2 * depth // 3 - 1, depth - 1
 
 
-def check_hidden(dim: int, mlp_ratio: float) -> None:
-    """Raise ConfigError unless the FFNs have a hidden unit."""
-    if int(dim * mlp_ratio) < 1:
-        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
-
-
 def log_probabilities(scores: Tensor) -> Tensor:
     """Return log_softmax over the last axis, in single precision where the scores have less."""
-    return F.log_softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return F.log_softmax(at_least_single(scores), dim=-1)
 
 
 def one_hot(categories: Tensor, count: int, points: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_ewa import ops
+from pc_ewa.models.graph import NEIGHBOURS, edge_convolution, edge_layer
 from pc_ewa.models.patches import PointConv
 
-NEIGHBOURS = 4
 _HIDDEN = 512  # channels between the two layers of GraphPropagation
 
 
@@ -66,8 +66,8 @@ class GraphPropagation(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.layer1 = _edge_layer(dim, _HIDDEN)
-        self.layer2 = _edge_layer(_HIDDEN, dim)
+        self.layer1 = edge_layer(dim, _HIDDEN)
+        self.layer2 = edge_layer(_HIDDEN, dim)
 
     def forward(self, queries: Tensor, own: Tensor, sources: Tensor, features: Tensor) -> Tensor:
         """Give features (B, M, C) to queries.
@@ -79,8 +79,8 @@ class GraphPropagation(nn.Module):
             features: of the sources, (B, S, C).
         """
         queries, sources = queries.detach(), sources.detach()  # only indices are needed of them
-        own = _edges(self.layer1, own, features, ops.knn(queries, sources, NEIGHBOURS)[1])
-        return _edges(self.layer2, own, own, ops.knn(queries, queries, NEIGHBOURS)[1])
+        own = edge_convolution(self.layer1, own, features, ops.knn(queries, sources, NEIGHBOURS)[1])
+        return edge_convolution(self.layer2, own, own, ops.knn(queries, queries, NEIGHBOURS)[1])
 
 
 def interpolate(queries: Tensor, sources: Tensor, features: Tensor) -> Tensor:
@@ -93,20 +93,3 @@ def interpolate(queries: Tensor, sources: Tensor, features: Tensor) -> Tensor:
 def relu_norm(norm: nn.Module, x: Tensor) -> Tensor:
     """Batch norm and ReLU on features (B, N, C), over all points of all clouds."""
     return F.relu(norm(x.flatten(0, 1)), inplace=True).view_as(x)
-
-
-def _edge_layer(inputs: int, outputs: int) -> nn.Sequential:
-    """Make a layer on pairs, named as the official ones are."""
-    conv = nn.Conv2d(2 * inputs, outputs, kernel_size=1, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(4, outputs), nn.LeakyReLU(0.2))
-
-
-def _edges(layer: nn.Sequential, own: Tensor, features: Tensor, index: Tensor) -> Tensor:
-    """Apply a layer to every query and its neighbours, index (B, M, k), and keep the maximum: (B, M, C)."""
-    conv, norm, activation = layer
-    difference, centre = cast(nn.Conv2d, conv).weight.flatten(1).chunk(2, dim=1)
-    # V (x_j - x_i) + W x_i = V x_j + (W - V) x_i: two products for each point instead of one, wider, for each pair.
-    mapped = ops.gather_points(F.linear(features, difference), index)
-    pairs = mapped + F.linear(own, centre - difference)[:, :, None]
-    # The activation is increasing: the maximum may be taken before it, and it is a quarter of the work then.
-    return activation(norm(pairs.permute(0, 3, 1, 2)).max(dim=3).values).transpose(1, 2)

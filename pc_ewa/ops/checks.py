@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 
+class NotFiniteError(ValueError):
+    """NaN or infinity among coordinates."""
+
+
 def check_cloud(name: str, points: Tensor) -> Tensor:
     """Return (B, N, 3) points in float32 or float64; a wrong shape or type raises ValueError."""
     if not isinstance(points, Tensor):
@@ -68,7 +72,7 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None = None, neede
     low, high = points.aminmax()
     if not bool((high - low).isfinite()) and not bool(points.isfinite().all()):
         cloud = int((~points.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"{name} holds NaN or inf in cloud {cloud} of the batch; remove such points first")
+        raise NotFiniteError(f"{name} holds NaN or inf in cloud {cloud} of the batch; remove such points first")
     return points
 
 

@@ -99,6 +99,8 @@ def load_weights(model: nn.Module, experiment: Experiment) -> list[str]:
     """
     notes = []
     if isinstance(model, PointBERT):
+        if experiment.tokenizer and experiment.init_from:
+            raise ConfigError(f"init_from={experiment.init_from} brings its own tokenizer; leave out tokenizer")
         if experiment.tokenizer:
             notes.append(f"tokenizer: {experiment.tokenizer}: {load_pretrained(experiment.tokenizer, model.dvae).line}")
             model.load_tokenizer(model.dvae.state_dict())  # its patch encoder is where the backbone's starts from
@@ -113,7 +115,7 @@ def load_weights(model: nn.Module, experiment: Experiment) -> list[str]:
         )
     if experiment.init_from:
         report = load_pretrained(experiment.init_from, model)
-        notes.append(f"weights: {experiment.init_from}: {report.line}")
+        notes.append(f"weights: {experiment.init_from}\n{report}")
     return notes
 
 
@@ -121,6 +123,10 @@ def put_experts(model: nn.Module, experiment: Experiment) -> None:
     """Upcycle the model as the experiment's `ewa` section says; none leaves it dense."""
     ewa = experiment.ewa
     if ewa:
+        if not hasattr(model, "expert_ffns"):
+            raise ConfigError(
+                f"ewa with model.name={experiment.model.name}, which has no FFN for experts; set ewa=null"
+            )
         try:
             upcycle(model, ewa.num_experts, ewa.layers, ewa.init, ewa.partition)
         except ValueError as error:

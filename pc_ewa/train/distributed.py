@@ -1,5 +1,6 @@
 """One process or many: what torchrun says about this one, and the few things that all of them do together."""
 
+import datetime
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
@@ -43,7 +45,9 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # Others wait while the main process fits a linear SVM; that may take longer than NCCL's 10 minutes.
+        patience = datetime.timedelta(hours=2)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
     try:
         yield World(rank, size, chosen)
     finally:
@@ -80,13 +84,18 @@ def _existing_device(device: str, local_rank: int | None) -> torch.device:
     return torch.device("cuda", index)
 
 
-def average_buffers(model: nn.Module) -> None:
-    """Give every process the mean of all running statistics; each saw its own part of the batches."""
+def average_statistics(model: nn.Module) -> None:
+    """Give every process the mean of the running statistics that training changes; each saw its own part of batches.
+
+    Nothing else: a mean of equal numbers is not always the number, and what is frozen shall stay as it is.
+    """
     if dist.is_initialized():
-        for buffer in model.buffers():
-            if buffer.is_floating_point():
-                dist.all_reduce(buffer)
-                buffer /= dist.get_world_size()
+        for module in model.modules():
+            if isinstance(module, _BatchNorm) and module.training:
+                for statistic in (module.running_mean, module.running_var):
+                    if statistic is not None:
+                        dist.all_reduce(statistic)
+                        statistic /= dist.get_world_size()
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

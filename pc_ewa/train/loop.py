@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError, TrainingError
+from pc_ewa.ops.checks import NotFiniteError
 from pc_ewa.train.build import Setup
 from pc_ewa.train.checkpoint import Checkpoints
-from pc_ewa.train.distributed import World, any_process, average_buffers
+from pc_ewa.train.distributed import World, any_process, average_statistics
+from pc_ewa.train.meter import Meter
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.tracking import Tracker
 
@@ -73,7 +75,7 @@ def train(
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
     save_every = experiment.train.save_every or eval_every
     probe_every = experiment.probe.every * setup.batches.steps_per_epoch if experiment.probe else 0
-    meter = _Meter()
+    meter = Meter()
     setup.model.train()
     bar = tqdm(
         total=setup.total_steps,
@@ -94,10 +96,12 @@ def train(
             bar.update()
             best = False
             if progress.step % eval_every == 0 or done:
-                average_buffers(setup.model)
-                best = _validate(setup, world, progress, tracker)
+                average_statistics(setup.model)
+                with _divergence_told(experiment, progress.step):
+                    best = _validate(setup, world, progress, tracker)
             if setup.probe and (progress.step % probe_every == 0 or done):
-                _probe(setup.probe, setup.model, world, progress, tracker)
+                with _divergence_told(experiment, progress.step):
+                    _probe(setup.probe, setup.model, world, progress, tracker)
             stopping = any_process(bool(stop), world.device)
             if best or stopping or done or progress.step % save_every == 0:
                 _save(setup, experiment, world, progress, checkpoints, best)
@@ -111,7 +115,17 @@ def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.
     """Take one optimizer step; returns the figures of this process's part of the batch, on the device.
 
     `parallel` is `setup.model`, or its DistributedDataParallel wrapper.
+
+    Raises:
+        TrainingError: a loss, gradient or prediction that is not finite; the weights stay as they are.
     """
+    with _divergence_told(experiment, step + 1):
+        return _train_step(setup, experiment, world, parallel, step)
+
+
+def _train_step(
+    setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int
+) -> dict[str, Tensor]:
     train = experiment.train
     rate = setup.learning_rate(step)
     for group in setup.optimizer.param_groups:
@@ -131,10 +145,7 @@ def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.
             figures[name] = figures.get(name, torch.zeros_like(figure)) + figure / train.accumulate
     norm = nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf)
     if not math.isfinite(norm.item()):
-        raise TrainingError(
-            f"step {step + 1}: loss {figures['loss'].item():.4g}, gradient norm {norm.item():.4g}: not finite; the "
-            f"checkpoints before it are whole: lower train.lr (now {train.lr:g}) or use train.precision=fp32"
-        )
+        raise NotFiniteError(f"loss {figures['loss'].item():.4g}, gradient norm {norm.item():.4g}")
     setup.optimizer.step()  # the averager runs in its post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
     setup.task.after_step(setup.model)
@@ -179,7 +190,7 @@ def _save(
     checkpoints: Checkpoints,
     best: bool,
 ) -> None:
-    average_buffers(setup.model)
+    average_statistics(setup.model)
     _check_replicas(setup.model)
     if world.is_main:
         checkpoints.save(
@@ -216,27 +227,16 @@ def _check_replicas(model: nn.Module) -> None:
             raise TrainingError("the processes hold different weights; this is a bug in pc-ewa: please report it")
 
 
-class _Meter:
-    """Means of figures since they were last asked for, and shapes per second; adds without waiting for the GPU."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._count, self._began = 0, time.perf_counter()
-
-    def add(self, figures: dict[str, Tensor]) -> None:
-        for name, figure in figures.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(figure)) + figure
-        self._count += 1
-
-    def means(self, batch_size: int) -> dict[str, float]:
-        seconds = time.perf_counter() - self._began
-        means = {name: (total / self._count).item() for name, total in self._sums.items()}
-        means["shapes_per_second"] = self._count * batch_size / seconds
-        self._reset()
-        return means
+@contextmanager
+def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
+    """Turn numbers that are not finite into a TrainingError that says what to do."""
+    try:
+        yield
+    except NotFiniteError as error:
+        raise TrainingError(
+            f"step {step}: {error}: not finite; the checkpoints before it are whole: lower train.lr (now "
+            f"{experiment.train.lr:g}) or use train.precision=fp32"
+        ) from None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ class SVMProbe:
     """Fits a linear SVM on frozen features of the training shapes of another dataset.
 
     While pre-training it is measured on a validation part cut from them, so that nobody can choose by the test shapes;
-    those are measured once, at the end.
+    those are measured once, at the end, by an SVM on all training shapes.
 
     Args:
         experiment: with a `probe` section.
@@ -33,10 +33,10 @@ class SVMProbe:
             raise ConfigError("probe.data.val_fraction=0; the probe is measured on a validation part while training")
 
     def measure(self, model: nn.Module, split: Literal["val", "test"]) -> LinearSVMResult:
-        """Fit on train, measure on a part that it has not seen."""
+        """Fit on the training shapes, measure on a part that is not among them."""
         return evaluate_linear_svm(
             model,
-            self.splits.train,
+            self.splits.to_fit(split),
             self.splits.named(split),
             self.data.num_points,
             normalize=self.data.normalize,

@@ -115,7 +115,7 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
     if summary["ffns_merged"]:
         commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]} EWA"
     commands[f"{again} seed={seed} output={output}_seed{seed}"] = "another seed"
-    width = max(map(len, commands))
+    width = min(max(map(len, commands)), 100)
     return [f"{command:<{width}}   # {why}" for command, why in commands.items()]
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pc_ewa.config import Experiment, apply_overrides, load_experiment, resolve
+from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.errors import CheckpointError
 from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, merge_experts, routed_experts
@@ -15,6 +15,7 @@ from pc_ewa.models import create_model
 from pc_ewa.models.export import WeightsFormat, save_weights
 from pc_ewa.models.files import read_content
 from pc_ewa.models.official import fit_head, rename_keys
+from pc_ewa.overrides import apply_overrides
 from pc_ewa.train.batches import INIT, ROUTED, stream
 from pc_ewa.train.build import put_experts
 from pc_ewa.train.distributed import choose_device
@@ -56,7 +57,7 @@ class Restored:
         """Load the experiment's dataset.
 
         Raises:
-            CheckpointError: a supervised model of other classes.
+            CheckpointError: a supervised model of other classes, or of fewer parts.
         """
         splits = load_splits(self.experiment.data, self.experiment.seed)
         clouds = splits.test
@@ -65,6 +66,11 @@ class Restored:
                 f"the checkpoint knows {len(self.class_names)} classes ({', '.join(self.class_names[:3])}, ...), "
                 f"{self.experiment.data.name} has {clouds.num_classes} ({', '.join(clouds.class_names[:3])}, ...)"
             )
+        if "num_parts" in self.model_arguments:
+            known = self.model_arguments["num_parts"]
+            parts = create_task(self.experiment).model_arguments(splits)["num_parts"]
+            if parts > known:
+                raise CheckpointError(f"the checkpoint knows {known} parts, {self.experiment.data.name} has {parts}")
         return splits
 
     def evaluate(self, split: Split, routed: bool = False) -> Score:
@@ -120,13 +126,13 @@ def restore(path: str | Path, config: str | None = None, overrides: list[str] | 
 
 
 def untrained(config: str, overrides: list[str] | None = None) -> Restored:
-    """Build the model of a config with its initial weights, those that training would start from."""
+    """Build the model of a config with the weights that its seed draws; `init_from` and `tokenizer` play no part."""
     return _untrained(load_experiment(config, overrides), {})
 
 
 def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
     decided, names = content.get("model_arguments"), content.get("class_names")
-    if decided is None or names is None:
+    if decided is None or names is None or _model_in(content) != experiment.model.name:
         task = create_task(experiment)
         if isinstance(task, Pretrain):  # labels are not looked at: its data need not be here, for an SVM on other data
             decided, names = {}, []
@@ -136,6 +142,14 @@ def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
     return Restored(experiment, list(names), decided, model)
+
+
+def _model_in(content: dict[str, Any]) -> object:
+    """The name of the model that a file of ours was saved from: what the data decided for it holds for no other."""
+    try:
+        return content["config"]["model"]["name"]
+    except (KeyError, TypeError):
+        return None
 
 
 def save_merged(

@@ -7,6 +7,7 @@ import torch
 
 from pc_ewa.config import Data
 from pc_ewa.data import Clouds, MissingSplitError, load_dataset
+from pc_ewa.data.clouds import join
 from pc_ewa.errors import ConfigError, DataError
 
 
@@ -28,6 +29,10 @@ class Splits(NamedTuple):
         if clouds is None:
             raise ConfigError("there is no validation part: data.val_fraction=0; measure on train or test")
         return clouds
+
+    def to_fit(self, split: str) -> Clouds:
+        """Return the training shapes for a test on `split`; for "test" those that were cut off for validation too."""
+        return join(self.train, self.val) if split == "test" and self.val_is_cut and self.val else self.train
 
     def all(self) -> list[Clouds]:
         """Return those that there are."""

@@ -185,4 +185,6 @@ def create_task(experiment: Experiment) -> Task:
         raise ConfigError(
             f"task={experiment.task} with model.name={experiment.model.name}, which is made to {own}; leave task out"
         )
+    if experiment.train.label_smoothing and own != "classify":
+        raise ConfigError(f"train.label_smoothing={experiment.train.label_smoothing} is for classifiers; leave it out")
     return task

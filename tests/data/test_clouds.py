@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pc_ewa.data import Clouds
+from pc_ewa.data.clouds import join
 from pc_ewa.errors import DataError
 
 
@@ -134,3 +137,31 @@ def test_validation_fraction_out_of_range(fraction: float) -> None:
 def test_no_validation_part_from_classes_of_one_shape() -> None:
     with pytest.raises(DataError, match=r"toy: .* each class has only one; add shapes"):
         make_clouds([0, 1, 2]).split_validation(0.5, 0)
+
+
+def with_parts(clouds: Clouds) -> Clouds:
+    """Every point gets the number of its shape as its part."""
+    return replace(clouds, parts=clouds.points[..., 0].to(torch.uint8))
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_join_puts_one_split_after_the_other(in_memory: bool) -> None:
+    whole = with_parts(make_clouds([0, 1, 2, 0, 1]))
+    first, second = whole.select([4, 0]), whole.select([3])  # both map the same file
+    if in_memory:
+        first, second = first.to("cpu"), second.to("cpu")
+    both = join(first, second)
+    assert identities(both) == [4, 0, 3]
+    assert both.labels.tolist() == [1, 0, 0]
+    assert both.shape_names == ("shape4", "shape0", "shape3")
+    assert both.part_labels([0, 1, 2]).tolist() == [[4] * 4, [0] * 4, [3] * 4]
+    assert (both.class_names, both.up_axis, both.name) == (whole.class_names, whole.up_axis, whole.name)
+    assert (both.points is whole.points) == (not in_memory)
+    assert identities(both.select([2, 0])) == [3, 4]
+
+
+def test_join_of_splits_without_names_or_parts_has_none() -> None:
+    named = with_parts(make_clouds([0, 1])).to("cpu")
+    bare = replace(named, shape_names=None, parts=None)
+    both = join(named, bare)
+    assert (len(both), both.shape_names, both.parts) == (4, None, None)

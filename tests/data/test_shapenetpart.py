@@ -12,11 +12,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data import Clouds, shapenetpart
+from pc_ewa.config import Data
+from pc_ewa.data import Clouds, MissingSplitError, shapenetpart
 from pc_ewa.data.convert import convert
 from pc_ewa.data.shapenetpart import CATEGORIES, PARTS
 from pc_ewa.data.source import Source
 from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.train.splits import load_splits
 
 PUBLISHED = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 FUZZ = settings(
@@ -111,6 +113,30 @@ def test_a_part_stays_with_its_point(full: Path) -> None:
             points, parts = clouds.points[i].numpy(), clouds.part_labels([i])[0].tolist()
             assert [known[tuple(point)] for point in points] == parts
             assert len({tuple(point) for point in points}) == min(64, number)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_trainval_is_train_and_val_as_in_the_published_results(full: Path, tmp_path: Path, prepared: bool) -> None:
+    root = full
+    if prepared:
+        root = tmp_path
+        source = shapenetpart.source(full / "shapenetpart", stored_points=64)
+        convert(source, root / "shapenetpart" / shapenetpart.file_name(stored_points=64))
+    train, val, test = (shapenetpart.load(split, root, stored_points=64) for split in shapenetpart.SPLITS)
+    both = shapenetpart.load("train", root, stored_points=64, trainval=True)
+    assert len(both) == 32
+    assert both.shape_names == (train.shape_names or ()) + (val.shape_names or ())
+    for part, index in ((train, range(16)), (val, range(16, 32))):
+        for ours, theirs in zip(both.batch(index), part.batch(range(16)), strict=True):
+            assert torch.equal(ours, theirs)
+        assert torch.equal(both.part_labels(index), part.part_labels(range(16)))
+    same = shapenetpart.load("test", root, stored_points=64, trainval=True)
+    assert same.shape_names == test.shape_names
+    with pytest.raises(MissingSplitError, match=r"trainval=true puts val into train; choose train or test$"):
+        shapenetpart.load("val", root, stored_points=64, trainval=True)
+    data = Data(name="shapenetpart", root=str(root), stored_points=64, num_points=64, trainval=True, val_fraction=0)
+    splits = load_splits(data, seed=0)
+    assert (len(splits.train), splits.val, len(splits.test)) == (32, None, 16)
 
 
 def test_all_points_in_their_order_where_the_number_fits(folder: Path) -> None:

@@ -8,13 +8,16 @@ from torch import Tensor
 
 from pc_ewa.data import UpAxis
 from pc_ewa.data.transforms import (
+    eval_index,
     jitter,
     normalize_unit_sphere,
+    random_index,
     random_subset,
     rotate,
     scale_and_translate,
     subsample_eval,
     subsample_train,
+    train_index,
 )
 
 RANDOM: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
@@ -96,6 +99,16 @@ def test_scale_and_translate_stays_in_its_range_on_each_axis(shape: tuple[int, i
     assert (move.abs() <= 0.2 + 1e-5).all()
 
 
+def test_isotropic_scaling_has_one_factor_and_fills_the_same_range() -> None:
+    ones = torch.ones(5000, 2, 3)
+    factors = scale_and_translate(ones, seeded(), (0.5, 2.0), 0.0, isotropic=True)
+    assert torch.equal(factors, factors[:, :1, :1].expand_as(factors))
+    assert (factors.min(), factors.max()) == (pytest.approx(0.5, abs=0.01), pytest.approx(2.0, abs=0.01))
+    moved = scale_and_translate(ones, seeded(), (0.5, 2.0), 0.3, isotropic=True) - factors
+    assert torch.equal(moved[:, 0], moved[:, 1])
+    assert (moved[:, 0].std(1) > 0).all()  # the shift is still one for each axis
+
+
 def test_scale_and_translate_fills_its_range_and_differs_by_axis() -> None:
     ones = torch.ones(4000, 1, 3)
     factor = scale_and_translate(ones, seeded(), shift=0.0)[:, 0]
@@ -159,6 +172,35 @@ def test_subsample_train_draws_from_the_farthest_points(available: int, count: i
         assert len(row.unique()) == count
         assert set(row.tolist()) <= set(allowed.tolist())
         assert set(row.tolist()) != set(allowed[:count].tolist()), "the draw is not random"
+
+
+@pytest.mark.parametrize(("available", "count", "candidates"), [(60, 40, 48), (45, 40, 45)])
+def test_one_draw_takes_the_farthest_points_of_the_same_ranks(available: int, count: int, candidates: int) -> None:
+    points = clouds(3, available)
+    farthest = eval_index(points, candidates) if candidates < available else torch.arange(available).expand(3, -1)
+
+    def ranks(one_draw: bool, seed: int = 0) -> list[list[int]]:
+        index = train_index(points, count, seeded(seed), one_draw)
+        assert index.shape == (3, count)
+        return [[row.tolist().index(i) for i in chosen] for row, chosen in zip(farthest, index.tolist(), strict=True)]
+
+    first, *others = ranks(one_draw=True)
+    assert others == [first, first]
+    assert len(set(first)) == count
+    assert ranks(one_draw=True, seed=1)[0] != first
+    assert len({tuple(row) for row in ranks(one_draw=False)}) == 3
+
+
+def test_positions_are_those_of_the_points() -> None:
+    points = clouds(3, 50)
+    for index, subset in (
+        (random_index(points, 20, seeded()), random_subset(points, 20, seeded())),
+        (train_index(points, 20, seeded()), subsample_train(points, 20, seeded())),
+        (eval_index(points, 20), subsample_eval(points, 20)),
+    ):
+        assert torch.equal(index, positions(subset, points))
+    for index in (eval_index(points, 50), train_index(points, 50, seeded()), train_index(points, 50, seeded(), True)):
+        assert torch.equal(index, torch.arange(50).expand(3, -1))
 
 
 def test_subsample_eval_spreads_the_points_and_starts_at_the_first() -> None:

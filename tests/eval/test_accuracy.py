@@ -59,7 +59,7 @@ def test_every_class_and_the_most_frequent_confusions_are_told() -> None:
     accuracy = Accuracy(torch.tensor([[2, 1, 1, 0], [0, 2, 0, 0], [3, 0, 0, 0], [0, 0, 0, 0]]), names)
     assert accuracy.per_class == (("desk", 4, 2), ("chair", 2, 2), ("bed", 3, 0), ("lamp", 0, 0))
     assert accuracy.describe() == "accuracy 44.44% (4/9)"
-    assert accuracy.value == 4 / 9
+    assert accuracy.overall == 4 / 9
     assert accuracy.figures() == {
         "accuracy": 4 / 9,
         "mean_class_accuracy": pytest.approx(0.5),

@@ -33,7 +33,7 @@ TRAIN, TEST = blobs(25, 1, 0.8), blobs(10, 2, 0.8)
 def test_classes_that_are_apart_are_told_apart() -> None:
     train, test = blobs(10, 1, 0.01), blobs(5, 2, 0.01)
     result = linear_svm(*train, *test, NAMES)
-    assert (result.value, result.shapes, result.accuracy.correct) == (1, 20, 20)
+    assert (result.accuracy.overall, result.shapes, result.accuracy.correct) == (1, 20, 20)
     assert set(result.validation) == set(CS)
     assert result.validation[result.c] == 1
 
@@ -44,7 +44,7 @@ def test_accuracy_equals_that_of_scikit_learn_at_the_same_c() -> None:
     from sklearn.svm import SVC
 
     result = linear_svm(*TRAIN, *TEST, NAMES)
-    assert 0.5 < result.value < 1
+    assert 0.5 < result.accuracy.overall < 1
     scaler = StandardScaler().fit(TRAIN[0].double().numpy())
     svm = SVC(kernel="linear", C=result.c).fit(scaler.transform(TRAIN[0].double().numpy()), TRAIN[1].numpy())
     predicted = svm.predict(scaler.transform(TEST[0].double().numpy()))
@@ -113,7 +113,7 @@ def test_classes_of_a_few_shapes_or_one_work_without_a_warning(counts: tuple[int
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = linear_svm(features, labels, centres[present], present, NAMES)
-    assert result.value == 1
+    assert result.accuracy.overall == 1
     fold = module._folds(labels.numpy(), 0)
     alone = [counts[label] == 1 for label in labels.tolist()]
     assert (fold[alone] == module._ALWAYS_TRAINS).all()
@@ -124,7 +124,7 @@ def test_classes_of_a_few_shapes_or_one_work_without_a_warning(counts: tuple[int
 
 def test_one_shape_of_each_class_leaves_nothing_to_choose_by() -> None:
     result = linear_svm(torch.eye(4), torch.arange(4), torch.eye(4), torch.arange(4), NAMES)
-    assert (result.value, result.c, result.validation) == (1, max(CS), {})
+    assert (result.accuracy.overall, result.c, result.validation) == (1, max(CS), {})
     assert "no class has two training shapes" in result.table()
 
 
@@ -229,7 +229,7 @@ def test_a_model_is_measured_by_the_svm_on_its_features(toy_file: Path) -> None:
     )
     assert result.accuracy.confusion.tolist() == same.accuracy.confusion.tolist()
     assert (result.feature_dim, result.shapes) == (9, 12)
-    assert result.value > 0.6
+    assert result.accuracy.overall > 0.6
     assert result.accuracy.class_names == train.class_names
 
 

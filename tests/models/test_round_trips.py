@@ -152,7 +152,9 @@ TRANSFERS = [  # from, to, prefix of what is handed on, tokens that are handed o
 
 
 @pytest.mark.parametrize("wrapper", ["", "module."])
-@pytest.mark.parametrize(("source", "target", "prefix", "tokens", "rest"), TRANSFERS, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("source", "target", "prefix", "tokens", "rest"), TRANSFERS, ids=[f"{t[0]} to {t[1]}" for t in TRANSFERS]
+)
 def test_the_backbone_is_handed_on(
     source: str, target: str, prefix: str, tokens: tuple[str, ...], rest: set[str], wrapper: str, tmp_path: Path
 ) -> None:

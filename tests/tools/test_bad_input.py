@@ -120,7 +120,7 @@ BAD_CHECKPOINTS = {
 
 @pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
 def test_bad_checkpoints_are_refused_and_never_run(
-    tool: Tool, trained: Any, toy_config: Path, tmp_path: Path, kind: str
+    tool: Tool, trained: Any, toy_config: Path, kinds: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     bad = tmp_path / "bad.pt"
     make_bad_checkpoint(kind, bad, trained.folder / "checkpoints" / "last.pt")
@@ -128,6 +128,9 @@ def test_bad_checkpoints_are_refused_and_never_run(
     assert_refused(tool("evaluate", bad), message)
     assert_refused(tool("merge_experts", bad, "-o", tmp_path / "out.pt"), message)
     assert_refused(tool("finetune", toy_config, "--from", bad, f"output={tmp_path}/run"), message)
+    assert_refused(tool("pretrain", kinds["pretrain"], "--from", bad, f"output={tmp_path}/run"), message)
+    tokenized = ("pretrain", kinds["point_bert"], f"tokenizer={bad}", f"output={tmp_path}/run")
+    assert_refused(tool(*tokenized), message)
     assert set(os.listdir(tmp_path)) <= {"bad.pt"}
 
 
@@ -145,6 +148,19 @@ def test_a_checkpoint_of_another_architecture_is_refused(
     assert_refused(tool(*merge), "resnet.pth holds no config")
     finetune = ("finetune", toy_config, "--from", tmp_path / "resnet.pth", f"output={tmp_path}/run")
     assert_refused(tool(*finetune), "resnet.pth does not fit PointMAEClassifier")
+
+
+def test_weights_of_another_kind_of_model_are_refused(
+    tool: Tool, trained: Any, kinds: dict[str, Path], tmp_path: Path
+) -> None:
+    """And what the file seems to be is said."""
+    classifier = trained.folder / "checkpoints" / "merged_last.pt"
+    run = f"output={tmp_path}/run"
+    assert_refused(tool("pretrain", kinds["pretrain"], "--from", classifier, run), "does not fit PointMAE: ")
+    tokenized = ("pretrain", kinds["point_bert"], f"tokenizer={classifier}", run)
+    assert_refused(tool(*tokenized), "does not fit DiscreteVAE: ", "it looks like a Point-MAE classifier")
+    assert_refused(tool("evaluate", classifier, "--config", kinds["segment"]), "does not fit point_mae_segmenter")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

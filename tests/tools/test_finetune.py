@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 Tool = Callable[..., Any]
@@ -25,7 +26,7 @@ def test_options_and_overrides_mix(tool: Tool, toy_config: Path, trained: Any, t
     weights.write_bytes((trained.folder / "checkpoints" / "merged_last.pt").read_bytes())
     code, out, err = tool("finetune", toy_config, "train.steps=1", "--from", weights, f"output={tmp_path}/run")
     assert (code, err) == (0, "")
-    assert f"weights: {weights}: " in out
+    assert f"weights: {weights}\n" in out
 
 
 def test_check_trains_nothing(tool: Tool, toy_config: Path, tmp_path: Path) -> None:
@@ -49,4 +50,29 @@ def test_weights_for_other_classes_keep_their_backbone(
         "finetune", toy_config, "--from", tmp_path / "other.pt", f"output={tmp_path}/run", "train.steps=1"
     )
     assert code == 0
-    assert "2 missing (cls_head_finetune), 2 unexpected (cls_head_finetune)" in out
+    assert loaded(out)["cls_head_finetune"][1:] == ["2", "2"]
+    assert loaded(out)["encoder"][1:] == ["-", "-"]
+
+
+@pytest.mark.parametrize("kind", ["classify", "segment"])
+def test_what_pretraining_leaves_is_where_it_starts(
+    kind: str, tool: Tool, kinds: dict[str, Path], finished: Any, tmp_path: Path
+) -> None:
+    """The encoder, all of it; the decoder has no place, the heads are new."""
+    weights = f"{finished('pretrain')['output']}/checkpoints/merged_last.pt"
+    arguments = ("finetune", kinds[kind], "--from", weights, f"output={tmp_path}/run", "train.steps=1")
+    code, out, err = tool(*arguments)
+    assert (code, err) == (0, "")
+    report = loaded(out)
+    for part in ("encoder", "pos_embed", "blocks", "norm"):
+        assert int(report[part][0]) > 0
+        assert report[part][1:] == ["-", "-"]
+    assert report["MAE_decoder"][:2] == ["-", "-"]
+    assert report["total"][0] == str(sum(int(row[0].replace("-", "0")) for p, row in report.items() if p != "total"))
+
+
+def loaded(out: str) -> dict[str, list[str]]:
+    """Tensors that were loaded, missing and unexpected, by part."""
+    rows = out.partition("\nweights: ")[2].splitlines()[2:]
+    last = next(i for i, row in enumerate(rows) if row.startswith("total "))
+    return {part: numbers for part, *numbers in (row.split() for row in rows[: last + 1])}

@@ -1,6 +1,8 @@
 """tools/merge_experts.py: from a checkpoint with mixtures to the ordinary model."""
 
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,3 +143,57 @@ def test_the_output_can_be_trained_on(tool: Tool, checkpoint: Path, toy_config: 
     code, _, err = tool("finetune", toy_config, "--from", checkpoint, f"output={tmp_path}/run")
     assert code == 2
     assert "it holds mixtures of experts; merge it first: python tools/merge_experts.py" in err
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", ["segment", "pretrain", "point_bert"])
+def test_other_kinds_of_models_are_merged_and_measured_without_a_config(
+    kind: str, suffix: str, tool: Tool, finished: Callable[[str], dict[str, Any]], tmp_path: Path
+) -> None:
+    summary = finished(kind)
+    folder, output = Path(summary["output"]) / "checkpoints", tmp_path / f"merged{suffix}"
+    code, out, err = tool("merge_experts", folder / "last.pt", "-o", output, "--split", "test")
+    assert (code, err) == (0, "")
+    before, after = summary["params_training"], summary["params_merged"]
+    merged, measured = out.splitlines()
+    assert merged == f"{summary['mixtures']} mixtures merged: {before:,} -> {after:,} parameters, written to {output}"
+    ours, theirs = weights_in(output), weights_in(folder / "merged_last.pt")
+    assert list(ours) == list(theirs) if suffix == ".pth" else set(ours) == set(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    content = torch.load(output, weights_only=True) if suffix == ".pth" else {}
+    assert ("model_state_dict" in content) == (kind == "segment" and suffix == ".pth")  # as in the official files
+    code, out, err = tool("evaluate", output)
+    assert (code, err) == (0, "")
+    written = json.loads((tmp_path / "merged.score.test.json").read_text())
+    headline = summary["headline"]
+    assert written[headline] == pytest.approx(summary[f"test_{headline}_merged"], rel=1e-6)
+    value = f"{written['loss']:.5g}" if headline == "loss" else f"{written[headline]:.2%}"
+    assert re.match(rf"test: .+ before, (loss|instance mIoU) {re.escape(value)}(, class mIoU .+)? after$", measured)
+    if headline == "loss":
+        assert tool("evaluate", output, "--protocol", "svm").code == 0
+        svm = json.loads((tmp_path / "merged.svm.test.json").read_text())
+        assert svm["accuracy"] == summary["test_svm_accuracy_merged"]
+
+
+def test_a_tokenizer_has_nothing_to_merge_and_is_converted(tool: Tool, finished: Any, tmp_path: Path) -> None:
+    merged = Path(finished("tokenize")["output"]) / "checkpoints" / "merged_last.pt"
+    output = tmp_path / "dvae.safetensors"
+    code, _, err = tool("merge_experts", merged, "-o", output)
+    assert (code, "has no mixtures of experts" in err) == (2, True)
+    assert tool("merge_experts", merged, "-o", output, "--format", "safetensors").code == 0
+    assert all(torch.equal(value, weights_in(merged)[key]) for key, value in weights_in(output).items())
+    assert tool("evaluate", output).code == 0
+
+
+def test_an_official_pretraining_file_is_converted_without_its_data(
+    tool: Tool, finished: Any, kinds: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nothing of ShapeNet-55 is needed to write Point-MAE's weights in another format."""
+    weights = weights_in(Path(finished("pretrain")["output"]) / "checkpoints" / "merged_last.pt")
+    official, output = tmp_path / "pretrain.pth", tmp_path / "pretrain.safetensors"
+    torch.save({"base_model": {f"module.{key}": value for key, value in weights.items()}}, official)
+    config = ("--config", kinds["pretrain"], f"data.path={tmp_path}/none.h5")
+    code, _, err = tool("merge_experts", official, "-o", output, "--format", "safetensors", *config)
+    assert (code, err) == (0, "")
+    assert all(torch.equal(value, weights[key]) for key, value in weights_in(output).items())
+    assert read_content(output)["class_names"] == []

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pc_ewa import ops
 from pc_ewa.config import Augment, Experiment
 from pc_ewa.data import Clouds, load_dataset, transforms
-from pc_ewa.train.batches import AUGMENT, INIT, MODEL, Batches, augment, stream
+from pc_ewa.train.batches import AUGMENT, INIT, MODEL, Batches, augment, cut, stream
 
 CPU = torch.device("cpu")
 MakeExperiment = Callable[..., Experiment]
@@ -85,6 +86,40 @@ def test_training_clouds_are_cut_to_num_points_after_normalising(clouds: Clouds,
     assert points.norm(dim=2).max() <= 1 + 1e-6
 
 
+def test_random_points_are_drawn_before_normalising_and_farthest_ones_after(
+    clouds: Clouds, experiment: MakeExperiment
+) -> None:
+    """As in the official code: pre-training scales what it drew, fine-tuning draws from what it scaled."""
+    generator = torch.Generator().manual_seed(0)
+    points, _ = clouds.batch(range(4))
+    for sampling in ("random", "farthest"):
+        data = experiment(f"data.sampling={sampling}", "data.num_points=16").data
+        drawn, index = cut(points, data, generator)
+        assert index is not None
+        assert all(len(row.unique()) == 16 for row in index)
+        whole, part = transforms.normalize_unit_sphere(points), ops.gather_points(points, index)
+        expected = {
+            "random": transforms.normalize_unit_sphere(part),
+            "farthest": ops.gather_points(whole, index),
+        }
+        torch.testing.assert_close(drawn, expected[sampling])
+        other = expected["farthest" if sampling == "random" else "random"]
+        assert (drawn - other).abs().max() > 0.01
+        raw, index = cut(points, data.model_copy(update={"normalize": False}), generator)
+        assert index is not None
+        assert torch.equal(raw, ops.gather_points(points, index))
+
+
+def test_random_points_are_drawn_even_if_there_are_no_more(clouds: Clouds, experiment: MakeExperiment) -> None:
+    """In another order each time; the shape stays."""
+    data = experiment("data.sampling=random", "data.num_points=64", "data.normalize=false").data
+    points, _ = clouds.batch(range(2))
+    drawn, index = cut(points, data, torch.Generator().manual_seed(0))
+    assert index is not None
+    assert torch.equal(index.sort(1).values, torch.arange(64).expand(2, -1))
+    assert torch.equal(drawn, ops.gather_points(points, index))
+
+
 def test_model_randomness_is_seeded_by_step_and_slot(clouds: Clouds, experiment: MakeExperiment) -> None:
     batches = Batches(clouds, experiment(), 2, CPU)
 
@@ -138,9 +173,17 @@ def test_augmentation_rotates_then_scales_and_shifts_then_jitters() -> None:
             {"scale": (0.5, 2.0)},
             lambda before, after: (after / before).std(1).max() < 1e-5 < (after - before).abs().max(),
         ),
+        # Grown or shrunk only: one quotient for each sample.
+        (
+            {"scale": (0.5, 2.0), "isotropic": True},
+            lambda before, after: (
+                (after / before).flatten(1).std(1).max() < 1e-5 < (after - before).abs().max()
+                and (after / before).mean((1, 2)).std() > 1e-2
+            ),
+        ),
         ({"jitter": 0.01}, lambda before, after: 0 < (after - before).abs().max() <= 0.05 + 1e-6),
     ],
-    ids=["nothing", "rotate", "shift", "scale", "jitter"],
+    ids=["nothing", "rotate", "shift", "scale", "isotropic", "jitter"],
 )
 def test_every_augmentation_can_be_switched_on_alone(
     how: dict[str, object], law: Callable[[Tensor, Tensor], bool]

@@ -1,6 +1,7 @@
 """The decay groups, and the learning rate over a run."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from pc_ewa import create_model, upcycle
 from pc_ewa.config import Train
-from pc_ewa.train.optim import create_optimizer, learning_rate
+from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
 
 EXEMPT = {"cls_token", "cls_pos"}
 
@@ -39,6 +40,17 @@ def test_matrices_decay_and_norms_biases_and_tokens_do_not(model: nn.Module) -> 
     assert "blocks.blocks.1.mlp.experts.fc1.bias" in in_exempt
     assert "blocks.blocks.1.mlp.experts.fc1.weight" in in_decayed
     assert "encoder.first_conv.0.weight" in in_decayed
+
+
+def test_cls_pos_can_be_decayed_as_officially_and_nothing_else_changes(model: nn.Module) -> None:
+    """The official rule, written out: no decay of vectors, of names that end in .bias, and of those with token."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = [create_optimizer(model, Train(), decay).param_groups for decay in (False, True)]
+    ours, official = ({names[id(p)] for p in group[0]["params"]} for group in groups)
+    assert official - ours == {"cls_pos"}
+    assert ours < official
+    exempt = {n for n, p in model.named_parameters() if p.ndim == 1 or n.endswith(".bias") or "token" in n}
+    assert official == {*names.values()} - exempt
 
 
 def test_without_gradient_only_decay_moves_the_weights(model: nn.Module) -> None:
@@ -79,6 +91,25 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_its_end(
     slack = 1e-12 * lr
     assert all(a <= b + slack for a, b in itertools.pairwise(rates[: warm + 1]))
     assert all(a >= b - slack for a, b in itertools.pairwise(rates[warm:]))
+
+
+@given(epochs=st.integers(1, 400), warmup=st.floats(0, 0.99), per_epoch=st.integers(1, 7))
+def test_the_official_learning_rate_is_that_of_timm_an_epoch_late(epochs: int, warmup: float, per_epoch: int) -> None:
+    """CosineLRScheduler(t_initial=epochs, warmup_t, lr_min, warmup_lr_init, cycle_limit=1), stepped after an epoch."""
+    train = Train(lr=1e-3, min_lr=1e-6, warmup=warmup, epochs=epochs)
+    warm = round(warmup * epochs)
+
+    def timm(t: int) -> float:
+        if t < warm:
+            return 1e-6 + t * (1e-3 - 1e-6) / warm
+        return 1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + math.cos(math.pi * t / epochs)) if t < epochs else 1e-6
+
+    expected, rate = [], timm(0)
+    for epoch in range(epochs + 1):
+        expected += [rate] * per_epoch
+        rate = timm(epoch)
+    rates = [official_learning_rate(step, per_epoch, train) for step in range(len(expected))]
+    assert rates == pytest.approx(expected, rel=1e-12)
 
 
 @given(total=st.integers(1, 50), warmup=st.floats(0, 0.99))

@@ -61,8 +61,8 @@ def assert_same_checkpoints(one: Path, other: Path, names: tuple[str, ...]) -> N
 @pytest.mark.parametrize("ewa", ["ewa=null", "ewa.num_experts=2"], ids=["dense", "ewa"])
 def test_point_mae_learns_to_predict_hidden_patches(tiny: MakeExperiment, tmp_path: Path, ewa: str) -> None:
     easy = ("augment.scale=null", "augment.shift=0", "model.drop_path=0")
-    rare = ("train.eval_every=30", "train.save_every=60", "train.lr=5e-3")
-    summary = run(tiny("point_mae", "train.steps=60", *easy, *rare, ewa))
+    rare = ("train.eval_every=20", "train.save_every=40", "train.lr=5e-3")
+    summary = run(tiny("point_mae", "train.steps=40", *easy, *rare, ewa))
     assert summary is not None
     losses = [line["loss"] for line in metrics(tmp_path / "run") if "loss" in line]
     assert losses[-1] < 0.4 * losses[0]
@@ -98,22 +98,24 @@ def test_the_report_of_a_pretraining_names_its_loss_and_what_comes_next(
     assert "accuracy" not in printed.partition("with experts")[2]
 
 
+BERT = "dim: 16, depth: 2, num_heads: 2, num_groups: 8, group_size: 8, encoder_dim: 8, encoder_width: 8"
+
+
 @pytest.mark.parametrize(
-    ("pretrained", "classifier", "line"),
+    ("pretrained", "classifier", "told"),
     [
         (
             "point_mae",
             "model.name=point_mae_classifier",
-            r"missing \(cls_head_finetune, cls_pos, cls_token\), \d+ unexpected \(MAE_decoder, decoder_pos_embed, "
-            r"increase_dim, mask_token\)$",
+            ("cls_head_finetune", "cls_pos", "cls_token", "MAE_decoder", "increase_dim", "mask_token"),
         ),
         (
             "point_bert",
-            "model={name: point_bert_classifier, dim: 16, depth: 2, num_heads: 2, num_groups: 8, group_size: 8, "
-            "encoder_dim: 8, encoder_width: 8}",
-            r"tensors loaded, 4 missing \(cls_head_finetune\), \d+ unexpected \(",
+            f"model={{name: point_bert_classifier, {BERT}}}",
+            ("cls_head_finetune", "lm_head", "mask_token", "transformer_k", "dvae", "queue"),
         ),
     ],
+    ids=["point_mae", "point_bert"],
 )
 def test_what_was_pretrained_is_where_fine_tuning_starts(
     tiny: MakeExperiment,
@@ -122,18 +124,20 @@ def test_what_was_pretrained_is_where_fine_tuning_starts(
     tmp_path: Path,
     pretrained: str,
     classifier: str,
-    line: str,
+    told: tuple[str, ...],
 ) -> None:
-    """The encoder of the merged file, tensor by tensor; the experts of the classifier are copies of its FFNs."""
+    """The encoder of the merged file, tensor by tensor; the experts of the classifier are copies of its FFNs.
+
+    What is missing and what has no place is told.
+    """
     own = (f"tokenizer={tokenizer}",) if pretrained == "point_bert" else ()
     run(tiny(pretrained, "train.steps=2", "ewa.num_experts=3", *own))
     weights = tmp_path / "run" / "checkpoints" / "merged_last.pt"
     file = read_checkpoint(weights)["base_model"]
     assert not any(".experts." in key for key in file)
     setup = build(experiment(classifier, "ewa.num_experts=4", f"init_from={weights}"), WORLD)
-    (note,) = (note for note in setup.notes if note.startswith(f"weights: {weights}: "))
-    assert torch.tensor(0).new_tensor(1) and note  # a note there is
-    assert __import__("re").search(line, note), note
+    (note,) = (note for note in setup.notes if note.startswith(f"weights: {weights}"))
+    assert all(part in note for part in told), note
     prefix = {"point_mae": "MAE_encoder.", "point_bert": "transformer_q."}[pretrained]
     compared = 0
     for name, value in setup.model.state_dict().items():
@@ -145,3 +149,369 @@ def test_what_was_pretrained_is_where_fine_tuning_starts(
             compared += 1
     assert compared > 40
     assert [mixture.num_experts for mixture in expert_layers(setup.model).values()] == [4]
+
+
+def test_point_bert_starts_from_the_encoder_of_its_tokenizer(
+    tiny: MakeExperiment, tokenizer: Path, tmp_path: Path
+) -> None:
+    setup = build(tiny("point_bert", f"tokenizer={tokenizer}", "ewa.num_experts=2"), WORLD)
+    file = read_checkpoint(tokenizer)["base_model"]
+    assert f"tokenizer: {tokenizer}: {len(file)} tensors loaded" in setup.notes
+    state = setup.model.state_dict()
+    for key, value in file.items():
+        assert torch.equal(state[f"dvae.{key}"], value)
+        if key.startswith("encoder."):
+            assert torch.equal(state[f"transformer_q.{key}"], value)
+            assert torch.equal(state[f"transformer_k.{key}"], value)
+    trained = {id(p) for group in setup.optimizer.param_groups for p in group["params"]}
+    names = {name.partition(".")[0] for name, p in setup.model.named_parameters() if id(p) in trained}
+    assert names == {"transformer_q"}
+
+
+def test_point_bert_goes_on_from_its_own_file_without_a_tokenizer(
+    tiny: MakeExperiment, tokenizer: Path, tmp_path: Path
+) -> None:
+    run(tiny("point_bert", f"tokenizer={tokenizer}", "train.steps=2"))
+    weights = tmp_path / "run" / "checkpoints" / "merged_last.pt"
+    model = build(tiny("point_bert", f"init_from={weights}"), WORLD).model
+    file = read_checkpoint(weights)["base_model"]
+    assert all(torch.equal(value, file[key]) for key, value in model.state_dict().items())
+
+
+# What cannot be is refused in one line, before anything is written.
+
+REFUSED = {
+    "no tokenizer": ("point_bert", (), "tokenizer is missing: point_bert predicts the tokens of a trained dvae; train"),
+    "tokenizer that is none": ("point_bert", ("tokenizer={other}",), "does not fit DiscreteVAE: "),
+    "tokenizer of another size": ("point_bert", ("tokenizer={tokenizer}", "model.tokens_dim=16"), "does not fit Discr"),
+    "tokenizer that is not there": ("point_bert", ("tokenizer=none.pt",), "none.pt is no file; check the path"),
+    "tokenizer for another": ("point_mae", ("tokenizer={tokenizer}",), "model.name=point_mae; only point_bert has one"),
+    "experts in the dvae": (
+        "dvae",
+        ("ewa.num_experts=2",),
+        "ewa with model.name=dvae, which has no FFN for experts; set ewa=null",
+    ),
+    "another task": (
+        "point_mae",
+        ("task=classify",),
+        "task=classify with model.name=point_mae, which is made to pretr",
+    ),
+    "probe of the dvae": (
+        "dvae",
+        ("probe.data={data}",),
+        "probe with model.name=dvae, which has no features; set probe",
+    ),
+    "probe without validation": (
+        "point_mae",
+        ("probe.data={data}", "probe.data.val_fraction=0"),
+        "probe.data.val_fraction=0; the probe is measured on a validation part while training",
+    ),
+    "probe of small clouds": (
+        "point_mae",
+        ("probe.data={data}", "probe.data.num_points=7"),
+        "model.group_size=8 is above probe.data.num_points=7; lower it",
+    ),
+    "probe of larger clouds than there are": (
+        "point_mae",
+        ("probe.data={data}", "probe.data.num_points=65"),
+        "hdf5 has clouds of 64 points; data.num_points=65 is above that",
+    ),
+    "short queue": (
+        "point_bert",
+        ("tokenizer={tokenizer}", "model.queue_size=7"),
+        "model.queue_size=7 is below train.batch_size=8, the keys of one step; raise it",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "overrides", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_is_refused_before_training(
+    tiny: MakeExperiment,
+    trained: Any,
+    tokenizer: Path,
+    toy_file: Path,
+    tmp_path: Path,
+    model: str,
+    overrides: tuple[str, ...],
+    message: str,
+) -> None:
+    data = f"{{name: hdf5, path: {toy_file}, num_points: 48}}"
+    names = {"tokenizer": tokenizer, "other": trained.folder / "checkpoints" / "merged_last.pt", "data": data}
+    filled = [override.format_map(names) for override in overrides]
+    with pytest.raises(Error) as caught:
+        run(tiny(model, *filled))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+
+# A run that was cut off.
+
+
+def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Checkpoints.save
+
+    def save_and_stop(self: Checkpoints, content: Any, at: int, best: bool) -> None:
+        save(self, content, at, best)
+        if at == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+
+
+VARIANTS = {
+    "point_bert": ("point_bert", ("ewa.num_experts=2",)),
+    # Here the tokenizer's BatchNorm changes, and is part of the state too.
+    "point_bert, official": ("point_bert", ("model.live_tokenizer=true", "model.moco_loss=true", "train.accumulate=2")),
+    "dvae": ("dvae", ("model.temperature_steps=4", "model.kl_start=1", "model.kl_steps=3", "model.kl_weight=1.0")),
+}
+
+
+@pytest.mark.parametrize(("model", "overrides"), VARIANTS.values(), ids=VARIANTS)
+def test_stopped_after_any_checkpoint_a_run_ends_the_same(
+    tiny: MakeExperiment,
+    tokenizer: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    overrides: tuple[str, ...],
+) -> None:
+    own = (f"tokenizer={tokenizer}",) if model == "point_bert" else ()
+    own = ("train.steps=3", *own)
+    whole = run(tiny(model, *overrides, *own, f"output={tmp_path}/whole"))
+    assert whole is not None
+    for step in (1, 2):
+        cut = tiny(model, *overrides, *own, f"output={tmp_path}/cut{step}")
+        with monkeypatch.context() as patch:
+            stop_after_saving(step, patch)
+            with pytest.raises(KeyboardInterrupt):
+                run(cut)
+        torch.manual_seed(step)  # what else the process draws plays no part
+        again = run(cut)
+        assert again is not None
+        assert_same_checkpoints(tmp_path / f"cut{step}", tmp_path / "whole", ("last.pt", "best.pt", "merged_last.pt"))
+        assert {**again, "seconds": 0, "output": 0} == {**whole, "seconds": 0, "output": 0}
+    if model == "point_bert":
+        start = build(cut, WORLD).model.state_dict()
+        end = read_checkpoint(tmp_path / "whole" / "checkpoints" / "last.pt")["model"]
+        assert end["queue_ptr"].tolist() == [3 * 8 % 16]  # around once
+        changed = {key.partition(".")[0] for key in start if not torch.equal(start[key], end[key])}
+        live = {"dvae"} if "model.live_tokenizer=true" in overrides else set()
+        assert changed == {"queue", "queue_ptr", "transformer_q", "transformer_k"} | live
+
+
+def test_the_schedule_of_the_dvae_follows_the_steps_that_are_done(
+    tiny: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    temperature_at = DiscreteVAE.temperature_at
+    monkeypatch.setattr(DiscreteVAE, "temperature_at", lambda self, n: asked.append(n) or temperature_at(self, n))
+    with monkeypatch.context() as patch:
+        stop_after_saving(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(tiny("dvae"))
+    assert asked == [0, 1]
+    run(tiny("dvae"))
+    assert asked == [0, 1, 2, 3]  # evaluation asks for none: it takes the likeliest word
+
+
+# Two processes.
+
+
+def test_two_processes_equal_one_that_accumulates(
+    repository: Path,
+    tiny: MakeExperiment,
+    tiny_configs: dict[str, Path],
+    tokenizer: Path,
+    tmp_path: Path,
+    one_thread_environment: dict[str, str],
+) -> None:
+    """Weights, momentum encoder and queue, to the last bit; keys are in the order of the ranks, as parts of a batch.
+
+    The running statistics of the trained batch norms differ: one process sees both halves in turn, two see one each.
+    In training they are not used, so that nothing else follows from that; those of the tokenizer stay as they are.
+    """
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    overrides = [f"tokenizer={tokenizer}", "train.steps=3", "ewa.num_experts=2", "model.moco_loss=true"]
+    command = [*torchrun, "tools/pretrain.py", str(tiny_configs["point_bert"]), f"output={tmp_path}/two", *overrides]
+    done = subprocess.run(
+        command, cwd=repository, env=one_thread_environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("step 3/3 (epoch 1.5): validation ") == 1  # one of them prints
+    summary = run(tiny("point_bert", f"output={tmp_path}/one", "train.accumulate=2", *overrides))
+    assert summary is not None
+    one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("one", "two"))
+    assert one["queue_ptr"].tolist() == [8]
+    assert torch.equal(one["queue"], two["queue"])
+    for key in one:
+        if key.startswith("dvae.") or not key.endswith(STATISTICS):
+            assert torch.equal(one[key], two[key]), key
+    for name in ("transformer_q", "transformer_k"):
+        assert not torch.equal(*(state[f"{name}.encoder.first_conv.1.running_mean"] for state in (one, two)))
+    # Every shape was measured once; the mean is over all of them, whoever measured them.
+    other = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert (other["test_shapes"], other["val_shapes"]) == (12, 3)
+    assert other["test_token_accuracy_merged"] == pytest.approx(summary["test_token_accuracy_merged"], abs=0.1)
+
+
+# The probe.
+
+
+@pytest.fixture
+def probe(toy_file: Path) -> str:
+    return f"probe={{data: {{name: hdf5, path: {toy_file}, num_points: 48}}, every: 2}}"
+
+
+def test_the_probe_is_logged_every_n_epochs_and_at_the_end(tiny: MakeExperiment, tmp_path: Path, probe: str) -> None:
+    summary = run(tiny("point_mae", probe, "train.steps=7"))  # 2 steps an epoch
+    assert summary is not None
+    lines = [line for line in metrics(tmp_path / "run") if "svm_val_accuracy" in line]
+    assert [line["step"] for line in lines] == [4, 7]
+    assert all(0 <= line["svm_val_accuracy"] <= 1 for line in lines)
+    assert not any("svm_test" in key for line in metrics(tmp_path / "run") for key in line)
+    assert {"test_svm_accuracy_merged", "test_svm_accuracy_merged_best"} <= summary.keys()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("linear SVM on hdf5, validation part: ") == 2
+    assert f"linear SVM on the features, test shapes: {summary['test_svm_accuracy_merged']:.1%}" in log
+
+
+def test_the_probe_chooses_nothing_and_sees_test_shapes_only_at_the_end(
+    tiny: MakeExperiment, tmp_path: Path, probe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its accuracy is highest where the loss is highest."""
+    asked: list[str] = []
+
+    def measure(self: SVMProbe, model: nn.Module, split: str) -> LinearSVMResult:
+        asked.append(split)
+        right = len(asked) if split == "val" else 0
+        return LinearSVMResult(Accuracy(torch.tensor([[right, 3 - right], [0, 0]])), 1.0, 16, {}, "given")
+
+    monkeypatch.setattr(SVMProbe, "measure", measure)
+    Measured(monkeypatch, [1.0, 2.0, 3.0])
+    summary = run(tiny("point_mae", probe.replace("every: 2", "every: 1"), "train.steps=6"))
+    assert summary is not None
+    assert asked == ["val", "val", "val", "test", "test"]  # at the end the last state, and the best
+    assert (summary["best_step"], summary["val_loss_best"]) == (2, 1.0)
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")["progress"]["step"] == 2
+
+
+def test_the_probe_changes_nothing_of_the_training(
+    tiny: MakeExperiment, tokenizer: Path, tmp_path: Path, probe: str
+) -> None:
+    """Nor does evaluation: not the mode of the tokenizer, not BatchNorm, not the queue, not what is drawn next."""
+    for name, how in (("probed", [probe.replace("every: 2", "every: 1")]), ("not", ["train.eval_every=2"])):
+        run(tiny("point_bert", f"output={tmp_path}/{name}", f"tokenizer={tokenizer}", *how))
+    one, other = (read_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("probed", "not"))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+# Best and last.
+
+
+class Measured:
+    """Stands in for the evaluation of a loss: notes the parts by their size, and answers with these losses on val."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+        self.sizes: list[int] = []
+
+        def measured(model: nn.Module, clouds: Clouds, num_points: int, **options: Any) -> Losses:
+            self.sizes.append(len(clouds))
+            return Losses({"loss": losses[self.sizes.count(3) - 1] if len(clouds) == 3 else 5.0}, len(clouds))
+
+        monkeypatch.setattr(tasks, "evaluate_objective", measured)
+
+
+@pytest.mark.parametrize(("losses", "tested"), [([2.0, 1.0], 2), ([1.0, 2.0], 4)], ids=["last is best", "first is"])
+def test_a_last_state_that_is_the_best_is_measured_once(
+    tiny: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: list[float], tested: int
+) -> None:
+    measured = Measured(monkeypatch, losses)
+    summary = run(tiny("point_mae", "ewa.num_experts=2"))
+    assert measured.sizes == [3, 3, *[12] * tested]  # with its experts and merged
+    assert summary is not None
+    assert summary["best_step"] == (4 if tested == 2 else 2)
+    names = {name.removesuffix("_best") for name in summary if name.startswith("test_") and name.endswith("_best")}
+    assert names == {"test_loss_merged", "test_loss_unmerged"}
+    last, best = (read_checkpoint(tmp_path / "run" / "checkpoints" / f"merged_{w}.pt") for w in ("last", "best"))
+    equal = [torch.equal(last["base_model"][key], best["base_model"][key]) for key in last["base_model"]]
+    assert all(equal) == (tested == 2)
+    assert last["config"] == best["config"]
+
+
+@pytest.mark.parametrize("headline", ["loss", "accuracy"])
+def test_without_a_validation_part_the_last_step_counts(
+    tiny: MakeExperiment,
+    experiment: MakeExperiment,
+    tmp_path: Path,
+    tool: Callable[..., Any],
+    headline: str,
+) -> None:
+    all_of_train = "data.val_fraction=0"
+    summary = run(tiny("point_mae", all_of_train) if headline == "loss" else experiment(all_of_train))
+    assert summary is not None
+    assert (summary["best_step"], summary["val_shapes"], summary["val_is_cut_from_train"]) == (None, 0, False)
+    assert summary[f"val_{headline}"] is summary[f"val_{headline}_best"] is None
+    assert not any(name.startswith("test_") and name.endswith("_best") for name in summary)
+    assert f"test_{headline}_merged" in summary
+    folder = tmp_path / "run" / "checkpoints"
+    # 24 shapes make 3 steps of 8 in each epoch.
+    assert sorted(os.listdir(folder)) == ["last.pt", "merged_last.pt", "step-00000003.pt", "step-00000004.pt"]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "data: 24 train, no validation, 12 test shapes, 3 classes" in log
+    assert "step 3/4 (epoch 1): no validation part, " in log
+    assert "no validation part (data.val_fraction=0): the last step counts" in log
+    assert "best by validation" not in log
+    assert not any("val" in key for line in metrics(tmp_path / "run") for key in line)
+    code, _, err = tool("evaluate", folder / "merged_last.pt", "--split", "val")
+    assert code == 2
+    assert err == "error: there is no validation part: data.val_fraction=0; measure on train or test\n"
+
+
+def test_a_run_without_a_validation_part_resumes(
+    tiny: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tiny("point_mae", "data.val_fraction=0")
+    with monkeypatch.context() as patch:
+        stop_after_saving(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run(made)
+    summary = run(made)
+    assert summary is not None
+    assert (summary["steps"], summary["best_step"]) == (4, None)
+    assert run(made) == summary  # and shows its table again
+
+
+def test_the_queue_and_the_momentum_encoder_move_once_a_step(tiny: MakeExperiment, tokenizer: Path) -> None:
+    """By hand: keys of both parts in their order, and 0.9 of the old weights with 0.1 of the mean of the experts."""
+    made = tiny("point_bert", f"tokenizer={tokenizer}", "ewa.num_experts=2", "train.accumulate=2", "model.momentum=0.9")
+    setup = build(made, WORLD)
+    model, keys = setup.model, []
+    make_keys = model._make_keys
+    model._make_keys = lambda *arguments: keys.append(make_keys(*arguments)) or keys[-1]
+    before = {name: value.clone() for name, value in model.transformer_k.state_dict().items()}
+    train_step(setup, made, WORLD, model, 0)
+    assert [len(key) for key in keys] == [4, 4]
+    assert torch.equal(model.queue[:, :8], torch.cat(keys).T)
+    assert model.queue_ptr.tolist() == [8]
+    experts = model.transformer_q.get_parameter("blocks.blocks.1.mlp.experts.fc1.weight")
+    expected = 0.9 * before["blocks.blocks.1.mlp.fc1.weight"] + 0.1 * experts.detach().mean(0)
+    torch.testing.assert_close(model.transformer_k.get_parameter("blocks.blocks.1.mlp.fc1.weight"), expected)
+
+
+def test_no_gradient_of_pretraining_is_left_out(tiny: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under torchrun a parameter without a gradient would be an error."""
+    for model in ("point_mae", "dvae"):
+        made = tiny(model)
+        setup = build(made, WORLD)
+        with monkeypatch.context() as patch:
+            patch.setattr(setup.optimizer, "zero_grad", lambda **_: None)
+            figures = loop.train_step(setup, made, WORLD, setup.model, 0)
+        assert figures["loss"].isfinite()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in setup.model.parameters()), model
+
+
+def test_labels_are_not_looked_at(tiny: MakeExperiment) -> None:
+    with pytest.raises(ConfigError, match="no validation part"):
+        build(tiny("dvae", "data.val_fraction=0"), WORLD).splits.named("val")
+    assert build(tiny("dvae"), WORLD).model_arguments == {}

@@ -1,0 +1,182 @@
+"""tools/pretrain.py, what it leaves to tools/finetune.py, and the commands that a run suggests when it is done."""
+
+import os
+import runpy
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pc_ewa.train.report import describe_summary, next_commands
+
+Tool = Callable[..., Any]
+Finished = Callable[[str], dict[str, Any]]
+TOOLS = {
+    "classify": "finetune",
+    "segment": "finetune",
+    "pretrain": "pretrain",
+    "tokenize": "pretrain",
+    "point_bert": "pretrain",
+}
+
+
+def train_module(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
+    """`python -m pc_ewa.train`, which is what tools/run_train.sh runs."""
+    monkeypatch.setattr(sys, "argv", ["pc_ewa.train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("pc_ewa.train", run_name="__main__", alter_sys=False)
+    return stop.value.code
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_each_tool_names_the_other_for_what_it_does_not_train(
+    kind: str, tool: Tool, kinds: dict[str, Path], tmp_path: Path
+) -> None:
+    right = TOOLS[kind]
+    (wrong,) = {"finetune", "pretrain"} - {right}
+    name = yaml.safe_load(kinds[kind].read_text())["model"]["name"]
+    line = f"error: {kinds[kind]} is for {name}: use python tools/{right}.py {kinds[kind]}\n"
+    assert tool(wrong, kinds[kind], f"output={tmp_path}/run") == (2, "", line)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["classify", "pretrain"])
+def test_the_module_trains_any_of_them(
+    kind: str, kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (kinds[kind], f"output={tmp_path}/run", "train.steps=1")
+    assert train_module(monkeypatch, *arguments, "--check") == 0
+    assert not (tmp_path / "run").exists()
+    assert train_module(monkeypatch, *arguments) == 0
+    assert (tmp_path / "run" / "checkpoints" / "merged_last.pt").is_file()
+
+
+def test_it_trains_reports_and_is_finished(tool: Tool, kinds: dict[str, Path], tmp_path: Path) -> None:
+    arguments = ("pretrain", kinds["pretrain"], f"output={tmp_path}/run", "train.steps=1")
+    code, out, err = tool(*arguments)
+    assert (code, err) == (0, "")
+    for part in ("test loss, last step", "with experts", "linear SVM on the features, test shapes: ", "next:\n"):
+        assert part in out
+    code, again, err = tool(*arguments)
+    assert (code, err) == (0, "")
+    assert "is finished; to train anew" in again
+    assert out.partition("with experts")[2] == again.partition("with experts")[2]
+
+
+def test_it_goes_on_from_other_weights(tool: Tool, kinds: dict[str, Path], finished: Finished, tmp_path: Path) -> None:
+    merged = f"{finished('pretrain')['output']}/checkpoints/merged_last.pt"
+    code, out, err = tool(
+        "pretrain", kinds["pretrain"], "--from", merged, f"output={tmp_path}/run", "train.steps=1", "probe=null"
+    )
+    assert (code, err) == (0, "")
+    report = out.partition(f"weights: {merged}\n")[2]
+    (total,) = (line.split() for line in report.splitlines() if line.startswith("total "))
+    assert int(total[1]) > 50
+    assert total[2:] == ["0", "0"]  # missing, unexpected
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "message"),
+    [
+        ("point_bert", (), "tokenizer is missing: point_bert predicts the tokens of a trained dvae; train one with"),
+        ("point_bert", ("tokenizer=none.pt",), "none.pt is no file; check the path of the checkpoint"),
+        ("pretrain", ("tokenizer=none.pt",), "tokenizer=none.pt, but model.name=point_mae; only point_bert has one"),
+        ("tokenize", ("ewa.num_experts=2",), "ewa: "),
+        ("pretrain", ("probe.data.path=none.h5",), "none.h5 does not exist"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_one_line(
+    tool: Tool, kinds: dict[str, Path], tmp_path: Path, kind: str, overrides: tuple[str, ...], message: str
+) -> None:
+    code, out, err = tool("pretrain", kinds[kind], f"output={tmp_path}/run", *overrides)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert message in err
+    assert os.listdir(tmp_path) == []
+
+
+# What a finished run suggests.
+
+
+def suggested(summary: dict[str, Any]) -> list[list[str]]:
+    """The commands as a shell would split them, without the interpreter."""
+    commands = []
+    for line in next_commands(summary):
+        assert f"  {line}" in describe_summary(summary).splitlines()
+        interpreter, *rest = shlex.split(line, comments=True)
+        assert interpreter == "bash" or "python" in Path(interpreter).name
+        commands.append(rest)
+    return commands
+
+
+@pytest.mark.parametrize("kind", TOOLS)
+def test_every_suggested_command_runs_as_it_is_printed(
+    kind: str,
+    tool: Tool,
+    finished: Finished,
+    parts_file: Path,
+    repository: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the toy shapes in place of ModelNet40 and ShapeNet-55; what would train is checked up to its first step."""
+    monkeypatch.chdir(repository)
+    toy = [f"data={{name: hdf5, path: {parts_file}, num_points: 48}}", "train.batch_size=8", "device=cpu", "--check"]
+    for script, *arguments in suggested(finished(kind)):
+        if script == "tools/evaluate.py":
+            result = tool("evaluate", *arguments, f"--json={parts_file.parent}/{kind}.json")
+            assert (result.code, result.err) == (0, ""), arguments
+        elif script == "tools/run_train.sh":
+            assert train_module(monkeypatch, *arguments, "--check") == 0
+        else:
+            assert Path(arguments[0]).is_file()
+            probe = ["probe=null"] if script == "tools/pretrain.py" else []
+            assert tool(Path(script).stem, *arguments, *toy, *probe) == (0, "", ""), arguments
+
+
+def test_each_kind_gets_the_commands_that_make_sense_for_it(finished: Finished) -> None:
+    scripts = {kind: [command[0] for command in suggested(finished(kind))] for kind in TOOLS}
+    evaluate, finetune, again = "tools/evaluate.py", "tools/finetune.py", "tools/run_train.sh"
+    assert scripts == {
+        "classify": [evaluate, again, again],
+        "segment": [evaluate, again, again],
+        "pretrain": [evaluate, finetune, again, again],
+        "tokenize": ["tools/pretrain.py", again],  # no features for an SVM, no FFNs for experts
+        "point_bert": [evaluate, finetune, again, again],
+    }
+    for kind in ("pretrain", "point_bert"):
+        svm, tune, *_ = suggested(finished(kind))
+        merged = f"{finished(kind)['output']}/checkpoints/merged_last.pt"
+        assert svm[1:] == [merged, "--protocol", "svm"]
+        assert tune[tune.index("--from") + 1] == merged
+    tokenizer = suggested(finished("tokenize"))[0]
+    assert tokenizer[1] == "configs/pretrain/point_bert_shapenet55.yaml"
+    assert f"tokenizer={finished('tokenize')['output']}/checkpoints/merged_last.pt" in tokenizer
+
+
+def test_suggestions_survive_odd_folders_and_keep_sizes_and_places(
+    tool: Tool, kinds: dict[str, Path], tmp_path: Path
+) -> None:
+    output, root = f"{tmp_path}/my runs/a$b", f"{tmp_path}/my data"
+    overrides = (f"output={output}", f"data.root={root}", "train.steps=1", "probe=null", "ewa=null")
+    code, out, _ = tool("pretrain", kinds["pretrain"], *overrides, "model.drop_path=0.3")
+    assert code == 0
+    lines = out.partition("next:\n")[2].splitlines()
+    assert len(lines) == 4
+    _, tune, rival, _ = (shlex.split(line, comments=True) for line in lines)
+    assert tune[3:] == [
+        "--from",
+        f"{output}/checkpoints/merged_last.pt",
+        "model.dim=16",
+        "model.depth=3",
+        "model.num_heads=2",
+        "model.num_groups=4",
+        "model.group_size=8",
+        "model.encoder_width=8",
+        f"data.root={root}",
+        f"output={output}_point_mae_classifier",
+    ]
+    assert rival == ["bash", "tools/run_train.sh", f"{output}/config.yaml", "ewa.num_experts=4", f"output={output}_ewa"]
