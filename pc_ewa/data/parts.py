@@ -16,7 +16,7 @@ def parts_of_classes(splits: Sequence[Clouds]) -> list[list[int]]:
         DataError: a dataset without parts, or a class whose shapes have none because there are no shapes.
     """
     first = splits[0]
-    if first.name == NAME:
+    if first.name == NAME and first.class_names == tuple(CATEGORIES):
         return [list(PARTS[category]) for category in CATEGORIES]
     counts = np.zeros((first.num_classes, 256), dtype=np.int64)
     for clouds in splits:

@@ -14,7 +14,7 @@ from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval.accuracy import Accuracy
 from pc_ewa.eval.features import extract_features
 
-CS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)
+CS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0, 10.0)
 FOLDS = 3
 CHOOSE_ON = 3000  # at most so many training shapes choose C: then the whole of ModelNet40 takes less than a minute
 

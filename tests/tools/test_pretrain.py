@@ -85,7 +85,7 @@ def test_it_goes_on_from_other_weights(tool: Tool, kinds: dict[str, Path], finis
         ("point_bert", (), "tokenizer is missing: point_bert predicts the tokens of a trained dvae; train one with"),
         ("point_bert", ("tokenizer=none.pt",), "none.pt is no file; check the path of the checkpoint"),
         ("pretrain", ("tokenizer=none.pt",), "tokenizer=none.pt, but model.name=point_mae; only point_bert has one"),
-        ("tokenize", ("ewa.num_experts=2",), "ewa: "),
+        ("tokenize", ("ewa.num_experts=2",), "ewa with model.name=dvae, which has no FFN for experts; set ewa=null"),
         ("pretrain", ("probe.data.path=none.h5",), "none.h5 does not exist"),
     ],
 )
