@@ -215,7 +215,12 @@ def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Ex
 def _resolve_data(data: Data, where: str) -> Data:
     """Check the arguments of the dataset, and fill in their defaults."""
     loader = choose(f"{where}.name", data.name, DATASETS)
-    arguments = check_arguments(where, loader, data.arguments, skip=["split", "root"], beside=Data.model_fields)
+    try:
+        arguments = check_arguments(where, loader, data.arguments, skip=["split", "root"], beside=Data.model_fields)
+    except ConfigError as error:
+        if "unknown key" in str(error):  # it may be one of the dataset that the file names, not of the one asked for
+            raise ConfigError(f'{error}; "{where}={{name: {data.name}}}" replaces the whole section') from None
+        raise
     return Data(**data.model_dump(include=set(Data.model_fields)), **arguments)
 
 

@@ -1,6 +1,7 @@
 """What tools print as one line and end with exit code 2; every other exception keeps its traceback."""
 
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -38,6 +39,9 @@ def exit_on_error(main: Callable[P, None]) -> Callable[P, int]:
         except Error as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        except BrokenPipeError:  # `tool | head` has read enough; nothing more may be written there, on leaving either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # as the shell says of a process that a closed pipe ended
         return 0
 
     return guarded

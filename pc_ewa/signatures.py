@@ -114,7 +114,8 @@ def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, besid
         return key, f"{key!r} is missing; set it"
     if section and problem["type"] == "model_type":
         first = next(iter(section.model_fields))
-        return key, f"{key}={problem['input']!r}: should be a section of keys, such as {key}.{first}=..."
+        none = ", or null for none" if type(None) in get_args(annotation) else ""
+        return key, f"{key}={problem['input']!r}: should be a section of keys, such as {key}.{first}=...{none}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if problem["type"] == "value_error":  # of a section: the message begins with the key in it
         return key, f"{key}.{message}".removeprefix(".")

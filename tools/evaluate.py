@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pc_ewa.errors import CheckpointError, ConfigError, exit_on_error
-from pc_ewa.eval import Score, evaluate_linear_svm, evaluate_voted
+from pc_ewa.eval import FewShot, Score, evaluate_linear_svm, evaluate_voted
 from pc_ewa.eval.fewshot import SETTINGS
 from pc_ewa.train.fewshot import run_fewshot
 from pc_ewa.train.restore import Restored, restore, untrained
@@ -62,15 +62,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     check(options)
     if options.protocol == "fewshot":
-        result, place = fewshot(options)
+        title, result, place = fewshot(options)
     else:
         restored = restored_from(options)
         place = json_path(options, restored)
         check_place(place)
-        result = measure(restored, options)
+        title, result = measure(restored, options)
     content = {"checkpoint": options.checkpoint, "protocol": options.protocol, "split": options.split}
-    write_json(place, content | result.to_json())
-    print(f"\nwritten to {place}")
+    write_json(place, content | result.to_json())  # before anything is printed: a closed pipe loses nothing
+    print(f"{title}\n{result.table()}\n\nwritten to {place}")
 
 
 def check(options: argparse.Namespace) -> None:
@@ -100,11 +100,9 @@ def restored_from(options: argparse.Namespace) -> Restored:
     return restore(options.checkpoint, options.config, options.overrides)
 
 
-def measure(restored: Restored, options: argparse.Namespace) -> Score:
-    """Evaluate by the protocol asked for, and print what came out."""
-    for note in restored.notes:
-        print(f"note: {note}")
-    experiment, score = restored.experiment, None
+def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score]:
+    """Evaluate by the protocol asked for; also says what was measured on what."""
+    experiment = restored.experiment
     data = experiment.probe.data if options.protocol == "svm" and experiment.probe else experiment.data
     common = {
         "normalize": data.normalize,
@@ -133,19 +131,18 @@ def measure(restored: Restored, options: argparse.Namespace) -> Score:
         )
     else:
         score = restored.evaluate(options.split)
-    print(f"{options.checkpoint} on {options.split} of {data.name}\n{score.table()}")
-    return score
+    notes = [f"note: {note}" for note in restored.notes]
+    return "\n".join([*notes, f"{options.checkpoint} on {options.split} of {data.name}"]), score
 
 
-def fewshot(options: argparse.Namespace) -> tuple[Any, Path]:
-    """Train and measure the folds, and print the table."""
+def fewshot(options: argparse.Namespace) -> tuple[str, FewShot, Path]:
+    """Train and measure the folds; also says what from, and where the result goes."""
     settings = tuple(dict.fromkeys(map(parse_setting, options.setting or []))) or SETTINGS
     start = None if options.checkpoint == "random" else options.checkpoint
     if start and not Path(start).is_file():
         raise CheckpointError(f"{start} is no file; check the path of the checkpoint")
     result, output = run_fewshot(options.config, options.overrides, start, settings, options.folds)
-    print(f"\n{result.table()}")
-    return result, Path(options.json or f"{output}/fewshot.json")
+    return f"\nfew-shot from {start or 'scratch'}", result, Path(options.json or f"{output}/fewshot.json")
 
 
 def parse_setting(text: str) -> tuple[int, int]:

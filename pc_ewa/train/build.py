@@ -11,14 +11,14 @@ from pc_ewa import ops
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
-from pc_ewa.models import create_model, load_pretrained
-from pc_ewa.models.point_bert import PointBERT
+from pc_ewa.models import create_model
 from pc_ewa.train.batches import INIT, Batches, stream
 from pc_ewa.train.distributed import World
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.splits import Splits, load_splits, resident
 from pc_ewa.train.tasks import Task, create_task
+from pc_ewa.train.weights import check_start, load_start
 
 
 class Setup(NamedTuple):
@@ -51,6 +51,7 @@ def build(experiment: Experiment, world: World) -> Setup:
             f"train.batch_size={train.batch_size} over {world.size} processes and {train.accumulate} accumulated "
             "steps; every part must be equal and have at least 2 shapes"
         )
+    check_start(experiment)
     splits = load_splits(experiment.data, experiment.seed)
     batches = Batches(resident(splits.train, world.device), experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
@@ -63,14 +64,15 @@ def build(experiment: Experiment, world: World) -> Setup:
     torch.manual_seed(stream(experiment.seed, INIT))
     decided = task.model_arguments(splits)
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
-    notes = [describe_data(splits), *load_weights(model, experiment)]
+    notes = [describe_data(splits), *load_start(model, experiment)]
     put_experts(model, experiment)
     model.to(world.device)
     optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
     averager = attach_averager(model, optimizer, experiment, total_steps)
+    extra = ", one more than asked, as theirs" if experiment.recipe == "official" else ""
     notes.append(
-        f"plan: {total_steps} steps of {train.batch_size} shapes ({total_steps / batches.steps_per_epoch:.4g} epochs) "
-        f"on {world.size} x {world.device.type}"
+        f"plan: {total_steps} steps of {train.batch_size} shapes ({total_steps / batches.steps_per_epoch:.4g} epochs"
+        f"{extra}) on {world.size} x {world.device.type}"
     )
     backend = ops.backend(world.device)
     notes.append(f"ops: {backend.name} ({backend.reason})")
@@ -90,43 +92,10 @@ def describe_data(splits: Splits) -> str:
     return f"data: {len(train)} train, {validation}, {len(test)} test shapes, {train.num_classes} classes"
 
 
-def load_weights(model: nn.Module, experiment: Experiment) -> list[str]:
-    """Load what the experiment starts from, and say what came of it.
-
-    Raises:
-        ConfigError: Point-BERT without a tokenizer, or a tokenizer for another model.
-        CheckpointError: a file that does not fit.
-    """
-    notes = []
-    if isinstance(model, PointBERT):
-        if experiment.tokenizer and experiment.init_from:
-            raise ConfigError(f"init_from={experiment.init_from} brings its own tokenizer; leave out tokenizer")
-        if experiment.tokenizer:
-            notes.append(f"tokenizer: {experiment.tokenizer}: {load_pretrained(experiment.tokenizer, model.dvae).line}")
-            model.load_tokenizer(model.dvae.state_dict())  # its patch encoder is where the backbone's starts from
-        elif not experiment.init_from:
-            raise ConfigError(
-                "tokenizer is missing: point_bert predicts the tokens of a trained dvae; train one with "
-                "configs/pretrain/dvae_shapenet55.yaml and set tokenizer=CHECKPOINT"
-            )
-    elif experiment.tokenizer:
-        raise ConfigError(
-            f"tokenizer={experiment.tokenizer}, but model.name={experiment.model.name}; only point_bert has one"
-        )
-    if experiment.init_from:
-        report = load_pretrained(experiment.init_from, model)
-        notes.append(f"weights: {experiment.init_from}\n{report}")
-    return notes
-
-
 def put_experts(model: nn.Module, experiment: Experiment) -> None:
     """Upcycle the model as the experiment's `ewa` section says; none leaves it dense."""
     ewa = experiment.ewa
     if ewa:
-        if not hasattr(model, "expert_ffns"):
-            raise ConfigError(
-                f"ewa with model.name={experiment.model.name}, which has no FFN for experts; set ewa=null"
-            )
         try:
             upcycle(model, ewa.num_experts, ewa.layers, ewa.init, ewa.partition)
         except ValueError as error:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pc_ewa.config import Experiment
-from pc_ewa.errors import ConfigError
+from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import LinearSVMResult, evaluate_linear_svm
 from pc_ewa.train.splits import load_splits
 
@@ -28,7 +28,10 @@ class SVMProbe:
     def __init__(self, experiment: Experiment, device: torch.device) -> None:
         assert experiment.probe
         self.data, self.experiment, self.device = experiment.probe.data, experiment, device
-        self.splits = load_splits(self.data, experiment.seed)
+        try:
+            self.splits = load_splits(self.data, experiment.seed)
+        except DataError as error:
+            raise DataError(f"probe.data: {error}; or do without the probe: probe=null") from None
         if self.splits.val is None:
             raise ConfigError("probe.data.val_fraction=0; the probe is measured on a validation part while training")
 

@@ -25,8 +25,14 @@ class _Sequel(NamedTuple):
     why: str
 
 
-_FINETUNE = "tools/finetune.py configs/finetune/modelnet40.yaml"
-_TOKENIZED = "tools/pretrain.py configs/pretrain/point_bert_shapenet55.yaml tokenizer="
+# {config} is the quickstart's on its data, else the recipe of the field.
+_FINETUNE = "tools/finetune.py {config}"
+_TOKENIZED = "tools/pretrain.py {config} tokenizer="
+_CONFIGS = {
+    "point_mae": ("configs/quickstart_finetune.yaml", "configs/finetune/modelnet40.yaml"),
+    "point_bert": ("configs/quickstart_finetune.yaml", "configs/finetune/modelnet40.yaml"),
+    "dvae": ("configs/quickstart_point_bert.yaml", "configs/pretrain/point_bert_shapenet55.yaml"),
+}
 _POINT_BERT = "point_bert_classifier"
 _SEQUELS = {
     "point_mae": _Sequel("point_mae_classifier", f"{_FINETUNE} --from ", ("data",), "fine-tuning from here"),
@@ -111,7 +117,7 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
         commands[f"{evaluate} --protocol svm"] = "a linear SVM on the features"
     if summary["model"] in _SEQUELS:
         sequel = _SEQUELS[summary["model"]]
-        commands[_sequel_command(summary["output"], sequel)] = sequel.why
+        commands[_sequel_command(summary, sequel)] = sequel.why
     if summary["ffns_merged"]:
         commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]} EWA"
     commands[f"{again} seed={seed} output={output}_seed{seed}"] = "another seed"
@@ -119,9 +125,12 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
     return [f"{command:<{width}}   # {why}" for command, why in commands.items()]
 
 
-def _sequel_command(output: str, sequel: _Sequel) -> str:
+def _sequel_command(summary: dict[str, Any], sequel: _Sequel) -> str:
     """The command that trains the next model from the weights of a run, in its sizes and on datasets in its place."""
+    output = summary["output"]
     config = yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8"))
+    quickstart, recipe = _CONFIGS[summary["model"]]
+    command = sequel.command.format(config=quickstart if config["data"]["name"] == "sweethome3d" else recipe)
     parameters, root = inspect.signature(MODELS[sequel.model]).parameters, config["data"]["root"]
     shared = {name: value for name, value in config["model"].items() if name in parameters and name != "drop_path"}
     changes = [f"model.{name}={value}" for name, value in shared.items() if value != parameters[name].default]
@@ -129,7 +138,7 @@ def _sequel_command(output: str, sequel: _Sequel) -> str:
         changes += [f"{section}.root={shlex.quote(root)}" for section in sequel.data]
     folder = shlex.quote(output)
     changes.append(f"output={folder}_{sequel.model}")
-    return f"{_python()} {sequel.command}{folder}/checkpoints/merged_last.pt {' '.join(changes)}"
+    return f"{_python()} {command}{folder}/checkpoints/merged_last.pt {' '.join(changes)}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,5 +1,6 @@
 """From a checkpoint file back to a model and its data."""
 
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +119,7 @@ def restore(path: str | Path, config: str | None = None, overrides: list[str] | 
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        reason = textwrap.shorten(str(error).split(":", 1)[-1], 200, placeholder=" ...")
         raise CheckpointError(f"{path} does not fit {experiment.model.name} as configured: {reason}") from None
     if note:
         restored.notes.append(note)
