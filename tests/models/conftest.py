@@ -1,9 +1,9 @@
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
+from parity import by_rule
 from torch import Tensor, nn
 
 from pc_ewa.models import create_model
@@ -41,7 +41,7 @@ def official_weights() -> Callable[[nn.Module], dict[str, Tensor]]:
     """Weights by the rule that the official figures were computed with, in the types of the model's own."""
 
     def build(model: nn.Module) -> dict[str, Tensor]:
-        return {key: _by_rule(key, value) for key, value in model.state_dict().items()}
+        return {key: by_rule(key, value) for key, value in model.state_dict().items()}
 
     return build
 
@@ -83,20 +83,3 @@ def official_shapes() -> Callable[[int, int], dict[str, tuple[int, ...]]]:
         return shapes
 
     return build
-
-
-def _by_rule(key: str, value: Tensor) -> Tensor:
-    n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
-    if key.endswith("num_batches_tracked"):
-        return torch.zeros_like(value)
-    if key.endswith("running_mean"):
-        n = 0.1 * n
-    elif key.endswith("running_var"):
-        n = 1 + 0.2 * np.abs(n)
-    elif key.endswith(".bias"):
-        n = 0.05 * n
-    elif key.endswith(".weight"):
-        n = 1 + 0.1 * n if value.dim() == 1 else n / np.sqrt(np.prod(value.shape[1:]))
-    else:
-        n = 0.5 * n
-    return torch.from_numpy(np.asarray(n)).to(value.dtype)

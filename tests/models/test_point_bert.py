@@ -1,14 +1,13 @@
 """Point-BERT's pre-training is the official one: keys, sizes, what it computes, and how its state moves on."""
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from parity import filled_by_rule
 from torch import Tensor, nn
 
 from pc_ewa import ops
@@ -32,23 +31,8 @@ SMALL: dict[str, Any] = TOKENIZER | {
 
 def build(**arguments: object) -> PointBERT:
     """A small model in float64, its weights by the rule that the official figures were computed with."""
-    model = PointBERT(**{**SMALL, **arguments}).double()
-    for key, value in model.state_dict().items():
-        n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
-        if key.endswith("running_mean"):
-            n = 0.1 * n
-        elif key.endswith("running_var"):
-            n = 1 + 0.2 * np.abs(n)
-        elif key.endswith(".bias"):
-            n = 0.05 * n
-        elif key.endswith(".weight"):
-            n = 1 + 0.1 * n if value.dim() == 1 else n / np.sqrt(value[0].numel())
-        elif key == "queue":
-            n = n / np.linalg.norm(n, axis=0)
-        elif not key.endswith(("num_batches_tracked", "queue_ptr")):
-            n = 0.5 * n
-        if not key.endswith(("num_batches_tracked", "queue_ptr")):
-            value.copy_(torch.as_tensor(n))
+    model = filled_by_rule(PointBERT(**{**SMALL, **arguments}).double())
+    model.queue.copy_(F.normalize(model.queue, dim=0))
     return model
 
 

@@ -1,13 +1,12 @@
 """Point-BERT's classifier is the official one: keys, shapes, sizes, and what it computes, written here as published."""
 
-import zlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from parity import filled_by_rule
 from torch import Tensor
 
 from pc_ewa import ops
@@ -25,21 +24,7 @@ SMALL: dict[str, Any] = {
 
 def build(**arguments: object) -> PointBERTClassifier:
     """A small classifier in float64, its weights by the rule that the official figures were computed with."""
-    model = PointBERTClassifier(**{**SMALL, **arguments}).double()
-    for key, value in model.state_dict().items():
-        n = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(tuple(value.shape))
-        if key.endswith("running_mean"):
-            n = 0.1 * n
-        elif key.endswith("running_var"):
-            n = 1 + 0.2 * np.abs(n)
-        elif key.endswith(".bias"):
-            n = 0.05 * n
-        elif key.endswith(".weight"):
-            n = 1 + 0.1 * n if value.dim() == 1 else n / np.sqrt(value[0].numel())
-        elif not key.endswith("num_batches_tracked"):
-            n = 0.5 * n
-        value.copy_(torch.as_tensor(n))
-    return model
+    return filled_by_rule(PointBERTClassifier(**{**SMALL, **arguments}).double())
 
 
 def official_shapes(dim: int, depth: int, classes: int, encoder_dim: int) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,6 +1,5 @@
 """The loop: what a step does, what is recorded, and how it stops when it must."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,13 +20,10 @@ from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.optim import learning_rate
 from pc_ewa.train.tasks import Classify, Loss
+from runs import metrics
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def steps_of(made: Experiment, count: int = 2) -> Setup:

@@ -10,30 +10,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pc_ewa.config import Experiment
-from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError, Error
-from pc_ewa.eval import Accuracy, LinearSVMResult
-from pc_ewa.eval.objective import Losses
 from pc_ewa.ewa import expert_layers
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.official import read_checkpoint
-from pc_ewa.train import loop, run, tasks
+from pc_ewa.train import loop, run
 from pc_ewa.train.build import build
-from pc_ewa.train.checkpoint import Checkpoints
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
-from pc_ewa.train.probe import SVMProbe
+from runs import Measured, metrics, stop_after_saving
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def metrics(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def tensors(content: object, place: str = "") -> dict[str, object]:
@@ -248,17 +240,6 @@ def test_what_cannot_be_is_refused_before_training(
 # A run that was cut off.
 
 
-def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Checkpoints.save
-
-    def save_and_stop(self: Checkpoints, content: Any, at: int, best: bool) -> None:
-        save(self, content, at, best)
-        if at == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
-
-
 VARIANTS = {
     "point_bert": ("point_bert", ("ewa.num_experts=2",)),
     # Here the tokenizer's BatchNorm changes, and is part of the state too.
@@ -353,133 +334,6 @@ def test_two_processes_equal_one_that_accumulates(
     other = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert (other["test_shapes"], other["val_shapes"]) == (12, 3)
     assert other["test_token_accuracy_merged"] == pytest.approx(summary["test_token_accuracy_merged"], abs=0.1)
-
-
-# The probe.
-
-
-@pytest.fixture
-def probe(toy_file: Path) -> str:
-    return f"probe={{data: {{name: hdf5, path: {toy_file}, num_points: 48}}, every: 2}}"
-
-
-def test_the_probe_is_logged_every_n_epochs_and_at_the_end(tiny: MakeExperiment, tmp_path: Path, probe: str) -> None:
-    summary = run(tiny("point_mae", probe, "train.steps=7"))  # 2 steps an epoch
-    assert summary is not None
-    lines = [line for line in metrics(tmp_path / "run") if "svm_val_accuracy" in line]
-    assert [line["step"] for line in lines] == [4, 7]
-    assert all(0 <= line["svm_val_accuracy"] <= 1 for line in lines)
-    assert not any("svm_test" in key for line in metrics(tmp_path / "run") for key in line)
-    assert {"test_svm_accuracy_merged", "test_svm_accuracy_merged_best"} <= summary.keys()
-    log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("linear SVM on hdf5, validation part: ") == 2
-    assert f"linear SVM on the features, test shapes: {summary['test_svm_accuracy_merged']:.1%}" in log
-
-
-def test_the_probe_chooses_nothing_and_sees_test_shapes_only_at_the_end(
-    tiny: MakeExperiment, tmp_path: Path, probe: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its accuracy is highest where the loss is highest."""
-    asked: list[str] = []
-
-    def measure(self: SVMProbe, model: nn.Module, split: str) -> LinearSVMResult:
-        asked.append(split)
-        right = len(asked) if split == "val" else 0
-        return LinearSVMResult(Accuracy(torch.tensor([[right, 3 - right], [0, 0]])), 1.0, 16, {}, "given")
-
-    monkeypatch.setattr(SVMProbe, "measure", measure)
-    Measured(monkeypatch, [1.0, 2.0, 3.0])
-    summary = run(tiny("point_mae", probe.replace("every: 2", "every: 1"), "train.steps=6"))
-    assert summary is not None
-    assert asked == ["val", "val", "val", "test", "test"]  # at the end the last state, and the best
-    assert (summary["best_step"], summary["val_loss_best"]) == (2, 1.0)
-    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "best.pt")["progress"]["step"] == 2
-
-
-def test_the_probe_changes_nothing_of_the_training(
-    tiny: MakeExperiment, tokenizer: Path, tmp_path: Path, probe: str
-) -> None:
-    """Nor does evaluation: not the mode of the tokenizer, not BatchNorm, not the queue, not what is drawn next."""
-    for name, how in (("probed", [probe.replace("every: 2", "every: 1")]), ("not", ["train.eval_every=2"])):
-        run(tiny("point_bert", f"output={tmp_path}/{name}", f"tokenizer={tokenizer}", *how))
-    one, other = (read_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("probed", "not"))
-    assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-# Best and last.
-
-
-class Measured:
-    """Stands in for the evaluation of a loss: notes the parts by their size, and answers with these losses on val."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
-        self.sizes: list[int] = []
-
-        def measured(model: nn.Module, clouds: Clouds, num_points: int, **options: Any) -> Losses:
-            self.sizes.append(len(clouds))
-            return Losses({"loss": losses[self.sizes.count(3) - 1] if len(clouds) == 3 else 5.0}, len(clouds))
-
-        monkeypatch.setattr(tasks, "evaluate_objective", measured)
-
-
-@pytest.mark.parametrize(("losses", "tested"), [([2.0, 1.0], 2), ([1.0, 2.0], 4)], ids=["last is best", "first is"])
-def test_a_last_state_that_is_the_best_is_measured_once(
-    tiny: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, losses: list[float], tested: int
-) -> None:
-    measured = Measured(monkeypatch, losses)
-    summary = run(tiny("point_mae", "ewa.num_experts=2"))
-    assert measured.sizes == [3, 3, *[12] * tested]  # with its experts and merged
-    assert summary is not None
-    assert summary["best_step"] == (4 if tested == 2 else 2)
-    names = {name.removesuffix("_best") for name in summary if name.startswith("test_") and name.endswith("_best")}
-    assert names == {"test_loss_merged", "test_loss_unmerged"}
-    last, best = (read_checkpoint(tmp_path / "run" / "checkpoints" / f"merged_{w}.pt") for w in ("last", "best"))
-    equal = [torch.equal(last["base_model"][key], best["base_model"][key]) for key in last["base_model"]]
-    assert all(equal) == (tested == 2)
-    assert last["config"] == best["config"]
-
-
-@pytest.mark.parametrize("headline", ["loss", "accuracy"])
-def test_without_a_validation_part_the_last_step_counts(
-    tiny: MakeExperiment,
-    experiment: MakeExperiment,
-    tmp_path: Path,
-    tool: Callable[..., Any],
-    headline: str,
-) -> None:
-    all_of_train = "data.val_fraction=0"
-    summary = run(tiny("point_mae", all_of_train) if headline == "loss" else experiment(all_of_train))
-    assert summary is not None
-    assert (summary["best_step"], summary["val_shapes"], summary["val_is_cut_from_train"]) == (None, 0, False)
-    assert summary[f"val_{headline}"] is summary[f"val_{headline}_best"] is None
-    assert not any(name.startswith("test_") and name.endswith("_best") for name in summary)
-    assert f"test_{headline}_merged" in summary
-    folder = tmp_path / "run" / "checkpoints"
-    # 24 shapes make 3 steps of 8 in each epoch.
-    assert sorted(os.listdir(folder)) == ["last.pt", "merged_last.pt", "step-00000003.pt", "step-00000004.pt"]
-    log = (tmp_path / "run" / "log.txt").read_text()
-    assert "data: 24 train, no validation, 12 test shapes, 3 classes" in log
-    assert "step 3/4 (epoch 1): no validation part, " in log
-    assert "no validation part (data.val_fraction=0): the last step counts" in log
-    assert "best by validation" not in log
-    assert not any("val" in key for line in metrics(tmp_path / "run") for key in line)
-    code, _, err = tool("evaluate", folder / "merged_last.pt", "--split", "val")
-    assert code == 2
-    assert err == "error: there is no validation part: data.val_fraction=0; measure on train or test\n"
-
-
-def test_a_run_without_a_validation_part_resumes(
-    tiny: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = tiny("point_mae", "data.val_fraction=0")
-    with monkeypatch.context() as patch:
-        stop_after_saving(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            run(made)
-    summary = run(made)
-    assert summary is not None
-    assert (summary["steps"], summary["best_step"]) == (4, None)
-    assert run(made) == summary  # and shows its table again
 
 
 def test_the_queue_and_the_momentum_encoder_move_once_a_step(tiny: MakeExperiment, tokenizer: Path) -> None:

@@ -1,0 +1,42 @@
+"""What a run folder holds, and stand-ins for parts of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from pc_ewa.data import Clouds
+from pc_ewa.eval.objective import Losses
+from pc_ewa.train import tasks
+from pc_ewa.train.checkpoint import Checkpoints
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+class Measured:
+    """Stands in for the evaluation of a loss: notes the parts by their size, and answers with these losses on val."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+        self.sizes: list[int] = []
+
+        def measured(model: nn.Module, clouds: Clouds, num_points: int, **options: Any) -> Losses:
+            self.sizes.append(len(clouds))
+            return Losses({"loss": losses[self.sizes.count(3) - 1] if len(clouds) == 3 else 5.0}, len(clouds))
+
+        monkeypatch.setattr(tasks, "evaluate_objective", measured)
+
+
+def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = Checkpoints.save
+
+    def save_and_stop(self: Checkpoints, content: Any, at: int, best: bool) -> None:
+        save(self, content, at, best)
+        if at == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
