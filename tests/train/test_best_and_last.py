@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from run_folder import Measured, metrics, stop_after_saving
 
 from pc_ewa.config import Experiment
 from pc_ewa.models.official import read_checkpoint
 from pc_ewa.train import run
-from runs import Measured, metrics, stop_after_saving
 
 MakeExperiment = Callable[..., Experiment]
 

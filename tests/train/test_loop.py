@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from run_folder import metrics
 from torch import Tensor, nn
 
 from pc_ewa.config import Experiment
@@ -20,7 +21,6 @@ from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.optim import learning_rate
 from pc_ewa.train.tasks import Classify, Loss
-from runs import metrics
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_folder import Measured, metrics, stop_after_saving
 from torch import Tensor
 
 from pc_ewa.config import Experiment
@@ -21,7 +22,6 @@ from pc_ewa.train import loop, run
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
-from runs import Measured, metrics, stop_after_saving
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]

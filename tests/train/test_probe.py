@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_folder import Measured, metrics
 from torch import nn
 
 from pc_ewa.config import Experiment
@@ -12,7 +13,6 @@ from pc_ewa.eval import Accuracy, LinearSVMResult
 from pc_ewa.models.official import read_checkpoint
 from pc_ewa.train import run
 from pc_ewa.train.probe import SVMProbe
-from runs import Measured, metrics
 
 MakeExperiment = Callable[..., Experiment]
 
