@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pc_ewa import ops
     from pc_ewa.data import Clouds, load_dataset
     from pc_ewa.errors import CheckpointError, ConfigError, DataError, Error, TrainingError
-    from pc_ewa.ewa import ExpertAverager, dense_state_dict, merge_experts, upcycle
+    from pc_ewa.ewa import ExpertAverager, Gate, balance_loss, dense_state_dict, merge_experts, upcycle
     from pc_ewa.models import create_model, load_pretrained
 
 __all__ = [
@@ -20,6 +20,8 @@ __all__ = [
     "ExpertAverager",
     "merge_experts",
     "dense_state_dict",
+    "Gate",
+    "balance_loss",
     "load_dataset",
     "Clouds",
     "ops",
@@ -32,7 +34,7 @@ __all__ = [
 
 _HOMES = {
     "models": ("create_model", "load_pretrained"),
-    "ewa": ("upcycle", "ExpertAverager", "merge_experts", "dense_state_dict"),
+    "ewa": ("upcycle", "ExpertAverager", "merge_experts", "dense_state_dict", "Gate", "balance_loss"),
     "data": ("load_dataset", "Clouds"),
     "errors": ("Error", "ConfigError", "DataError", "CheckpointError", "TrainingError"),
 }

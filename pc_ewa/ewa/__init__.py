@@ -2,7 +2,8 @@
 
 from pc_ewa.ewa.averaging import ExpertAverager, expert_shard_placement
 from pc_ewa.ewa.conversion import dense_state_dict, expert_layers, merge_experts, upcycle
-from pc_ewa.ewa.experts import ExpertFFN, ExpertLinear, routed_experts
+from pc_ewa.ewa.experts import ExpertFFN, ExpertLinear, Mixture, routed_experts
+from pc_ewa.ewa.gated import Gate, GatedFFN, balance_loss, has_gate
 from pc_ewa.ewa.routing import Partition, combine, dispatch, uniform_partition
 
 __all__ = [
@@ -12,9 +13,14 @@ __all__ = [
     "expert_layers",
     "ExpertAverager",
     "expert_shard_placement",
+    "Mixture",
     "ExpertFFN",
     "ExpertLinear",
     "routed_experts",
+    "Gate",
+    "GatedFFN",
+    "has_gate",
+    "balance_loss",
     "Partition",
     "uniform_partition",
     "dispatch",

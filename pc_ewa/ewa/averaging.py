@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pc_ewa.ewa.conversion import expert_layers
-from pc_ewa.ewa.experts import ExpertFFN, merge_stack
+from pc_ewa.ewa.experts import Mixture, merge_stack
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import Shard
@@ -41,7 +41,7 @@ class ExpertAverager:
     the same arithmetic on the same weights: no communication.
 
     Args:
-        model: a model with mixtures (`upcycle`).
+        model: a model with mixtures (`upcycle`). Of gated ones the experts are averaged, never the gate.
         share_rate: β, 0 to (N-1)/N, which merges the experts fully; the peak of the schedule.
         schedule: "constant"; or a "linear" or "cosine" ramp from 0 to `share_rate`.
         total_steps: optimizer steps of the whole training; needed unless the schedule is constant and always on.
@@ -164,9 +164,9 @@ def expert_shard_placement(parameter: nn.Parameter) -> "Shard":
     return Shard(1)
 
 
-def _stacks(layer: ExpertFFN) -> Iterator[Tensor]:
-    """The stacked parameters of a mixture; of sharded ones (DTensor), the part on this rank."""
-    for stack in layer.parameters():
+def _stacks(layer: Mixture) -> Iterator[Tensor]:
+    """The stacked parameters of a mixture, without a gate's; of sharded ones (DTensor), the part on this rank."""
+    for stack in layer.experts.parameters():
         placements = getattr(stack, "placements", None)
         if placements is None:
             yield stack
@@ -176,7 +176,7 @@ def _stacks(layer: ExpertFFN) -> Iterator[Tensor]:
             yield stack.to_local()  # type: ignore[attr-defined]
 
 
-def _measure(layer: ExpertFFN, share_rate: float) -> LayerStatistics:
+def _measure(layer: Mixture, share_rate: float) -> LayerStatistics:
     experts = torch.cat([stack.detach().flatten(1).double() for stack in _stacks(layer)], dim=1)
     mean = experts.mean(0)
     spread = ((experts - mean).norm(dim=1) / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny)).mean()

@@ -1,4 +1,4 @@
-"""ExpertFFN: N stacked copies of one FFN behind a random uniform partition, and back to the plain FFN."""
+"""Mixture: N stacked copies of one FFN. ExpertFFN: those behind a random uniform partition, and back to the FFN."""
 
 import copy
 from collections.abc import Iterator
@@ -17,6 +17,8 @@ PartitionScope = Literal["batch", "sample"]
 
 def merge_stack(stack: Tensor) -> Tensor:
     """Mean over the experts (axis 0), bit-exact when all experts are equal, as a plain mean of N = 3 is not."""
+    if len(stack) == 1:
+        return stack[0]
     return stack[0] + (stack - stack[0]).mean(0)
 
 
@@ -60,41 +62,57 @@ class ExpertLinear(nn.Module):
         return f"{experts} experts, in_features={self.in_features}, out_features={self.out_features}"
 
 
-class ExpertFFN(nn.Module):
-    """A mixture of N experts shaped like one FFN (EWA, arXiv 2308.06093).
-
-    In training the tokens of each call are dealt at random to the experts; in evaluation the FFN runs with the
-    mean of their weights. FLOPs equal those of the one FFN either way.
+class Mixture(nn.Module):
+    """N stacked copies of one FFN, `experts`; how tokens get to them is for subclasses to say.
 
     Args:
         ffn: the FFN; maps (..., C) to (..., C), token by token, with all its parameters in `nn.Linear`s. Copied.
         num_experts: N >= 2.
         init: "copy" starts every expert as the FFN; "independent" gives each but the first its own shuffle of the
             FFN's initial weights, so that they follow whatever law the host drew them from.
-        partition: deal the tokens of the whole "batch" together, or those of each "sample" apart.
 
     Raises:
-        ValueError: fewer than 2 experts, an unknown init or partition, or an FFN that this cannot stack.
+        ValueError: fewer than 2 experts, an unknown init, or an FFN that this cannot stack.
     """
 
-    def __init__(
-        self, ffn: nn.Module, num_experts: int = 4, init: Init = "copy", partition: PartitionScope = "batch"
-    ) -> None:
+    def __init__(self, ffn: nn.Module, num_experts: int, init: Init) -> None:
         super().__init__()
         if num_experts < 2:
             raise ValueError(f"num_experts={num_experts}; a mixture needs at least 2")
         if init not in ("copy", "independent"):
             raise ValueError(f"init={init!r}; choose 'copy' or 'independent'")
-        if partition not in ("batch", "sample"):
-            raise ValueError(f"partition={partition!r}; choose 'batch' or 'sample'")
         _check_stackable(ffn)
         self.num_experts = num_experts
-        self.partition = partition
         self.experts = copy.deepcopy(ffn)
         for name, linear in list(self.experts.named_modules()):
             if type(linear) is nn.Linear:
                 self.experts = _replaced(self.experts, name, ExpertLinear(linear, num_experts, init))
         self.train(ffn.training)
+
+
+class ExpertFFN(Mixture):
+    """A mixture of N experts shaped like one FFN (EWA, arXiv 2308.06093).
+
+    In training the tokens of each call are dealt at random to the experts; in evaluation the FFN runs with the
+    mean of their weights. FLOPs equal those of the one FFN either way.
+
+    Args:
+        ffn: the FFN, see `Mixture`.
+        num_experts: N >= 2.
+        init: "copy" or "independent", see `Mixture`.
+        partition: deal the tokens of the whole "batch" together, or those of each "sample" apart.
+
+    Raises:
+        ValueError: as in `Mixture`, or an unknown partition.
+    """
+
+    def __init__(
+        self, ffn: nn.Module, num_experts: int = 4, init: Init = "copy", partition: PartitionScope = "batch"
+    ) -> None:
+        if partition not in ("batch", "sample"):
+            raise ValueError(f"partition={partition!r}; choose 'batch' or 'sample'")
+        super().__init__(ffn, num_experts, init)
+        self.partition = partition
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (..., T, C); the axes before T are the batch."""
@@ -119,11 +137,13 @@ class ExpertFFN(nn.Module):
 
 @contextmanager
 def routed_experts(model: nn.Module) -> Iterator[None]:
-    """Evaluate the mixtures as they train, every token through one expert drawn at random, not through their mean.
+    """Evaluate each `ExpertFFN` as it trains, every token through one expert drawn at random, not through their mean.
 
-    Dropout, norms and all else stay as they are: `model.eval()` first, then `with routed_experts(model): ...`.
+    Dropout, norms, gated mixtures and all else stay as they are: `model.eval()` first, then
+    `with routed_experts(model): ...`.
     """
-    modules = [m for m in model.modules() if isinstance(m, ExpertFFN | ExpertLinear)]
+    mixtures = [m for m in model.modules() if isinstance(m, ExpertFFN)]
+    modules = [m for mixture in mixtures for m in mixture.modules() if isinstance(m, ExpertFFN | ExpertLinear)]
     before = [m.training for m in modules]
     try:
         for module in modules:

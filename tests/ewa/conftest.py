@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pc_ewa.ewa import ExpertFFN
+from pc_ewa.ewa import ExpertFFN, Gate, GatedFFN
 from pc_ewa.models.transformer import Block, Mlp
 
 
@@ -44,6 +44,23 @@ def mixture() -> Callable[..., ExpertFFN]:
         with torch.no_grad():
             for stack in layer.parameters():
                 stack += torch.randn_like(stack)
+        return layer
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def gated_mixture() -> Callable[..., GatedFFN]:
+    """Build one of experts that all differ and a gate that is sure of itself: `gated_mixture(num_experts=3, ...)`."""
+
+    def build(
+        num_experts: int = 3, capacity_factor: float = 1.25, balance_weight: float = 0.5, seed: int = 0
+    ) -> GatedFFN:
+        torch.manual_seed(seed)
+        layer = GatedFFN(Mlp(5, 10).double(), Gate(capacity_factor, balance_weight), num_experts)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter += torch.randn_like(parameter)
         return layer
 
     return build

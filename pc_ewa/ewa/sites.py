@@ -1,0 +1,170 @@
+"""Finds the FFNs of a transformer by structure or by name, and takes them out of their hosts and back in."""
+
+import re
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+Layers = str | Sequence[int]
+FFNChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+LOOKED_FOR = (
+    "a module of two nn.Linear layers (C -> H -> C) and nothing else with parameters (ours, timm Mlp, torchvision "
+    "MLPBlock, transformers ViTMLP), linear1 and linear2 (torch.nn.TransformerEncoderLayer), or intermediate and "
+    "output.dense (older transformers)"
+)
+# Hosts that keep the parts of their FFN side by side, in the order in which they compute.
+_SPLIT_LAYOUTS = (("linear1", "activation", "dropout", "linear2"), ("intermediate", "output.dense"))
+
+
+class Site(NamedTuple):
+    """Where an FFN is: the module that holds it, and its parts there (dotted, in order of computation)."""
+
+    host: nn.Module
+    parts: tuple[str, ...]
+
+
+class SplitFFN(nn.Sequential):
+    """An FFN put together from the parts of a host that keeps them side by side."""
+
+    def __init__(self, host: nn.Module, parts: tuple[str, ...]) -> None:
+        found = [get_part(host, part) for part in parts]
+        super().__init__(*(part if isinstance(part, nn.Module) else Function(part) for part in found))
+        self.parts = parts
+
+
+class Function(nn.Module):
+    """An activation that its host holds as a plain function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Call the function."""
+        return self.function(x)
+
+
+def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[Site]:
+    """Find the FFNs of a model, in the order of `named_modules()`; `ffn` as in `upcycle`."""
+    ffn = getattr(model, "expert_ffns", None) if ffn is None else ffn
+    if ffn is not None:
+        sites, last = [], ""
+        for name, module in model.named_modules():
+            # A pattern or predicate that fits an FFN often fits its parts too: the outermost module is meant.
+            if not (last and name.startswith(f"{last}.")) and _chosen(ffn, name, module):
+                sites.append(Site(*_parent(model, name)))
+                last = name
+        if not sites:
+            wanted = f"the predicate {ffn!r} accepted" if callable(ffn) else f"ffn={ffn!r} names"
+            raise ValueError(f"{wanted} no module of {type(model).__name__}; its names are model.named_modules()")
+        return sites
+    sites = []
+    for name, module in model.named_modules():
+        split = next((layout for layout in _SPLIT_LAYOUTS if _has_split_ffn(module, layout)), None)
+        if split:
+            sites.append(Site(module, split))
+        elif name and _is_ffn(module):
+            sites.append(Site(*_parent(model, name)))
+    if not sites:
+        raise ValueError(
+            f"{type(model).__name__} has no FFN that upcycle() knows; looked for {LOOKED_FOR}; "
+            "name yours with ffn='pattern' or a predicate"
+        )
+    return sites
+
+
+def select_layers(layers: Layers, count: int) -> list[int]:
+    """Turn "all", "every-k", "last-n" or explicit indices into sorted indices below `count`."""
+    if isinstance(layers, str):
+        match = re.fullmatch(r"all|(every|last)-([1-9]\d*)", layers)
+        if not match:
+            raise ValueError(f"layers={layers!r}; choose 'all', 'every-k', 'last-n' or a list of indices")
+        number = int(match[2] or 1)
+        chosen = (
+            list(range(max(0, count - number), count)) if match[1] == "last" else list(range(number - 1, count, number))
+        )
+        if not chosen or (match[1] == "last" and number > count):
+            raise ValueError(f"layers={layers!r} asks for more than the {count} FFNs of the model")
+        return chosen
+    wrong = [i for i in layers if not 0 <= i < count]
+    if wrong or not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"layers={list(layers)}; choose one or more different indices from 0 to {count - 1}")
+    return sorted(layers)
+
+
+def _chosen(ffn: FFNChoice, name: str, module: nn.Module) -> bool:
+    if not name:
+        return False
+    if callable(ffn):
+        return ffn(name, module)
+    return any(fnmatchcase(name, pattern) for pattern in ([ffn] if isinstance(ffn, str) else ffn))
+
+
+def _is_ffn(module: nn.Module) -> bool:
+    children = list(module.children())
+    linears = [child for child in children if type(child) is nn.Linear]
+    if len(linears) != 2 or any(c not in linears and next(c.parameters(), None) is not None for c in children):
+        return False
+    if next(module.parameters(recurse=False), None) is not None:
+        return False
+    # H > C tells an FFN from two projections of an attention; where the names tell, any H will do.
+    first, second = linears
+    return _returns(first, second) and (hasattr(module, "fc1") or first.out_features > first.in_features)
+
+
+def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
+    parts = [get_part(module, part) for part in layout]
+    if any(part is None for part in parts):
+        return False
+    linears = [m for p in parts if isinstance(p, nn.Module) for m in p.modules() if type(m) is nn.Linear]
+    return len(linears) == 2 and _returns(*linears)
+
+
+def _returns(first: nn.Linear, second: nn.Linear) -> bool:
+    """Whether the two map C -> H -> C."""
+    return first.in_features == second.out_features and first.out_features == second.in_features
+
+
+def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
+    """Raise ValueError if an FFN hangs in two places: a mixture in one of them would leave the other behind."""
+    owners: dict[int, set[int]] = {}
+    for owner in model.modules():
+        for child in owner.children():
+            owners.setdefault(id(child), set()).add(id(owner))
+    for host, (first, *_) in sites:
+        if len(owners.get(id(get_part(host, first)), ())) > 1:
+            raise ValueError(
+                f"{first!r} of a {type(host).__name__} is shared by several modules; choose FFNs that are not"
+            )
+
+
+def ffn_at(site: Site) -> nn.Module:
+    """Return the FFN of a site as one module."""
+    if len(site.parts) > 1:
+        return SplitFFN(site.host, site.parts).train(site.host.training)
+    return site.host.get_submodule(site.parts[0])
+
+
+def _parent(model: nn.Module, name: str) -> tuple[nn.Module, tuple[str]]:
+    parent, _, slot = name.rpartition(".")
+    return model.get_submodule(parent), (slot,)
+
+
+def get_part(host: nn.Module, path: str) -> Any:
+    """Return what is at the dotted `path` of the host, None if nothing is."""
+    value: Any = host
+    for step in path.split("."):
+        value = getattr(value, step, None)
+    return value
+
+
+def put_part(host: nn.Module, path: str, value: object) -> None:
+    """Put a module or a function in the place of what is at the dotted `path` of the host."""
+    parent, _, slot = path.rpartition(".")
+    owner = host.get_submodule(parent)
+    if not isinstance(value, nn.Module) or slot not in owner._modules:
+        delattr(owner, slot)  # a function and a module cannot take each other's place
+    setattr(owner, slot, value)
