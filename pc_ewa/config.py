@@ -56,6 +56,13 @@ class Model(_OpenSection):
     name: str
 
 
+class Gate(_Section):
+    """A naive mixture of experts for comparison: a gate sends each token to one expert, at inference too."""
+
+    capacity_factor: PositiveFloat = 1.25  # tokens an expert takes at most, in shares of an equal deal
+    balance_weight: NonNegativeFloat = 0.01  # of the load-balance loss that is added to the loss
+
+
 class Ewa(_Section):
     """Experts weights averaging, see `pc_ewa.upcycle` and `pc_ewa.ExpertAverager`."""
 
@@ -69,12 +76,37 @@ class Ewa(_Section):
     start: Fraction = 0.0
     stop: Share = 1.0
     every: PositiveInt = 1
+    gate: Gate | None = None  # null deals tokens at random, and merges the experts at the end
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Ewa":
         check_share_rate(self.share_rate, self.num_experts)
+        if self.gate and self.partition != "batch":
+            raise ValueError(f"partition={self.partition} with ewa.gate, which deals the tokens itself; leave it out")
         if self.start >= self.stop:
             raise ValueError(f"start={self.start} must be below stop={self.stop}")
+        return self
+
+
+class Average(_Section):
+    """Averaging of the whole model over training (torch.optim.swa_utils): what is measured, saved and merged."""
+
+    kind: Literal["ema", "swa"] = "ema"  # exponential, every step; or the plain mean of the weights after each epoch
+    decay: Fraction = 0.999  # of ema: how much of the average stays, each step
+    start: Fraction | None = None  # share of training before averaging begins; null: 0 for ema, 0.75 for swa
+    lr: PositiveFloat | None = None  # of swa: learning rate from `start` on; null keeps the schedule
+
+    @property
+    def begins(self) -> float:
+        """Share of training before averaging begins."""
+        return self.start if self.start is not None else {"ema": 0.0, "swa": 0.75}[self.kind]
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> "Average":
+        if self.kind == "ema" and self.lr is not None:
+            raise ValueError(f"lr={self.lr} with kind=ema, which keeps the schedule; leave it out, or set kind=swa")
+        if self.kind == "swa" and self.decay != Average.model_fields["decay"].default:
+            raise ValueError(f"decay={self.decay} with kind=swa, a plain mean; leave it out, or set kind=ema")
         return self
 
 
@@ -136,6 +168,7 @@ class Experiment(_Section):
     data: Data
     model: Model
     ewa: Ewa | None = None
+    average: Average | None = None
     probe: Probe | None = None
     augment: Augment = Augment()
     train: Train = Train()

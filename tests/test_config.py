@@ -3,19 +3,22 @@
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from pc_ewa import ExpertAverager, upcycle
-from pc_ewa.config import Ewa, Experiment, Train, dump, load_experiment, resolve
+from pc_ewa.config import Ewa, Experiment, Gate, Train, dump, load_experiment, resolve
 from pc_ewa.errors import ConfigError, Error
 from pc_ewa.train import run
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import join_world
+from pc_ewa.train.runner import check_folder
 
 REPOSITORY = Path(__file__).parent.parent
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+# Those in configs/compare are no experiments: they name some.
+CONFIGS = sorted(p for p in (REPOSITORY / "configs").rglob("*.yaml") if p.parent.name != "compare")
 MakeExperiment = Callable[..., Experiment]
 
 
@@ -139,6 +142,17 @@ REFUSED = {
     "ewa.layers=2": "ewa.layers=2: should be str | list[int]",
     "ewa.layers=[one]": "ewa.layers=['one']: should be str | list[int]",
     "ewa.init=copi": "ewa.init='copi': should be 'copy' or 'independent'",
+    "ewa.gate=top-1": "ewa.gate='top-1': should be a section of keys, such as ewa.gate.capacity_factor=..., or null",
+    "ewa.gate.capacity=2": "unknown key 'ewa.gate.capacity'; did you mean 'capacity_factor'?",
+    "ewa.gate.capacity_factor=0": "ewa.gate.capacity_factor=0: should be greater than 0",
+    "ewa.gate.balance_weight=-1": "ewa.gate.balance_weight=-1: should be greater than or equal to 0",
+    "average=ema": "average='ema': should be a section of keys, such as average.kind=..., or null for none",
+    "average.kind=mean": "average.kind='mean': should be 'ema' or 'swa'",
+    "average.decay=1": "average.decay=1: should be less than 1",
+    "average.start=1": "average.start=1: should be less than 1",
+    "average.lr=0": "average.lr=0: should be greater than 0",
+    "average.lr=1e-3": "average.lr=0.001 with kind=ema, which keeps the schedule; leave it out, or set kind=swa",
+    "average.rate=1e-3": "unknown key 'average.rate'; ",
     "model.group_size=49": "model.group_size=49 is above data.num_points=48; lower it",
     "model.num_groups=49": "model.num_groups=49 is above data.num_points=48; lower it",
     "model.name=pointmae_classifier": "unknown model.name 'pointmae_classifier'; did you mean 'point_mae_classifier'?",
@@ -160,6 +174,51 @@ def test_what_cannot_be_is_refused_in_one_line(experiment: MakeExperiment, overr
 def test_averaging_that_ends_before_it_begins_is_refused(experiment: MakeExperiment) -> None:
     with pytest.raises(ConfigError, match=r"^ewa\.start=0\.5 must be below stop=0\.5$"):
         experiment("ewa.start=0.5", "ewa.stop=0.5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("ewa.gate.capacity_factor=2", "ewa.partition=sample"),
+            "ewa.partition=sample with ewa.gate, which deals the tokens itself; leave it out",
+        ),
+        (
+            ("average.kind=swa", "average.decay=0.9"),
+            "average.decay=0.9 with kind=swa, a plain mean; leave it out, or set kind=ema",
+        ),
+    ],
+)
+def test_keys_that_exclude_each_other_are_refused(
+    experiment: MakeExperiment, overrides: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        experiment(*overrides)
+    assert str(caught.value) == message
+
+
+def test_folders_of_before_gates_and_averages_are_those_of_runs_without(
+    trained: Any, experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    """A run folder whose config.yaml has neither key is taken up all the same."""
+    config = yaml.safe_load((trained.folder / "config.yaml").read_text())
+    assert (config.pop("average"), config["ewa"].pop("gate")) == (None, None)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    check_folder(tmp_path, experiment(f"output={trained.folder}"))
+    with pytest.raises(ConfigError, match=r"average\.decay=None there, 0\.999 asked"):
+        check_folder(tmp_path, experiment(f"output={trained.folder}", "average.kind=ema"))
+
+
+def test_a_gate_and_an_average_are_switched_on_by_a_key(experiment: MakeExperiment) -> None:
+    made = experiment("ewa.gate.balance_weight=0.1", "average.kind=swa")
+    assert made.ewa is not None
+    assert made.ewa.gate == Gate(capacity_factor=1.25, balance_weight=0.1)
+    assert made.average is not None
+    assert (made.average.start, made.average.begins, made.average.lr) == (None, 0.75, None)
+    assert resolve(yaml.safe_load(dump(made))) == made
+    ema = experiment("average.kind=ema").average
+    assert ema is not None
+    assert (ema.decay, ema.begins) == (0.999, 0)
 
 
 def test_all_problems_are_told_at_once(experiment: MakeExperiment) -> None:

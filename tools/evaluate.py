@@ -26,7 +26,8 @@ examples:
   python tools/evaluate.py pretrain.pth --protocol fewshot --config configs/finetune/fewshot.yaml output=runs/fewshot
 
 Our own checkpoints know their config; "random" is the config's model as its seed draws it. A checkpoint that
-still has its mixtures is measured as it would be merged. The table is printed, and everything written as JSON.
+still has its mixtures is measured as it would be merged, a gated one as it is, and by its averaged weights if the run
+averaged them. The table is printed, and everything written as JSON.
 
   score    what the model is made for: accuracy and confusions, mIoU of parts, or the pre-training loss. --votes K takes
            the mean logits over K random subsets and augmentations of each cloud, and says "voted" beside the result.

@@ -15,7 +15,9 @@ from torch import Tensor
 from pc_ewa.errors import CheckpointError
 
 # Where files keep their weights: ours while training, the official ones, those of part segmentation, and others'.
-STATES = ("model", "base_model", "model_state_dict", "state_dict")
+_STATES = ("model", "base_model", "model_state_dict", "state_dict")
+# Averaged weights are what a run reports, and come before the live ones beside them.
+STATES = ("averaged", *_STATES)
 
 
 def read_content(path: str | Path) -> dict[str, Any]:
@@ -33,7 +35,7 @@ def read_content(path: str | Path) -> dict[str, Any]:
     state = next((content[key] for key in STATES if isinstance(content.get(key), dict)), content)
     weights = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not weights:
-        raise CheckpointError(f"{path} holds no weights; expected a state_dict, alone or under {', '.join(STATES)}")
+        raise CheckpointError(f"{path} holds no weights; expected a state_dict, alone or under {', '.join(_STATES)}")
     rest = {key: value for key, value in content.items() if key not in STATES and key not in weights}
     return {**rest, "base_model": weights}
 

@@ -30,6 +30,8 @@ __all__ = [
 _PREFIXES = ("", "MAE_encoder.", "transformer_q.", "dvae.")
 # What a pre-trained file need not have of a model that does not say so itself, in an attribute `head_keys`.
 _HEAD_KEYS = ("cls_head", "head", "cls_token", "cls_pos")
+# What only the mixtures of `GatedFFN` have, beside their experts.
+_GATE = ".gate.weight"
 # The first of these that a key begins with tells whose file it is, and which.
 _KINDS = {
     "transformer_q.": ("Point-BERT", "a Point-BERT pre-training file"),
@@ -164,6 +166,8 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor], heads: tuple[st
     surplus = [k for k in found if k not in wanted and not k.startswith(heads) and k.split(".")[0] in parts]
     if not (misfits or absent or surplus):
         return None
+    if any(key.endswith(_GATE) and key not in wanted for key in found):
+        return "it holds gated mixtures of experts, which do not merge; start from a file made without a gate"
     if any(".experts." in key and key not in wanted for key in found):
         return "it holds mixtures of experts; merge it first: python tools/merge_experts.py CHECKPOINT -o OUT"
     if any(".experts." in key for key in absent):

@@ -12,7 +12,7 @@ from pc_ewa.config import Augment, Data, Experiment
 from pc_ewa.data import Clouds, UpAxis, transforms
 
 # What a random stream is for; each has its own numbers, whatever the others draw.
-INIT, ORDER, AUGMENT, MODEL, ROUTED = range(5)
+INIT, ORDER, AUGMENT, MODEL, ROUTED, STATISTICS = range(6)
 
 
 def stream(seed: int, purpose: int, *numbers: int) -> int:

@@ -10,8 +10,9 @@ from torch import nn
 from pc_ewa import ops
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.ewa import ExpertAverager, upcycle
+from pc_ewa.ewa import ExpertAverager, Gate, upcycle
 from pc_ewa.models import create_model
+from pc_ewa.train.averaged import WeightAverage
 from pc_ewa.train.batches import INIT, Batches, stream
 from pc_ewa.train.distributed import World
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
@@ -30,11 +31,16 @@ class Setup(NamedTuple):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     averager: ExpertAverager | None
+    average: WeightAverage | None
     total_steps: int
     learning_rate: Callable[[int], float]
     probe: SVMProbe | None
     model_arguments: dict[str, int]
     notes: tuple[str, ...]
+
+    def measured(self, step: int) -> nn.Module:
+        """The model that is measured and merged after `step` optimizer steps: the averaged one, if there is one yet."""
+        return self.average.measured(step) if self.average else self.model
 
 
 def build(experiment: Experiment, world: World) -> Setup:
@@ -76,13 +82,19 @@ def build(experiment: Experiment, world: World) -> Setup:
     )
     backend = ops.backend(world.device)
     notes.append(f"ops: {backend.name} ({backend.reason})")
-    rate = (
+    rate: Callable[[int], float] = (
         partial(official_learning_rate, steps_per_epoch=batches.steps_per_epoch, train=train)
         if experiment.recipe == "official"
         else partial(learning_rate, total_steps=total_steps, train=train)
     )
+    average = WeightAverage(experiment, model, task, batches, total_steps, world) if experiment.average else None
+    if average:
+        rate = average.learning_rate(rate)
+        notes.append(average.describe())
     probe = SVMProbe(experiment, world.device) if experiment.probe else None
-    return Setup(task, splits, batches, model, optimizer, averager, total_steps, rate, probe, decided, tuple(notes))
+    return Setup(
+        task, splits, batches, model, optimizer, averager, average, total_steps, rate, probe, decided, tuple(notes)
+    )
 
 
 def describe_data(splits: Splits) -> str:
@@ -96,8 +108,9 @@ def put_experts(model: nn.Module, experiment: Experiment) -> None:
     """Upcycle the model as the experiment's `ewa` section says; none leaves it dense."""
     ewa = experiment.ewa
     if ewa:
+        gate = Gate(**ewa.gate.model_dump()) if ewa.gate else None
         try:
-            upcycle(model, ewa.num_experts, ewa.layers, ewa.init, ewa.partition)
+            upcycle(model, ewa.num_experts, ewa.layers, ewa.init, ewa.partition, gate=gate)
         except ValueError as error:
             raise ConfigError(f"ewa: {error}") from None
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pc_ewa import ops
-from pc_ewa.errors import ConfigError
+from pc_ewa.errors import ConfigError, TrainingError
 
 
 class World(NamedTuple):
@@ -96,6 +96,16 @@ def average_statistics(model: nn.Module) -> None:
                     if statistic is not None:
                         dist.all_reduce(statistic)
                         statistic /= dist.get_world_size()
+
+
+def check_replicas(model: nn.Module) -> None:
+    """Raise TrainingError unless all processes hold the same weights, bit for bit."""
+    if dist.is_initialized():
+        total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
+        spread = torch.stack([total, -total])
+        dist.all_reduce(spread, dist.ReduceOp.MAX)
+        if spread.sum() != 0:
+            raise TrainingError("the processes hold different weights; this is a bug in pc-ewa: please report it")
 
 
 def any_process(flag: bool, device: torch.device) -> bool:

@@ -12,9 +12,9 @@ from torch import nn
 
 from pc_ewa.config import Experiment
 from pc_ewa.eval import Score
-from pc_ewa.ewa import expert_layers, merge_experts, routed_experts
-from pc_ewa.ewa.conversion import find_ffns
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
+from pc_ewa.ewa.sites import find_ffns
+from pc_ewa.models.official import read_weights
 from pc_ewa.train.batches import ROUTED, stream
 from pc_ewa.train.build import Setup
 from pc_ewa.train.checkpoint import BEST
@@ -30,8 +30,9 @@ def finish(
 
     Without a validation part there is no best state, only the last.
     """
-    mixtures, headline = expert_layers(setup.model), setup.task.headline
-    merged_model = copy.deepcopy(setup.model)
+    headline = setup.task.headline
+    model = setup.measured(progress.step)
+    at_inference = _at_inference(model)
     summary: dict[str, Any] = {
         "output": str(folder),
         "model": experiment.model.name,
@@ -44,20 +45,23 @@ def finish(
         f"val_{headline}": progress.last_val,
         f"val_{headline}_best": progress.best_val,
         "test_shapes": len(setup.splits.test),
-        "mixtures": len(mixtures),
-        "params_training": _count(setup.model),
-        "params_merged": _count(merge_experts(merged_model)),
-        "ffns_training": _ffns(merged_model) + sum(mixture.num_experts - 1 for mixture in mixtures.values()),
-        "ffns_merged": _ffns(merged_model),
+        "mixtures": len(expert_layers(model)),
+        "gated": has_gate(model),
+        "average": experiment.average.kind if experiment.average else None,
+        "params_training": _count(model),
+        "params_merged": _count(at_inference),
+        "ffns_training": _ffns(model),
+        "ffns_merged": _ffns(at_inference),
+        "peak_memory": progress.peak_memory,
     }
-    last = _measure(setup.model, "last", experiment, folder, setup, world, seconds)
+    last = _measure(model, "last", experiment, folder, setup, world, seconds)
     summary |= last
     if progress.best_step == progress.step:
         _measured_already(folder, world)
         summary |= {f"{name}_best": figure for name, figure in last.items()}
     elif progress.best_step is not None:
         model = copy.deepcopy(setup.model)
-        model.load_state_dict(read_checkpoint(folder / "checkpoints" / BEST)["model"])
+        model.load_state_dict(read_weights(folder / "checkpoints" / BEST))  # averaged ones, if there were any yet
         best = _measure(model, "best", experiment, folder, setup, world, seconds)
         summary |= {f"{name}_best": figure for name, figure in best.items()}
     return summary | {"seconds": {stage: round(value, 2) for stage, value in seconds.items()}}
@@ -72,22 +76,25 @@ def _measure(
     world: World,
     seconds: dict[str, float],
 ) -> dict[str, float]:
-    """Measure a state before and after merging, and write the merged model."""
+    """Measure a state before and after merging, and write the merged model; one with gates is measured once."""
 
     def on_test(model: nn.Module) -> Score:
         with timed(seconds, "evaluate"):
             return setup.task.evaluate(model, setup.splits, "test", world.device)
 
-    torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
-    with routed_experts(model.eval()):
-        unmerged = on_test(model)
+    def on_test_routed() -> Score:
+        torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
+        with routed_experts(model):
+            return on_test(model)
+
+    unmerged = None if has_gate(model.eval()) else on_test_routed()
     with timed(seconds, "merge"):
-        merged_model = merge_experts(copy.deepcopy(model))
+        merged_model = _at_inference(model)
         if world.is_main:
             names, path = list(setup.splits.train.class_names), folder / "checkpoints" / f"merged_{which}.pt"
             save_merged(merged_model, experiment, names, setup.model_arguments, path)
     merged = on_test(merged_model)
-    figures = {f"test_{name}_unmerged": figure for name, figure in unmerged.figures().items()}
+    figures = {f"test_{name}_unmerged": figure for name, figure in (unmerged or merged).figures().items()}
     figures |= {f"test_{name}_merged": figure for name, figure in merged.figures().items()}
     if setup.probe and world.is_main:
         with timed(seconds, "evaluate"):
@@ -112,12 +119,19 @@ def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began
 
 
+def _at_inference(model: nn.Module) -> nn.Module:
+    """The model as it is used: a merged copy, or itself with its gates."""
+    return model if has_gate(model) else merge_experts(copy.deepcopy(model))
+
+
 def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _ffns(model: nn.Module) -> int:
+    """How many FFNs a model has, each expert one."""
     try:
-        return len(find_ffns(model))
+        places = len(find_ffns(model))
     except ValueError:  # a model that is no transformer
         return 0
+    return places + sum(mixture.num_experts - 1 for mixture in expert_layers(model).values())

@@ -9,7 +9,6 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -19,9 +18,11 @@ from pc_ewa.errors import CheckpointError, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
 from pc_ewa.train.build import Setup
 from pc_ewa.train.checkpoint import Checkpoints
-from pc_ewa.train.distributed import World, any_process, average_statistics
+from pc_ewa.train.distributed import World, any_process, average_statistics, check_replicas
+from pc_ewa.train.memory import peak_memory
 from pc_ewa.train.meter import Meter
 from pc_ewa.train.probe import SVMProbe
+from pc_ewa.train.tasks import with_balance
 from pc_ewa.train.tracking import Tracker
 
 LOG_EVERY = 10  # optimizer steps
@@ -36,6 +37,7 @@ class Progress:
     last_val: float | None = None
     best_val: float | None = None
     best_step: int | None = None
+    peak_memory: int = 0  # bytes
 
 
 def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
@@ -47,6 +49,8 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
         setup.model.load_state_dict(content["model"])
         setup.optimizer.load_state_dict(content["optimizer"])
         progress = Progress(**content["progress"])
+        if setup.average:
+            setup.average.load(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoints.folder} holds another run: {reason}; choose another output") from None
@@ -101,7 +105,7 @@ def train(
                     best = _validate(setup, world, progress, tracker)
             if setup.probe and (progress.step % probe_every == 0 or done):
                 with _divergence_told(experiment, progress.step):
-                    _probe(setup.probe, setup.model, world, progress, tracker)
+                    _probe(setup.probe, setup.measured(progress.step), world, progress, tracker)
             stopping = any_process(bool(stop), world.device)
             if best or stopping or done or progress.step % save_every == 0:
                 _save(setup, experiment, world, progress, checkpoints, best)
@@ -140,6 +144,8 @@ def _train_step(
         with waiting:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 loss = setup.task.loss(parallel, batch, step)
+            if experiment.ewa and experiment.ewa.gate:
+                loss = with_balance(loss, setup.model)
             (loss.value / train.accumulate).backward()  # type: ignore[no-untyped-call]
         for name, figure in loss.figures.items():
             figures[name] = figures.get(name, torch.zeros_like(figure)) + figure / train.accumulate
@@ -149,6 +155,8 @@ def _train_step(
     setup.optimizer.step()  # the averager runs in its post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
     setup.task.after_step(setup.model)
+    if setup.average:
+        setup.average.update(step + 1)
     return figures | {"grad_norm": norm, "lr": torch.tensor(rate)}
 
 
@@ -157,7 +165,7 @@ def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) 
     if setup.splits.val is None:
         tracker.line(f"{_where(setup, progress)}: no validation part, {progress.seconds:.0f} s")
         return False
-    score = setup.task.evaluate(setup.model, setup.splits, "val", world.device)
+    score = setup.task.evaluate(setup.measured(progress.step), setup.splits, "val", world.device)
     value = progress.last_val = score.figures()[setup.task.headline]
     sign = 1 if setup.task.higher_is_better else -1
     best = progress.best_val is None or sign * value > sign * progress.best_val
@@ -191,10 +199,13 @@ def _save(
     best: bool,
 ) -> None:
     average_statistics(setup.model)
-    _check_replicas(setup.model)
+    check_replicas(setup.model)
+    averaged = setup.average.state(progress.step) if setup.average else {}  # of all processes: it gathers statistics
+    progress.peak_memory = max(progress.peak_memory, peak_memory(world.device))
     if world.is_main:
         checkpoints.save(
             {
+                **averaged,
                 "progress": vars(progress),
                 "model": setup.model.state_dict(),
                 "optimizer": setup.optimizer.state_dict(),
@@ -215,16 +226,6 @@ def _ewa_figures(setup: Setup) -> dict[str, float]:
         figures |= {f"ewa/{name}/spread": measured.spread, f"ewa/{name}/cosine": measured.cosine}
         figures["share_rate"] = measured.share_rate
     return figures
-
-
-def _check_replicas(model: nn.Module) -> None:
-    """Raise TrainingError unless all processes hold the same weights, bit for bit."""
-    if dist.is_initialized():
-        total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
-        spread = torch.stack([total, -total])
-        dist.all_reduce(spread, dist.ReduceOp.MAX)
-        if spread.sum() != 0:
-            raise TrainingError("the processes hold different weights; this is a bug in pc-ewa: please report it")
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def describe_summary(summary: dict[str, Any]) -> str:
     """Score, size and time before and after merging, as a table, and the commands worth trying next."""
     title = f"test {TITLES[summary['headline']]}"
     rows = [
-        ["", *(("with experts", "merged") if summary["mixtures"] else ("as trained", "dense"))],
+        ["", *_titles(summary)],
         [f"{title}, last step", *_cells(summary, "")],
     ]
     if summary["best_step"] is not None:
@@ -62,12 +62,20 @@ def describe_summary(summary: dict[str, Any]) -> str:
             "",
             *_remarks(summary),
             "time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary["seconds"].items()),
+            *([f"peak memory: {summary['peak_memory'] / 2**20:,.0f} MiB"] if "peak_memory" in summary else []),
             f"run folder: {summary['output']}",
             "",
             "next:",
             *(f"  {command}" for command in next_commands(summary)),
         ]
     )
+
+
+def _titles(summary: dict[str, Any]) -> tuple[str, str]:
+    """What the two columns are."""
+    if summary.get("gated"):
+        return "as trained", "kept as MoE"
+    return ("with experts", "merged") if summary["mixtures"] else ("as trained", "dense")
 
 
 def _cells(summary: dict[str, Any], which: str) -> list[str]:
@@ -84,6 +92,8 @@ def _cells(summary: dict[str, Any], which: str) -> list[str]:
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
     headline, lines = summary["headline"], []
+    if summary.get("average"):
+        lines.append(f"scores are those of the averaged weights ({summary['average']}), once there are any")
     error = summary.get("test_standard_error_merged")
     if error is not None:
         shapes = summary["test_shapes"]
@@ -106,7 +116,9 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
     """Commands that work from here, as this machine would type them."""
     output, seed = shlex.quote(summary["output"]), summary["seed"] + 1
     again = f"bash tools/run_train.sh {output}/config.yaml"
-    rival = ("ewa=null", "dense", "without") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with")
+    rival = ("ewa=null", "dense", "without EWA") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with EWA")
+    if summary.get("gated"):
+        rival = ("ewa=null", "dense", "without experts")
     evaluate = f"{_python()} tools/evaluate.py {output}/checkpoints/merged_last.pt"
     commands = {}
     if summary["headline"] == "accuracy":
@@ -115,11 +127,11 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
         commands[evaluate] = "mIoU of every class"
     elif hasattr(MODELS[summary["model"]], "features"):
         commands[f"{evaluate} --protocol svm"] = "a linear SVM on the features"
-    if summary["model"] in _SEQUELS:
+    if summary["model"] in _SEQUELS and not summary.get("gated"):  # nothing starts from gated mixtures
         sequel = _SEQUELS[summary["model"]]
         commands[_sequel_command(summary, sequel)] = sequel.why
     if summary["ffns_merged"]:
-        commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]} EWA"
+        commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]}"
     commands[f"{again} seed={seed} output={output}_seed{seed}"] = "another seed"
     width = min(max(map(len, commands)), 100)
     return [f"{command:<{width}}   # {why}" for command, why in commands.items()]

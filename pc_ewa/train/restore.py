@@ -11,9 +11,9 @@ from torch import nn
 from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.errors import CheckpointError
 from pc_ewa.eval import Score
-from pc_ewa.ewa import expert_layers, merge_experts, routed_experts
+from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.models import create_model
-from pc_ewa.models.export import WeightsFormat, save_weights
+from pc_ewa.models.export import WeightsFormat, save_gated, save_weights
 from pc_ewa.models.files import read_content
 from pc_ewa.models.official import fit_head, rename_keys
 from pc_ewa.overrides import apply_overrides
@@ -47,7 +47,12 @@ class Restored:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def merge(self) -> None:
-        """Merge the mixtures, in place."""
+        """Merge the mixtures, in place.
+
+        Raises:
+            CheckpointError: gated mixtures.
+        """
+        self._check_no_gate()
         merge_experts(self.model)
 
     def save(self, path: str | Path, format: WeightsFormat = "official") -> None:
@@ -75,7 +80,13 @@ class Restored:
         return splits
 
     def evaluate(self, split: Split, routed: bool = False) -> Score:
-        """Measure on a part of the experiment's dataset; `routed` sends tokens through the experts as in training."""
+        """Measure on a part of the experiment's dataset; `routed` deals tokens at random to experts, as in training.
+
+        Raises:
+            CheckpointError: a dataset that does not fit; gates, where `routed` was asked for.
+        """
+        if routed:
+            self._check_no_gate()
         splits, device = self.splits(), self.place()
         task = create_task(self.experiment)
         if not routed:
@@ -89,6 +100,13 @@ class Restored:
         device = choose_device(self.experiment.device)
         self.model.to(device).eval()
         return device
+
+    def _check_no_gate(self) -> None:
+        if has_gate(self.model):
+            raise CheckpointError(
+                "its mixtures are gated: each token needs its own expert at inference too, so that there is nothing to "
+                "merge; use the checkpoint as it is: python tools/evaluate.py CHECKPOINT"
+            )
 
 
 def restore(path: str | Path, config: str | None = None, overrides: list[str] | None = None) -> Restored:
@@ -123,6 +141,8 @@ def restore(path: str | Path, config: str | None = None, overrides: list[str] | 
         raise CheckpointError(f"{path} does not fit {experiment.model.name} as configured: {reason}") from None
     if note:
         restored.notes.append(note)
+    if "averaged_models" in content and experiment.average:
+        restored.notes.append(f"averaged weights ({experiment.average.kind}), which the run reports, not the live ones")
     return restored
 
 
@@ -161,6 +181,12 @@ def save_merged(
     path: Path,
     format: WeightsFormat = "official",
 ) -> None:
-    """Write a dense model in the layout of the official files or as safetensors, with what `restore` needs."""
-    config = experiment.model_dump(mode="json")
-    save_weights(model, path, format, config, class_names, {"model_arguments": model_arguments})
+    """Write a dense model in the layout of the official files or as safetensors, with what `restore` needs.
+
+    One that keeps gated mixtures is written as only `restore` reads it, whatever the format.
+    """
+    config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments}
+    if has_gate(model):
+        save_gated(model, path, config, class_names, extra)
+    else:
+        save_weights(model, path, format, config, class_names, extra)

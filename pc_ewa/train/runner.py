@@ -21,6 +21,7 @@ from pc_ewa.train.checkpoint import Checkpoints
 from pc_ewa.train.distributed import World, is_main_process, join_world
 from pc_ewa.train.finish import finish
 from pc_ewa.train.loop import resume, train
+from pc_ewa.train.memory import reset_peak_memory
 from pc_ewa.train.report import describe_summary
 from pc_ewa.train.tracking import Tracker, check_login, write_text
 
@@ -53,6 +54,7 @@ def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | No
     check_login(experiment)
     with join_world(experiment.device) as world:
         began = time.perf_counter()
+        reset_peak_memory(world.device)
         setup = build(experiment, world)
         if check_only:
             return None

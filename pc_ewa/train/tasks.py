@@ -11,6 +11,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.data.parts import parts_of_classes
 from pc_ewa.errors import ConfigError
 from pc_ewa.eval import Score, evaluate_classifier, evaluate_objective, evaluate_segmenter
+from pc_ewa.ewa import balance_loss
 from pc_ewa.models import MODELS
 from pc_ewa.signatures import choose
 from pc_ewa.train.batches import Batch
@@ -22,6 +23,12 @@ class Loss(NamedTuple):
 
     value: Tensor
     figures: dict[str, Tensor]
+
+
+def with_balance(loss: Loss, model: nn.Module) -> Loss:
+    """Add what gates pay for unequal groups in the latest forward of the model, and its figure `balance_loss`."""
+    balance = balance_loss(model)
+    return Loss(loss.value + balance, loss.figures | {"balance_loss": balance.detach()})
 
 
 class Task(Protocol):

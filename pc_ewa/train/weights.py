@@ -14,7 +14,8 @@ def check_start(experiment: Experiment) -> None:
     """Check the files that an experiment starts from, and that its model takes a tokenizer and experts.
 
     Raises:
-        ConfigError: Point-BERT without a tokenizer, or with two; a tokenizer or experts for a model that takes none.
+        ConfigError: Point-BERT without a tokenizer, or with two; a tokenizer, experts or a gate for a model that takes
+            none.
         CheckpointError: no such file.
     """
     name, start, tokenizer = experiment.model.name, experiment.init_from, experiment.tokenizer
@@ -29,6 +30,11 @@ def check_start(experiment: Experiment) -> None:
         raise ConfigError(f"tokenizer={tokenizer}, but model.name={name}; only point_bert has one")
     if experiment.ewa and not hasattr(MODELS[name], "expert_ffns"):
         raise ConfigError(f"ewa with model.name={name}, which has no FFN for experts; set ewa=null")
+    if experiment.ewa and experiment.ewa.gate and name == "point_bert":
+        raise ConfigError(
+            "ewa.gate with model.name=point_bert, whose momentum encoder follows merged experts, and gated ones do not "
+            "merge; set ewa.gate=null"
+        )
     for key, path in (("init_from", start), ("tokenizer", tokenizer)):
         if path and not Path(path).is_file():
             raise CheckpointError(f"{key}={path} is no file; check the path of the checkpoint, or train it first")

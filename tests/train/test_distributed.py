@@ -18,7 +18,9 @@ from pc_ewa.train.distributed import any_process, average_statistics, choose_dev
 MakeExperiment = Callable[..., Experiment]
 
 
+@pytest.mark.parametrize("gate", ["null", "{balance_weight: 0.5}"], ids=["dealt at random", "gated"])
 def test_two_processes_equal_one_that_accumulates(
+    gate: str,
     repository: Path,
     toy_config: Path,
     experiment: MakeExperiment,
@@ -30,7 +32,8 @@ def test_two_processes_equal_one_that_accumulates(
     The running statistics of the batch norms are not: one process sees the parts in turn, two see one part each.
     """
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    overrides = ["ewa.schedule=constant", "train.label_smoothing=0.1"]
+    overrides = ["ewa.schedule=constant", "train.label_smoothing=0.1", "average.kind=swa", "average.start=0"]
+    overrides.append(f"ewa.gate={gate}")
     command = [*torchrun, "tools/finetune.py", str(toy_config), f"output={tmp_path}/two", *overrides]
     done = subprocess.run(
         command, cwd=repository, env=one_thread_environment, capture_output=True, text=True, check=False
@@ -39,9 +42,8 @@ def test_two_processes_equal_one_that_accumulates(
     assert done.stdout.count("validation accuracy:") == 1  # one of them prints
     assert "on 2 x cpu" in done.stdout
     run(experiment(f"output={tmp_path}/one", "train.accumulate=2", *overrides))
-    one, two = (
-        torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"] for name in ("one", "two")
-    )
+    contents = [torch.load(tmp_path / n / "checkpoints" / "last.pt", weights_only=True) for n in ("one", "two")]
+    one, two = (content["model"] for content in contents)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     compared = [key for key in one if not key.endswith(statistics)]
     assert len(compared) > 30
@@ -49,6 +51,11 @@ def test_two_processes_equal_one_that_accumulates(
         assert torch.equal(one[key], two[key]), key
     means = [key for key in one if key.endswith("running_mean")]
     assert all(torch.isfinite(two[key]).all() and not torch.equal(one[key], two[key]) for key in means)
+    # Those of the average are: they are the mean over all parts, whoever saw them.
+    one, two = (content["averaged"] for content in contents)
+    assert all(torch.equal(one[key], two[key]) for key in compared)
+    for key in means:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6)
     # Each shape of the test part was measured once, by one of the processes.
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
     assert (summary["test_shapes"], summary["val_shapes"]) == (12, 3)

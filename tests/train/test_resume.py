@@ -62,6 +62,10 @@ for line in sys.stdin:
 """
 
 
+# What differs from one run of the same experiment to the next.
+UNEQUAL = ("seconds", "output", "peak_memory")
+
+
 class Finished(NamedTuple):
     """Exit code of a process (negative: the signal it died of), and the changes of files it made or began."""
 
@@ -147,7 +151,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 def summary(folder: Path) -> dict[str, Any]:
     content = json.loads((folder / "summary.json").read_text())
-    return {key: value for key, value in content.items() if key not in ("seconds", "output")}
+    return {key: value for key, value in content.items() if key not in UNEQUAL}
 
 
 def assert_equal(one: object, other: object) -> None:
@@ -160,7 +164,7 @@ def assert_equal(one: object, other: object) -> None:
         assert isinstance(other, dict)
         assert one.keys() == other.keys()
         for key in one:
-            if key not in ("seconds", "output"):
+            if key not in UNEQUAL:
                 assert_equal(one[key], other[key])
     elif isinstance(one, list):
         assert isinstance(other, list)
@@ -290,8 +294,10 @@ def test_a_run_killed_from_outside_resumes_by_the_same_command(
             "augment.jitter=0.01",
         ),
         ("train.precision=bf16",),
+        ("average.kind=ema", "ewa.gate.balance_weight=0.01"),
+        ("average.kind=swa", "average.start=0", "train.accumulate=2"),
     ],
-    ids=["dense", "accumulated", "independent", "bf16"],
+    ids=["dense", "accumulated", "independent", "bf16", "ema of a gated model", "swa"],
 )
 def test_variants_resume_exactly(
     experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: tuple[str, ...]
