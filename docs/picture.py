@@ -1,4 +1,4 @@
-"""Draw docs/ewa.png, the picture of the README: python docs/picture.py (matplotlib comes with requirements-dev.txt)."""
+"""Draw docs/ewa.png, the picture of the README: python docs/picture.py (matplotlib comes with requirements.txt)."""
 
 from pathlib import Path
 

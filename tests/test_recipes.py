@@ -16,7 +16,8 @@ from pc_ewa.train.tasks import create_task
 from pc_ewa.train.weights import check_start
 
 REPOSITORY = Path(__file__).parent.parent
-CONFIGS = {path.stem: path for path in sorted((REPOSITORY / "configs").rglob("*.yaml"))}
+FILES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+CONFIGS = {path.stem: path for path in FILES if path.parent.name != "compare"}  # those are tests/study's
 RECIPES = [name for name, path in CONFIGS.items() if path.parent.name in ("pretrain", "finetune")]
 PAPERS = [name for name in RECIPES if not name.endswith("_small")]
 

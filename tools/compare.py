@@ -1,86 +1,88 @@
-"""Compare finished runs: mean ± standard deviation over the seeds of each setting, last and best both."""
+"""Compare variants of an experiment over seeds, or finished runs: mean ± deviation, paired differences, a verdict."""
 
 import argparse
-import json
-import statistics
+import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from pc_ewa.errors import CheckpointError, exit_on_error
-from pc_ewa.train.report import TITLES
+from pc_ewa.errors import ConfigError, exit_on_error
 
 EPILOG = """\
-example (the quickstart with three seeds, then without EWA):
+examples:
+  python tools/compare.py configs/compare/furniture.yaml --check          # what is done, what is to do
+  python tools/compare.py configs/compare/furniture.yaml                  # runs it, or goes on with it
+  python tools/compare.py configs/compare/furniture.yaml seeds=[0] sweep=null output=runs/quick
+  python tools/compare.py runs/ewa_0 runs/ewa_1 runs/dense_0 runs/dense_1 # folders of finished runs
+
+A comparison runs its variants with the same seeds and the same sweep, whose value is chosen for each variant on
+validation. A finished run is never run again; one that breaks is reported, and the rest goes on (exit code 1).
+Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .json.
+
+Of folders, those whose configs differ only in seed, output and wandb count as one setting:
   for seed in 0 1 2; do
     bash tools/run_train.sh configs/quickstart.yaml seed=$seed output=runs/ewa_$seed
     bash tools/run_train.sh configs/quickstart.yaml seed=$seed ewa=null output=runs/dense_$seed
   done
-  python tools/compare.py runs/ewa_* runs/dense_*
+  python tools/compare.py runs/dense_* runs/ewa_*
 
-Runs whose configs differ only in seed, output and wandb count as one setting. ± is the sample standard deviation over
-seeds; "s.e." is the standard error of a single test accuracy from the number of test shapes alone."""
-
-STATES = {"merged, last": "merged", "merged, best by val": "merged_best", "unmerged, last": "unmerged"}
+± is the sample standard deviation over seeds; intervals are 95 % t intervals of differences paired by seed."""
 
 
 @exit_on_error
 def main(arguments: list[str] | None = None) -> None:
-    """Parse, read, print."""
+    """Parse, and compare."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", help="folders of finished runs")
-    options = parser.parse_args(arguments)
-    settings: dict[str, list[dict[str, Any]]] = {}
-    for folder in map(Path, options.runs):
-        setting, summary = read_run(folder)
-        settings.setdefault(setting, []).append(summary)
-    for runs in settings.values():
-        print(describe(runs))
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="CONFIG [key=value ...] | FOLDER ...",
+        help="a comparison, such as configs/compare/furniture.yaml, and changes of its keys; or run folders",
+    )
+    parser.add_argument("--check", action="store_true", help="check everything and list the runs, then stop")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU 1)")
+    parser.add_argument("--only", metavar="A,B", help="run these variants; the tables show all that is finished")
+    parser.add_argument("--no-costs", action="store_true", help="do not measure parameters, FLOPs and times")
+    parser.add_argument("--save", metavar="FOLDER", help="also copy results and curves there, as docs/results has them")
+    options = parser.parse_intermixed_args(arguments)
+    if all(Path(path).is_dir() for path in options.what):
+        from pc_ewa.study.folders import describe_folders
+
+        print(describe_folders([Path(path) for path in options.what]))
+        return
+    if any(Path(path).is_dir() for path in options.what[:1]):
+        raise ConfigError(f"{next(p for p in options.what if not Path(p).is_dir())} is no folder; name finished runs")
+    compare(options)
 
 
-def read_run(folder: Path) -> tuple[str, dict[str, Any]]:
-    """Read what a run was (as text, without what may differ between seeds) and what came of it."""
+def compare(options: argparse.Namespace) -> None:
+    """Check the comparison, and make it."""
+    from pc_ewa.study import Options, check, load_plan, study
+    from pc_ewa.study.execute import Stopped
+
+    path, *overrides = options.what
+    command = shlex.join(["python", "tools/compare.py", *options.what])
+    plan = load_plan(path, overrides, command)
+    only = tuple(filter(None, (options.only or "").split(",")))
+    unknown = [variant for variant in only if variant not in plan.variants]
+    if unknown:
+        raise ConfigError(f"--only {options.only}: no variant {unknown[0]!r}; choose from {', '.join(plan.variants)}")
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}; give a whole number from 1 on")
+    if options.check:
+        print(check(plan, only))
+        return
+    save = Path(options.save) if options.save else None
     try:
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        raise CheckpointError(f"{folder} is no finished run; it needs config.yaml and summary.json") from None
-    return json.dumps(
-        {k: v for k, v in config.items() if k not in ("seed", "output", "wandb")}, sort_keys=True
-    ), summary
-
-
-def describe(runs: list[dict[str, Any]]) -> str:
-    """One block per setting: a line per figure, over its seeds."""
-    seeds = ", ".join(str(run["seed"]) for run in runs)
-    headline = runs[0]["headline"]
-    lines = [f"{runs[0]['output']} and alike: seeds {seeds}, {runs[0]['mixtures']} mixtures; test {TITLES[headline]}"]
-    for title, state in STATES.items():
-        values = [run.get(f"test_{headline}_{state}") for run in runs]
-        if None not in values:  # a run without a validation part has no best state
-            lines.append(f"  {title:<20} {spread(values, headline)}")
-    if all("test_standard_error_merged" in run for run in runs):
-        error = statistics.mean(run["test_standard_error_merged"] for run in runs)
-        lines.append(f"  s.e. of a single run {error:.1%}")
-    if headline == "accuracy":
-        lost = [run["test_correct_unmerged"] - run["test_correct_merged"] for run in runs]
-        lines.append(f"  shapes lost by merging: {', '.join(map(str, lost))}")
-    total = [sum(run["seconds"].values()) for run in runs]
-    lines.append(f"  seconds, all stages: {', '.join(f'{seconds:.0f}' for seconds in total)}")
-    return "\n".join(lines)
-
-
-def spread(values: list[float], headline: str) -> str:
-    """Mean ± sample standard deviation, and every value; losses as they are, all else in percent."""
-    scale, digits, unit = (1, 6, "") if headline == "loss" else (100, 1, " %")
-    scaled = [scale * value for value in values]
-    deviation = f" ± {statistics.stdev(scaled):.{digits}f}" if len(scaled) > 1 else ""
-    each = ", ".join(f"{value:.{digits}f}" for value in scaled)
-    return f"{statistics.mean(scaled):.{digits}f}{deviation}{unit}   ({each})"
+        broken = study(plan, Options(options.jobs, only, not options.no_costs, save))
+    except Stopped:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    for run in broken:
+        print(f"broken: {run.run}: {run.error}", file=sys.stderr)
+    if broken:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-"""tools/compare.py: mean and deviation over the seeds of each setting."""
+"""tools/compare.py: folders of finished runs, and a comparison from its file to its table."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 Tool = Callable[..., Any]
@@ -39,3 +41,83 @@ def test_what_is_no_finished_run_is_one_line(tool: Tool, trained: Any, tmp_path:
     code, out, err = tool("compare", trained.folder, tmp_path)
     assert (code, out) == (2, "")
     assert err == f"error: {tmp_path} is no finished run; it needs config.yaml and summary.json\n"
+
+
+def test_settings_are_compared_with_the_first_by_seed(tool: Tool, trained: Any, tmp_path: Path) -> None:
+    dense = [finished(trained.folder, tmp_path / f"dense_{i}", i, 0.5 + 0.1 * i, ewa=None) for i in range(2)]
+    ewa = [finished(trained.folder, tmp_path / f"ewa_{i}", i, 0.6 + 0.104 * i) for i in range(2)]
+    code, out, err = tool("compare", *dense, *ewa)
+    assert (code, err) == (0, "")
+    # Differences of 10.0 and 10.4 points: mean 10.2, standard error 0.2, t(1) = 12.7062.
+    assert out.splitlines()[-1] == "  against the first:   gain of 10.2 points (7.7 to 12.7)"
+
+
+@pytest.fixture
+def toys(toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A comparison of dense and of what cannot be built, with a sweep; its folder is the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    Path("toys.yaml").write_text(
+        f"""
+title: Toys
+experiment: {toy_config}
+seeds: [0, 1]
+sweep: {{key: train.lr, values: [1e-3, 1e-2]}}
+variants:
+  dense: {{title: dense, changes: [ewa=null]}}
+  bad: {{title: bad, changes: [ewa.layers=last-9]}}
+"""
+    )
+    return Path("toys.yaml")
+
+
+def test_a_comparison_from_its_file_to_its_table(tool: Tool, toys: Path) -> None:
+    """What breaks is told, and the rest goes on; what is finished is never run again."""
+    code, out, err = tool("compare", toys, "--check")
+    assert (code, err) == (0, "")
+    assert "Toys: 0 runs done, 6 to do" in out
+    assert not Path("runs").exists()
+
+    code, out, err = tool("compare", toys, "--jobs", 2)
+    assert code == 1
+    assert re.findall(r"^broken: bad/lr_(\S+)/seed_0: ewa: ", err, flags=re.MULTILINE) == ["0.001", "0.01"]
+    assert Path("runs/compare/toys/bad/lr_0.01/seed_0.log").is_file()
+    folder = Path("runs/compare/toys")
+    results = json.loads((folder / "results.json").read_text())
+    dense = results["variants"]["dense"]
+    runs = sorted(path.parent for path in folder.rglob("summary.json"))
+    assert [str(run.relative_to(folder)) for run in runs] == sorted(
+        ["dense/lr_0.001/seed_0", "dense/lr_0.01/seed_0", f"dense/lr_{dense['value']:g}/seed_1"]
+    )
+    for seed in (0, 1):
+        summary = json.loads((folder / f"dense/lr_{dense['value']:g}/seed_{seed}/summary.json").read_text())
+        assert dense["scores"]["merged"][str(seed)] == summary["test_accuracy_merged"]
+    assert dense["costs"]["params_inference"] == summary["params_merged"]
+    assert dense["costs"]["peak_memory"] > 0
+    assert results["command"] == "python tools/compare.py toys.yaml"
+    assert list(results["variants"]) == ["dense"]
+    assert (folder / "curves.png").is_file()
+
+    written = {run: (run / "summary.json").stat().st_mtime_ns for run in runs}
+    code, again, err = tool("compare", toys, "--only", "dense", "--no-costs")
+    assert (code, err) == (0, "")
+    assert "to do" not in again
+    assert {run: (run / "summary.json").stat().st_mtime_ns for run in runs} == written
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.yaml"], "none.yaml is no file"),
+        (["toys.yaml", "sweeps=null"], "unknown key 'sweeps'; did you mean 'sweep'?"),
+        (["toys.yaml", "--only", "dense,rup"], "--only dense,rup: no variant 'rup'; choose from dense, bad"),
+        (["toys.yaml", "--jobs", "0"], "--jobs 0; give a whole number from 1 on"),
+        ([".", "toys.yaml"], "toys.yaml is no folder; name finished runs"),
+    ],
+)
+def test_a_wrong_command_is_one_line(tool: Tool, toys: Path, arguments: list[str], message: str) -> None:
+    code, out, err = tool("compare", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+    assert not Path("runs").exists()

@@ -1,0 +1,181 @@
+"""What each variant costs, measured side by side: parameters, FLOPs, time of a training step and of inference."""
+
+import copy
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from pc_ewa.config import Experiment
+from pc_ewa.ewa import has_gate, merge_experts
+from pc_ewa.study.plan import Plan, Run
+from pc_ewa.study.results import hardware
+from pc_ewa.train.build import Setup, build
+from pc_ewa.train.distributed import World, join_world
+from pc_ewa.train.loop import train_step
+from pc_ewa.train.tracking import write_text
+
+CLOUDS = 8  # in a batch at inference
+SECONDS, MIN_ROUNDS, MAX_ROUNDS = 60.0, 5, 25  # as many rounds as fit into the time, within these bounds
+
+# Does its work once, as at this part of training (0 to 1), and returns the seconds.
+Timed = Callable[[float], float]
+
+
+def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
+    """Measure what variants cost at their final setting, or read what was measured for the same ones.
+
+    Weights are untrained: they cost the same. Nothing learns: the learning rate is 0.
+
+    Args:
+        plan: the comparison.
+        runs: the runs of each variant; the first of them is the one built.
+
+    Returns:
+        "where" it was measured, and by variant: params_training, params_inference, flops (per cloud, of the merged
+        model), step_seconds, step_ratio (to the baseline, None without it), inference_seconds (per cloud).
+
+    Raises:
+        Error: data or a start that is no longer there.
+    """
+    experiments = {variant: plan.resolve(found[0]) for variant, found in runs.items()}
+    with join_world(plan.experiment.device) as world:
+        threads = torch.get_num_threads()
+        where = (
+            torch.cuda.get_device_name()
+            if world.device.type == "cuda"
+            else f"{threads} CPU thread{'s' if threads > 1 else ''}"
+        )
+        key = _key(experiments, plan.baseline, where)
+        cache = plan.output / "costs.json"
+        known = _read(cache)
+        if known.get("key") == key:
+            return known
+        print(f"measuring the costs of {len(runs)} variants side by side", flush=True)
+        measured = _measure(experiments, plan.baseline, world)
+    content = {"key": key, "where": where, "variants": measured}
+    write_text(cache, json.dumps(content, indent=2) + "\n")
+    return content
+
+
+def count_flops(model: nn.Module, inputs: Sequence[Tensor]) -> int:
+    """FLOPs of a forward pass: matrix products and convolutions, a multiply-add as two."""
+    # The counter has no formula for the fused attention of CPUs, but for the products that it stands for.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(*inputs)
+    return counter.get_total_flops()
+
+
+def _measure(experiments: Mapping[str, Experiment], baseline: str, world: World) -> dict[str, dict[str, Any]]:
+    costs: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Timed] = {}
+    passes: dict[str, Timed] = {}
+    for variant, experiment in experiments.items():
+        setup = build(experiment, world)._replace(learning_rate=lambda step: 0.0)
+        model, inputs = inference_model(setup), _inputs(setup, experiment)
+        costs[variant] = {
+            "params_training": sum(parameter.numel() for parameter in setup.model.parameters()),
+            "params_inference": sum(parameter.numel() for parameter in model.parameters()),
+            "flops": count_flops(model, inputs) / CLOUDS,
+        }
+        steps[variant] = _timed_step(setup, experiment, world)
+        passes[variant] = _timed_pass(model, inputs, experiment, world)
+    for figure, sides in (("step", steps), ("inference", passes)):
+        rounds = take_turns(sides)
+        for variant, seconds in rounds.items():
+            costs[variant][f"{figure}_seconds"] = statistics.median(seconds)
+            if figure == "step":
+                pairs = zip(seconds, rounds.get(baseline, []), strict=False)
+                ratios = [own / other for own, other in pairs]
+                costs[variant]["step_ratio"] = statistics.median(ratios) if ratios else None
+    return costs
+
+
+def take_turns(sides: Mapping[str, Timed]) -> dict[str, list[float]]:
+    """Time all sides in every round, in an order that rotates: whoever goes later finds warm caches.
+
+    The rounds are spread over training, for a rate that rises and averaging in a window to cost what they do in a run.
+    """
+    names = list(sides)
+    began = time.perf_counter()
+    for name in names:  # once to warm up, and to see how long a round takes
+        sides[name](0.5)
+    took = time.perf_counter() - began
+    rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(SECONDS / max(took, 1e-3))))
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = (turn + 1) % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(sides[name]((turn + 0.5) / rounds))
+    return seconds
+
+
+def inference_model(setup: Setup) -> nn.Module:
+    """A copy of the model as it is used after training: merged, or with its gates."""
+    model = copy.deepcopy(setup.model).eval()
+    return model if has_gate(model) else merge_experts(model)
+
+
+def _inputs(setup: Setup, experiment: Experiment) -> tuple[Tensor, ...]:
+    """What the model takes for 8 clouds of `num_points` points; a segmenter takes their categories too."""
+    batch = setup.batches.draw(0, 0)
+    some = torch.arange(CLOUDS, device=batch.points.device) % len(batch.points)
+    return (batch.points[some], batch.labels[some]) if experiment.task == "segment" else (batch.points[some],)
+
+
+def _timed_step(setup: Setup, experiment: Experiment, world: World) -> Timed:
+    setup.model.train()
+
+    def run(part: float) -> float:
+        step = int(part * setup.total_steps)
+        if setup.averager:
+            setup.averager.steps_done = step
+        return _seconds(lambda: train_step(setup, experiment, world, setup.model, step), world)
+
+    return run
+
+
+def _timed_pass(model: nn.Module, inputs: Sequence[Tensor], experiment: Experiment, world: World) -> Timed:
+    half = experiment.train.precision == "bf16"
+
+    def run(part: float) -> float:
+        with torch.no_grad(), torch.autocast(world.device.type, torch.bfloat16, enabled=half):
+            return _seconds(lambda: model(*inputs), world) / CLOUDS
+
+    return run
+
+
+def _seconds(work: Callable[[], object], world: World) -> float:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def _key(experiments: Mapping[str, Experiment], baseline: str, where: str) -> str:
+    """A name for what is measured; seeds, folders and logging play no part."""
+    settings = {
+        variant: experiment.model_dump(mode="json", exclude={"seed", "output", "wandb"})
+        for variant, experiment in experiments.items()
+    }
+    text = json.dumps([settings, baseline, where, hardware(), torch.__version__], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

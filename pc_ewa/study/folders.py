@@ -1,0 +1,74 @@
+"""A look at folders of finished runs, whoever started them."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pc_ewa.errors import CheckpointError
+from pc_ewa.study.statistics import difference, spread, unit_of, verdict
+from pc_ewa.train.report import TITLES
+from pc_ewa.train.tasks import TASKS
+
+_STATES = {"merged, last": "merged", "merged, best by val": "merged_best", "unmerged, last": "unmerged"}
+_MAY_DIFFER = ("seed", "output", "wandb")
+
+
+def describe_folders(folders: Sequence[Path]) -> str:
+    """One block per setting, over its seeds; each setting is compared with the first one.
+
+    Raises:
+        CheckpointError: a folder that holds no finished run.
+    """
+    settings: dict[str, list[dict[str, Any]]] = {}
+    for folder in folders:
+        setting, summary = _read_run(folder)
+        settings.setdefault(setting, []).append(summary)
+    first, *others = settings.values()
+    return "\n".join([_describe(first), *(f"{_describe(runs)}\n{_against(runs, first)}" for runs in others)])
+
+
+def _read_run(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Read what a run was (as text, without what may differ between seeds) and what came of it."""
+    try:
+        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        raise CheckpointError(f"{folder} is no finished run; it needs config.yaml and summary.json") from None
+    setting = {key: value for key, value in config.items() if key not in _MAY_DIFFER}
+    return json.dumps(setting, sort_keys=True), summary
+
+
+def _describe(runs: Sequence[dict[str, Any]]) -> str:
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    headline = runs[0]["headline"]
+    unit = unit_of(headline)
+    percent = " %" if unit.percent else ""
+    lines = [f"{runs[0]['output']} and alike: seeds {seeds}, {runs[0]['mixtures']} mixtures; test {TITLES[headline]}"]
+    for title, state in _STATES.items():
+        values = [run[figure] for run in runs if (figure := f"test_{headline}_{state}") in run]
+        if len(values) == len(runs):  # a run without a validation part has no best state
+            each = ", ".join(map(unit.plain, values))
+            lines.append(f"  {title:<20} {spread(values, unit)}{percent}   ({each})")
+    if all("test_standard_error_merged" in run for run in runs):
+        error = statistics.mean(run["test_standard_error_merged"] for run in runs)
+        lines.append(f"  s.e. of a single run {error:.1%}")
+    if headline == "accuracy":
+        lost = [run["test_correct_unmerged"] - run["test_correct_merged"] for run in runs]
+        lines.append(f"  shapes lost by merging: {', '.join(map(str, lost))}")
+    total = [sum(run["seconds"].values()) for run in runs]
+    return "\n".join([*lines, f"  seconds, all stages: {', '.join(f'{seconds:.0f}' for seconds in total)}"])
+
+
+def _against(runs: Sequence[dict[str, Any]], first: Sequence[dict[str, Any]]) -> str:
+    """The difference to the first setting in words, paired by seed."""
+    headline = first[0]["headline"]
+    if runs[0]["headline"] != headline:
+        return "  measured by something else than the first"
+    figure = f"test_{headline}_merged"
+    mine, theirs = ({run["seed"]: run[figure] for run in side} for side in (runs, first))
+    better = next(task.higher_is_better for task in TASKS.values() if task.headline == headline)  # type: ignore[attr-defined]
+    return f"  against the first:   {verdict(difference(mine, theirs), unit_of(headline), better)}"

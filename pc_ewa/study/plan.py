@@ -1,0 +1,245 @@
+"""The config of a comparison, checked as a whole before anything runs, and the runs that it asks for."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+
+from pc_ewa.config import Experiment, load_experiment
+from pc_ewa.errors import ConfigError
+from pc_ewa.overrides import apply_overrides, read_yaml
+from pc_ewa.signatures import choose, describe, refuse_switch
+from pc_ewa.train.runner import check_folder
+from pc_ewa.train.splits import load_splits
+from pc_ewa.train.tasks import Task, create_task
+from pc_ewa.train.weights import check_start
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
+Number = int | float
+
+# What the tool writes into the output folder beside the folders of the variants.
+FILES = ("results.json", "results.md", "results.csv", "costs.json", "curves.json", "curves.csv", "curves.png")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    _switch = pydantic.field_validator("*", mode="wrap")(refuse_switch)
+
+
+class Sweep(_Section):
+    """One key, tried at these values by every variant; validation chooses."""
+
+    key: str
+    values: Annotated[list[Number], Field(min_length=1)]
+    seeds: Seeds = [0]
+
+
+class Variant(_Section):
+    """What is compared: a title for the tables, and changes of the experiment."""
+
+    title: str
+    changes: list[str] = []
+
+
+class Comparison(_Section):
+    """The keys of a comparison's YAML file."""
+
+    title: str
+    experiment: str  # the config that all variants share
+    changes: list[str] = []  # for all variants
+    output: str
+    seeds: Seeds
+    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
+    baseline: str | None = None  # a key of variants; the first
+    highlight: str | None = None  # the one that a summary names beside the baseline; "ewa" if there is one
+    sweep: Sweep | None = None
+
+
+class Run(NamedTuple):
+    """One training run; `value` is that of the sweep, None without one."""
+
+    variant: str
+    value: Number | None
+    seed: int
+    folder: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def title(self) -> str:
+        """How a line of progress names it."""
+        return " ".join(self.folder.parts[-2:] if self.value is None else self.folder.parts[-3:])
+
+
+class Plan:
+    """A checked comparison.
+
+    Args:
+        name: that of the config file.
+        comparison: its content.
+        command: what gives the same comparison again.
+    """
+
+    def __init__(self, name: str, comparison: Comparison, command: str) -> None:
+        self.name, self.comparison, self.command = name, comparison, command
+        self.output = Path(comparison.output)
+        self.variants = comparison.variants
+        self.sweep, self.seeds = comparison.sweep, comparison.seeds
+        self.baseline = comparison.baseline or next(iter(self.variants))
+        self.highlight = comparison.highlight or ("ewa" if "ewa" in self.variants else None)
+
+    def run(self, variant: str, value: Number | None, seed: int) -> Run:
+        """The run of a variant at a value of the sweep (None without one) with a seed."""
+        folder = self.output / variant
+        changes = ["wandb.mode=disabled", *self.comparison.changes, *self.variants[variant].changes]
+        if self.sweep and value is not None:
+            folder /= f"{self.sweep.key.rpartition('.')[2]}_{value:g}"
+            changes.append(f"{self.sweep.key}={value!r}")
+        folder /= f"seed_{seed}"
+        changes += [f"seed={seed}", f"output={json.dumps(str(folder), ensure_ascii=False)}"]
+        return Run(variant, value, seed, folder, tuple(changes))
+
+    @property
+    def values(self) -> list[Number | None]:
+        """Those of the sweep, from the smallest; without one, only None."""
+        return [*sorted(self.sweep.values)] if self.sweep else [None]
+
+    def sweep_runs(self) -> list[Run]:
+        """All runs that the sweep needs, one seed of all variants after the other."""
+        if self.sweep is None:
+            return []
+        return [self.run(v, value, seed) for seed in self.sweep.seeds for v in self.variants for value in self.values]
+
+    def final_runs(self, variant: str, value: Number | None) -> list[Run]:
+        """The runs of a variant at the value chosen, one for each seed."""
+        return [self.run(variant, value, seed) for seed in self.seeds]
+
+    def resolve(self, run: Run) -> Experiment:
+        """The whole experiment of a run.
+
+        Raises:
+            ConfigError: a wrong key or value, with the name of the variant.
+        """
+        try:
+            return load_experiment(self.comparison.experiment, list(run.overrides))
+        except ConfigError as error:
+            raise ConfigError(f"variant {run.variant}: {error}") from None
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """That of the baseline."""
+        return self.resolve(self.run(self.baseline, self.values[0], self.seeds[0]))
+
+    @cached_property
+    def task(self) -> Task:
+        """What all variants are trained for."""
+        return create_task(self.experiment)
+
+    def is_done(self, run: Run) -> bool:
+        """Whether the run was finished earlier; `check_runs` has seen that it is the same one."""
+        return (run.folder / "summary.json").is_file()
+
+
+def load_plan(path: str | Path, overrides: list[str] | None = None, command: str = "") -> Plan:
+    """Read the YAML file of a comparison, and check all of it.
+
+    Args:
+        path: the file; its name is that of the comparison.
+        overrides: `key=value` changes of its keys.
+        command: what the user typed.
+
+    Raises:
+        ConfigError: a wrong key or value, in the file or in what its variants change.
+    """
+    path = Path(path)
+    content = read_yaml(path)
+    content.setdefault("output", f"runs/compare/{path.stem}")
+    try:
+        comparison = Comparison.model_validate(apply_overrides(content, overrides or []))
+    except pydantic.ValidationError as error:
+        raise ConfigError(f"{path}: {describe(error, Comparison)}") from None
+    plan = Plan(path.stem, comparison, command)
+    _check_names(plan)
+    _check_changes(plan)
+    _check_experiments(plan)
+    return plan
+
+
+def check_runs(plan: Plan) -> None:
+    """Check what the runs find on this machine: the files they start from, a validation part, run folders.
+
+    Raises:
+        Error: what is missing, or a run folder that holds a run with other settings.
+    """
+    for variant in plan.variants:
+        check_start(plan.resolve(plan.run(variant, plan.values[0], plan.seeds[0])))
+    data = plan.experiment.data
+    if plan.sweep and data.val_fraction == 0 and load_splits(data, plan.seeds[0]).val is None:
+        raise ConfigError(
+            "sweep needs a validation part to choose on, but data.val_fraction=0; raise it or set sweep=null"
+        )
+    for variant in plan.variants:
+        for value in plan.values:
+            for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
+                run = plan.run(variant, value, seed)
+                if (run.folder / "config.yaml").is_file():
+                    check_folder(run.folder, plan.resolve(run))
+    check_folder(plan.output, plan.experiment)  # there is no run in it, but it must be one that can be written
+
+
+def _check_names(plan: Plan) -> None:
+    choose("baseline", plan.baseline, plan.variants)
+    if plan.highlight:
+        choose("highlight", plan.highlight, plan.variants)
+    for name in FILES:
+        if name in plan.variants:
+            raise ConfigError(f"variants.{name}: that is a file of the results; choose another name")
+    for key, seeds in (("seeds", plan.seeds), ("sweep.seeds", plan.sweep.seeds if plan.sweep else [])):
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"{key}={seeds}: a seed is there twice; name each once")
+    folders = [plan.run(plan.baseline, value, 0).folder for value in plan.values]
+    if len(set(folders)) < len(folders):
+        raise ConfigError(f"sweep.values={plan.values}: a value is there twice, to six digits; name each once")
+
+
+def _check_changes(plan: Plan) -> None:
+    taken = {"seed": "seeds says which", "output": "every run has a folder of its own"}
+    if plan.sweep:
+        taken[plan.sweep.key] = "the sweep chooses it; leave it out, or set sweep=null"
+    everywhere = [("", plan.comparison.changes), *((f"variants.{k}.", v.changes) for k, v in plan.variants.items())]
+    for where, changes in everywhere:
+        for change in changes:
+            key = change.partition("=")[0]
+            if key in taken:
+                raise ConfigError(f"{where}changes: {change}: {taken[key]}")
+
+
+def _check_experiments(plan: Plan) -> None:
+    """Resolve every variant at every value."""
+    for variant in plan.variants:
+        for value in plan.values:
+            experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
+            task = create_task(experiment)
+            if task.headline != plan.task.headline:
+                raise ConfigError(
+                    f"variant {variant} is measured by {task.headline}, {plan.baseline} by {plan.task.headline}; "
+                    "compare what has the same measure"
+                )
+            if plan.sweep and plan.sweep.key not in _keys(experiment):
+                raise ConfigError(f"variant {variant}: sweep.key={plan.sweep.key} is no number of its config")
+
+
+def _keys(experiment: Experiment) -> set[str]:
+    found = set()
+
+    def visit(section: dict[str, object], prefix: str) -> None:
+        for key, value in section.items():
+            found.add(prefix + key)
+            if isinstance(value, dict):
+                visit(value, f"{prefix}{key}.")
+
+    visit(experiment.model_dump(mode="json"), "")
+    return found

@@ -1,0 +1,203 @@
+"""Results as Markdown, in tables and words, and as CSV; the terminal, the docs and the README all use this."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pc_ewa.study.results import differences
+from pc_ewa.study.statistics import Difference, Unit, interval, spread, unit_of, verdict
+from pc_ewa.study.sweep import edge
+from pc_ewa.train.report import TITLES
+
+Results = Mapping[str, Any]
+
+
+def as_markdown(results: Results) -> str:
+    """Everything: scores, costs, what they say, and where they come from."""
+    parts = [*_table(_scores_table(results)), "", *_costs(results), *(f"- {line}" for line in remarks(results)), ""]
+    return "\n".join([*parts, provenance(results)]) + "\n"
+
+
+def as_summary(experiments: Sequence[Results]) -> str:
+    """One row per experiment: baseline, highlighted variant, difference, verdict; beneath, where they come from."""
+    rows = [["experiment", "measure (test, last step)", "baseline", "with EWA", "seeds", "verdict, 95 % interval"]]
+    for results in experiments:
+        unit, shown = unit_of(results["headline"]), results.get("highlight") or "ewa"
+        if shown not in results["variants"]:
+            continue
+        scores = {v: _by_seed(results, v, "merged") for v in (results["baseline"], shown)}
+        found = found_differences(results, shown).get("merged")
+        cells = [f"{results['variants'][v]['title']}: {_cell(s, unit)}" for v, s in scores.items()]
+        measure, seeds = _measure(results), found.seeds if found else 0
+        better = results["higher_is_better"]
+        rows.append([results["title"], measure, *cells, str(seeds), f"**{verdict(found, unit, better)}**"])
+    return "\n".join([*_table(rows), "", *(f"- {r['title']}: {provenance(r)}" for r in experiments)]) + "\n"
+
+
+def as_csv(results: Results) -> str:
+    """One line per variant, state and seed, with the plain score."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "value", "state", "seed", results["headline"]])
+    for name, variant in results["variants"].items():
+        for state, scores in variant["scores"].items():
+            writer.writerows([name, variant.get("value"), state, seed, score] for seed, score in scores.items())
+    return text.getvalue()
+
+
+def found_differences(results: Results, variant: str) -> dict[str, Difference]:
+    """Differences of a variant to the baseline by state; computed where the file has none."""
+    entry, baseline = results["variants"][variant], results["variants"].get(results["baseline"])
+    if variant == results["baseline"] or baseline is None:
+        return {}
+    found = entry.get("difference")
+    found = differences(entry["scores"], baseline["scores"]) if found is None else found
+    return {state: Difference(**values) for state, values in found.items()}
+
+
+def remarks(results: Results) -> list[str]:
+    """What a reader must know to read the tables."""
+    variants, baseline = results["variants"], results["baseline"]
+    lines = ["± is the sample standard deviation over seeds; an interval is the 95 % t interval of paired differences."]
+    if not results["higher_is_better"]:
+        lines[0] += " Lower is better here; in differences + is better."
+    others = sum(name != baseline for name in variants)
+    if others > 1 and baseline in variants:
+        lines.append(
+            f"There are {others} comparisons with {variants[baseline]['title']}, and the intervals are not corrected "
+            "for that: where there is no effect, one interval in 20 excludes 0 by chance."
+        )
+    lines += [*_about_seeds(results), *_about_sweep(results)]
+    if results.get("test_shapes") and results["headline"] == "accuracy" and baseline in variants:
+        scores = _by_seed(results, baseline, "merged").values()
+        if scores:
+            mean = sum(scores) / len(scores)
+            error = (max(0.0, mean * (1 - mean)) / results["test_shapes"]) ** 0.5
+            lines.append(
+                f"{results['test_shapes']} test shapes: a single accuracy has a standard error of {error:.1%}."
+            )
+    lines += [f"Broken: {entry['run']}: {entry['error']}" for entry in results.get("broken") or []]
+    return lines
+
+
+def provenance(results: Results) -> str:
+    """Command, seeds, date, hardware and versions, in one line."""
+    versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
+    seeds = ", ".join(map(str, results.get("seeds") or []))
+    parts = [
+        f"`{results['command']}`" if results.get("command") else "",
+        f"seeds {seeds}" if seeds else "",
+        results.get("date") or "",
+        results.get("hardware") or "",
+        versions,
+    ]
+    return "; ".join(filter(None, parts))
+
+
+def _scores_table(results: Results) -> list[list[str]]:
+    """The header and a row per variant; columns without a figure in any row are left out."""
+    unit, better = unit_of(results["headline"]), results["higher_is_better"]
+    baseline = results["variants"].get(results["baseline"], {}).get("title", results["baseline"])
+    key = (results.get("sweep") or {}).get("key", "chosen").rpartition(".")[2]
+    states = {
+        "test, last step": "merged",
+        "best by validation": "merged_best",
+        "with experts, last step": "unmerged",
+        "validation, last step": "val",
+    }
+    rows = [[_measure(results), key, *states, f"against {baseline}, last step", "best by validation: difference"]]
+    for name, variant in results["variants"].items():
+        found = found_differences(results, name)
+        cells = [_cell(_by_seed(results, name, state), unit) for state in states.values()]
+        value = variant.get("value")
+        words = "" if name == results["baseline"] else verdict(found.get("merged"), unit, better)
+        best = interval(found.get("merged_best"), unit, better)
+        rows.append([variant["title"], "" if value is None else f"{value:g}", *cells, words, best])
+    kept = [index for index, column in enumerate(zip(*rows, strict=True)) if any(column[1:])]
+    return [[row[index] for index in kept] for row in rows]
+
+
+def _costs(results: Results) -> list[str]:
+    """The table of costs and its note; nothing where none were measured."""
+    costs = {variant["title"]: variant["costs"] for variant in results["variants"].values() if variant.get("costs")}
+    if not costs:
+        return []
+    baseline = results["variants"].get(results["baseline"], {}).get("title", results["baseline"])
+    rows = [["costs", "parameters in training", "at inference", "FLOPs per cloud", "training step"]]
+    rows[0] += [f"of {baseline}'s", "inference per cloud", "peak memory of a run"]
+    for title, cost in costs.items():
+        ratio, peak = cost.get("step_ratio"), cost.get("peak_memory")
+        rows.append(
+            [
+                title,
+                f"{cost['params_training']:,}",
+                f"{cost['params_inference']:,}",
+                f"{cost['flops'] / 1e6:,.1f} M",
+                f"{cost['step_seconds'] * 1e3:.1f} ms",
+                "" if ratio is None else f"{ratio:.2f}",
+                f"{cost['inference_seconds'] * 1e3:.2f} ms",
+                "" if peak is None else f"{peak / 2**20:,.0f} MiB",
+            ]
+        )
+    where = f", on {results['costs_measured_on']}" if results.get("costs_measured_on") else ""
+    note = (
+        f"Times are medians over rounds in which all take turns{where}; the ratio is the median of theirs. FLOPs: "
+        "matrix products and convolutions of the merged model, a multiply-add as two."
+    )
+    return [*_table(rows), "", f"- {note}"]
+
+
+def _about_seeds(results: Results) -> list[str]:
+    expected = len(results.get("seeds") or [])
+    short = {
+        variant["title"]: len(variant["scores"].get("merged", {}))
+        for variant in results["variants"].values()
+        if len(variant["scores"].get("merged", {})) < expected
+    }
+    return [f"{title}: only {count} of {expected} seeds are finished." for title, count in short.items()]
+
+
+def _about_sweep(results: Results) -> list[str]:
+    sweep = results.get("sweep")
+    if not sweep:
+        return []
+    values = ", ".join(f"{value:g}" for value in sorted(sweep["values"]))
+    seeds = ("seeds " if len(sweep["seeds"]) > 1 else "seed ") + ", ".join(map(str, sweep["seeds"]))
+    lines = [
+        f"{sweep['key']} was chosen for each variant from {values}, by the best mean validation "
+        f"{TITLES[results['headline']]} after the last step, {seeds}. Test played no part."
+    ]
+    for side, further in (("lowest", "lower"), ("highest", "higher")):
+        there = [
+            variant["title"]
+            for variant in results["variants"].values()
+            if edge(variant.get("value"), variant.get("sweep") or {}) == side
+        ]
+        if there:
+            who = "all" if len(there) == len(results["variants"]) else "; ".join(there)
+            lines.append(
+                f"At the edge of the sweep, with the {side} {sweep['key']}: {who}. A {further} one may be better still."
+            )
+    return lines
+
+
+def _measure(results: Results) -> str:
+    unit = unit_of(results["headline"])
+    return f"{TITLES.get(results['headline'], results['headline'])}{', %' if unit.percent else ''}"
+
+
+def _by_seed(results: Results, variant: str, state: str) -> dict[str, float]:
+    return dict(results["variants"].get(variant, {}).get("scores", {}).get(state) or {})
+
+
+def _cell(scores: Mapping[str, float], unit: Unit) -> str:
+    return spread(list(scores.values()), unit) if scores else ""
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table of Markdown, aligned, so that it reads well as text too."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

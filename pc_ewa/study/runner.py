@@ -1,0 +1,138 @@
+"""A whole comparison: the sweep, the runs of all seeds, costs, curves and tables, into one folder."""
+
+import fcntl
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from pc_ewa.errors import ConfigError, Error
+from pc_ewa.study.costs import measure_costs
+from pc_ewa.study.curves import save_curves
+from pc_ewa.study.execute import Broken, Executor, cores
+from pc_ewa.study.plan import Plan, Run, check_runs
+from pc_ewa.study.report import as_csv, as_markdown
+from pc_ewa.study.results import collect
+from pc_ewa.study.sweep import final_runs, is_settled
+from pc_ewa.train.distributed import choose_device
+from pc_ewa.train.tracking import write_text
+
+
+class Options(NamedTuple):
+    """How a comparison is made.
+
+    `jobs` runs at a time (None: all cores, or one at a time on a GPU); `only` these variants are run, and the tables
+    show all that is finished; `costs` says whether to measure them; `save` is a folder that gets a copy for the docs.
+    """
+
+    jobs: int | None = None
+    only: tuple[str, ...] = ()
+    costs: bool = True
+    save: Path | None = None
+
+
+def check(plan: Plan, only: tuple[str, ...] = ()) -> str:
+    """Check what the runs need, and say which are finished and which are to be done; nothing is run or written."""
+    check_runs(plan)
+    sweep, final = _wanted(plan, only)
+    runs = list(dict.fromkeys([*sweep, *final]))
+    lines = [f"{'done ' if plan.is_done(run) else 'to do'}  {run.folder}" for run in runs]
+    done = sum(map(plan.is_done, runs))
+    lines.append(f"{plan.comparison.title}: {done} runs done, {_total(plan, only) - done} to do")
+    unsettled = [v for v in _variants(plan, only) if not is_settled(plan, v)]
+    if unsettled and plan.sweep:
+        lines.append(f"the sweep then chooses {plan.sweep.key}, and the other seeds follow: {', '.join(unsettled)}")
+    return "\n".join(lines)
+
+
+def study(plan: Plan, options: Options) -> list[Broken]:
+    """Make a comparison, or go on with one: what is finished is never run again.
+
+    Returns:
+        The runs that broke; tables, curves and results.json are of the others.
+
+    Raises:
+        Error: a problem found before anything runs.
+        Stopped: by a signal; the same command goes on.
+    """
+    check_runs(plan)
+    with _only_process_in(plan.output):
+        executor = Executor(plan, _jobs(plan, options), 0)
+        done = sum(map(plan.is_done, dict.fromkeys(run for runs in _wanted(plan, options.only) for run in runs)))
+        executor.total = _total(plan, options.only) - done
+        if executor.total:
+            print(
+                f"{plan.comparison.title}: {done} runs done, {executor.total} to do, {executor.jobs} at a time",
+                flush=True,
+            )
+        executor.execute(_wanted(plan, options.only)[0])
+        executor.execute(_wanted(plan, options.only)[1])
+        broken = list(executor.broken.values())
+        report(plan, options, broken)
+    return broken
+
+
+def report(plan: Plan, options: Options, broken: list[Broken]) -> None:
+    """Write and print what the finished runs show."""
+    runs = {v: [r for r in final if plan.is_done(r)] for v, final in final_runs(plan).items()}
+    runs = {variant: finished for variant, finished in runs.items() if finished}
+    costs = None
+    if options.costs and runs:
+        try:
+            costs = measure_costs(plan, runs)
+        except Error as error:
+            print(f"costs were not measured: {error}", flush=True)
+    results = collect(plan, runs, costs, broken)
+    write_text(plan.output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_text(plan.output / "results.md", f"# {plan.comparison.title}\n\n{as_markdown(results)}")
+    write_text(plan.output / "results.csv", as_csv(results))
+    save_curves(plan, runs)
+    if options.save:
+        options.save.mkdir(parents=True, exist_ok=True)
+        for name in ("results.json", "curves.png"):
+            source = plan.output / name
+            if source.is_file():
+                temporary = options.save / f".{name}.tmp"
+                temporary.write_bytes(source.read_bytes())
+                temporary.replace(options.save / f"{plan.name}{source.suffix}")
+    print(f"\n{as_markdown(results)}\nresults, curves: {plan.output}")
+
+
+def _variants(plan: Plan, only: tuple[str, ...]) -> list[str]:
+    return [variant for variant in plan.variants if not only or variant in only]
+
+
+def _wanted(plan: Plan, only: tuple[str, ...]) -> tuple[list[Run], list[Run]]:
+    """The runs of the sweep, and those of all seeds as far as their settings are known; seed by seed."""
+    variants = _variants(plan, only)
+    final = final_runs(plan)
+    by_seed = zip(*(final[variant] for variant in variants if variant in final), strict=True)
+    return [run for run in plan.sweep_runs() if run.variant in variants], [run for runs in by_seed for run in runs]
+
+
+def _total(plan: Plan, only: tuple[str, ...]) -> int:
+    """How many runs there are in all: those of the sweep serve as final ones where value and seed are the same."""
+    swept = plan.sweep.seeds if plan.sweep else []
+    each = len(plan.values) * len(swept) + len(set(plan.seeds) - set(swept))
+    return each * len(_variants(plan, only))
+
+
+def _jobs(plan: Plan, options: Options) -> int:
+    if options.jobs is not None:
+        return options.jobs
+    if choose_device(plan.experiment.device).type == "cuda":
+        return 1
+    return max(1, min(cores(), _total(plan, options.only)))
+
+
+@contextmanager
+def _only_process_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of a comparison, which a process loses when it ends, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"{folder} is in use by another comparison; wait for it or set output=...") from None
+        yield

@@ -1,0 +1,32 @@
+"""What finished runs left."""
+
+import json
+from typing import Any
+
+from pc_ewa.errors import CheckpointError
+from pc_ewa.study.plan import Run
+
+
+def read_summary(run: Run) -> dict[str, Any] | None:
+    """The summary of a finished run; None for one that is not finished.
+
+    Raises:
+        CheckpointError: a damaged file.
+    """
+    path = run.folder / "summary.json"
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged; delete it, and the run ends anew from its last checkpoint")
+    return content
+
+
+def read_metrics(run: Run) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; each has its "step"."""
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]

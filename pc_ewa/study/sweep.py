@@ -1,0 +1,63 @@
+"""What a sweep says: the value of each variant that is best on validation. Test scores are never looked at."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pc_ewa.study.plan import Number, Plan, Run
+from pc_ewa.study.summaries import read_summary
+
+Scores = dict[Number, dict[int, float]]
+
+
+def validation_scores(plan: Plan, variant: str) -> Scores:
+    """Validation headline after the last step by value and seed, as far as runs are finished."""
+    assert plan.sweep is not None
+    figure = f"val_{plan.task.headline}"
+    scores: Scores = {}
+    for value in sorted(plan.sweep.values):
+        summaries = {seed: read_summary(plan.run(variant, value, seed)) for seed in plan.sweep.seeds}
+        scores[value] = {seed: summary[figure] for seed, summary in summaries.items() if summary}
+    return scores
+
+
+def choose_value(
+    scores: Mapping[Number, Mapping[int, float]], seeds: Sequence[int], higher_is_better: bool
+) -> Number | None:
+    """The value with the best mean over all seeds of the sweep, the smaller one of two that tie.
+
+    A value that a seed lacks (the run broke, as at too high a learning rate) is out; None if all are.
+    """
+    sign = 1 if higher_is_better else -1
+    means = {
+        value: sign * statistics.fmean(by_seed[seed] for seed in seeds)
+        for value, by_seed in scores.items()
+        if all(seed in by_seed and math.isfinite(by_seed[seed]) for seed in seeds)
+    }
+    return max(sorted(means), key=lambda value: means[value]) if means else None
+
+
+def chosen(plan: Plan, variant: str) -> Number | None:
+    """The value at which a variant runs all its seeds; None without a sweep, or while nothing can be chosen."""
+    if plan.sweep is None:
+        return None
+    return choose_value(validation_scores(plan, variant), plan.sweep.seeds, plan.task.higher_is_better)
+
+
+def is_settled(plan: Plan, variant: str) -> bool:
+    """Whether the final setting of a variant is known."""
+    return plan.sweep is None or chosen(plan, variant) is not None
+
+
+def edge(value: Number | None, scores: Mapping[Any, object]) -> str:
+    """On which edge of a sweep of at least two values a value lies: "lowest", "highest" or ""."""
+    values = sorted(float(other) for other in scores)
+    if value is None or len(values) < 2:
+        return ""
+    return "lowest" if value == values[0] else "highest" if value == values[-1] else ""
+
+
+def final_runs(plan: Plan) -> dict[str, list[Run]]:
+    """The runs of all seeds of every variant whose setting is known."""
+    return {v: plan.final_runs(v, chosen(plan, v)) for v in plan.variants if is_settled(plan, v)}

@@ -1,0 +1,42 @@
+"""A comparison of toys."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pc_ewa.study import Plan, load_plan
+
+SWEEP = {"key": "train.lr", "values": [1e-3, 1e-2], "seeds": [0]}
+
+
+@pytest.fixture
+def study_file(toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write a comparison of dense and EWA, with other keys on top; its folder is the current one."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**keys: Any) -> Path:
+        content = {
+            "title": "Toys",
+            "experiment": str(toy_config),
+            "seeds": [0, 1],
+            "sweep": SWEEP,
+            "variants": {
+                "dense": {"title": "dense", "changes": ["ewa=null"]},
+                "ewa": {"title": "EWA", "changes": ["ewa.num_experts=2"]},
+            },
+        }
+        Path("toys.yaml").write_text(yaml.safe_dump({**content, **keys}, sort_keys=False))
+        return Path("toys.yaml")
+
+    return write
+
+
+@pytest.fixture
+def plan(study_file: Callable[..., Path]) -> Callable[..., Plan]:
+    """The checked comparison, with other keys on top."""
+    return lambda *overrides, **keys: load_plan(
+        study_file(**keys), list(overrides), "python tools/compare.py toys.yaml"
+    )

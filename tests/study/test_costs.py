@@ -1,0 +1,84 @@
+"""Costs: FLOPs by hand, turns that rotate, and nothing measured twice."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pc_ewa.study import Plan, costs
+from pc_ewa.study.sweep import final_runs
+
+Make = Callable[..., Plan]
+
+
+class Attention(nn.Module):
+    """A layer, and fused attention, which the counter of torch does not know on a CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 24)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.layer(tokens).chunk(3, dim=-1)
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+def test_flops_are_two_for_each_multiply_add() -> None:
+    layer = 2 * (5 * 16) * 8 * 24
+    attention = 2 * (2 * 5 * 16 * 16 * 8)  # queries with keys, weights with values
+    assert costs.count_flops(Attention(), [torch.rand(5, 16, 8)]) == layer + attention
+
+
+def test_all_take_turns_in_an_order_that_rotates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "MAX_ROUNDS", 6)
+    order: list[str] = []
+
+    def side(name: str) -> Callable[[int], float]:
+        return lambda part: order.append(name) or part  # type: ignore[func-returns-value]
+
+    rounds = costs.take_turns({name: side(name) for name in "abc"})
+    assert ["".join(order[i : i + 3]) for i in range(0, len(order), 3)] == [
+        "abc",
+        "bca",
+        "cab",
+        "abc",
+        "bca",
+        "cab",
+        "abc",
+    ]
+    assert rounds == {name: [(turn + 0.5) / 6 for turn in range(6)] for name in "abc"}  # all over training
+
+
+def test_experts_cost_parameters_in_training_alone(plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a second call measures nothing; other settings do."""
+    monkeypatch.setattr(costs, "SECONDS", 0.0)
+    gate = {"title": "naive", "changes": ["ewa.gate.balance_weight=0.01", "ewa.share_rate=0"]}
+    ema = {"title": "EMA", "changes": ["ewa=null", "average.kind=ema"]}
+    variants = {
+        "dense": {"title": "dense", "changes": ["ewa=null"]},
+        "ewa": {"title": "EWA"},
+        "naive": gate,
+        "ema": ema,
+    }
+    made = plan("sweep=null", variants=variants)
+    runs = final_runs(made)
+    made.output.mkdir(parents=True)
+    found = costs.measure_costs(made, runs)["variants"]
+    dense, ewa, naive = found["dense"], found["ewa"], found["naive"]
+    ffn = 2 * 16 * 64 + 64 + 16
+    assert dense["params_training"] == dense["params_inference"] == ewa["params_inference"]
+    assert ewa["params_training"] == dense["params_training"] + ffn  # one FFN of two became two experts
+    assert naive["params_inference"] == naive["params_training"] > ewa["params_training"]
+    assert dense["flops"] == ewa["flops"] == found["ema"]["flops"] > 0
+    assert dense["step_ratio"] == 1.0
+    assert all(entry[f"{what}_seconds"] > 0 for entry in found.values() for what in ("step", "inference"))
+
+    built: list[object] = []
+    build = costs.build
+    monkeypatch.setattr(costs, "build", lambda *arguments: built.append(1) or build(*arguments))
+    assert costs.measure_costs(made, runs)["variants"] == found
+    assert built == []
+    costs.measure_costs(made, {"dense": runs["dense"]})
+    assert built == [1]

@@ -1,0 +1,125 @@
+"""Runs as processes: what breaks is told and the rest goes on; a signal lets them save. The trainer is a stand-in."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from study_folder import finish
+
+from pc_ewa.errors import ConfigError
+from pc_ewa.study import Options, Plan, study
+from pc_ewa.study.execute import Executor, Stopped, duration, log_file
+
+Make = Callable[..., Plan]
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Put a shell script in the place of Python: $folder is the run folder, $@ the command line."""
+
+    def put(script: str) -> None:
+        path = tmp_path / "trainer"
+        first = 'for last in "$@"; do :; done; folder=$(echo "${last#output=}" | tr -d \'"\'); mkdir -p "$folder"'
+        path.write_text(f"#!/bin/sh\n{first}\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return put
+
+
+WRITE = """echo '{"headline": "accuracy", "val_accuracy": 0.25}' > "$folder/summary.json" """
+
+
+def test_only_what_is_not_finished_runs_and_what_breaks_is_told(
+    plan: Make, trainer: Callable[[str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = plan("seeds=[0,1,2]", "sweep=null")
+    runs = made.final_runs("ewa", None)
+    finish(made, runs[0])
+    written = (runs[0].folder / "summary.json").stat().st_mtime_ns
+    trainer(f'case "$*" in *seed=1*) echo starting; echo "error: no such layer"; exit 2;; *) {WRITE};; esac')
+    executor = Executor(made, jobs=1, total=2)
+    executor.execute(runs)
+    assert (runs[0].folder / "summary.json").stat().st_mtime_ns == written
+    assert [tuple(entry) for entry in executor.broken.values()] == [("ewa/seed_1", "no such layer")]
+    assert log_file(runs[1]).read_text() == "starting\nerror: no such layer\n"
+    assert not log_file(runs[2]).exists()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("[1/2] ewa seed_1: BROKEN: no such layer (runs/compare/toys/ewa/seed_1.log), 0 s; about ")
+    assert second == "[2/2] ewa seed_2: validation accuracy 0.25, 0 s"
+    executor.execute(runs)  # what broke is not tried twice
+    assert capsys.readouterr().out == ""
+
+
+def test_a_run_that_was_killed_says_so(plan: Make, trainer: Callable[[str], None]) -> None:
+    made = plan("sweep=null")
+    trainer("kill -9 $$")
+    executor = Executor(made, jobs=2, total=2)
+    executor.execute(made.final_runs("ewa", None))
+    assert [entry.error for entry in executor.broken.values()] == ["killed by SIGKILL (out of memory?)"] * 2
+
+
+def test_the_cores_are_shared_among_the_jobs(
+    plan: Make, trainer: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("pc_ewa.study.execute.cores", lambda: 8)
+    made = plan("sweep=null", "seeds=[0]")
+    trainer(f'echo $OMP_NUM_THREADS > "$folder/threads"; {WRITE}')
+    Executor(made, jobs=3, total=1).execute(made.final_runs("ewa", None))
+    assert Path("runs/compare/toys/ewa/seed_0/threads").read_text() == "2\n"
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    Executor(made, jobs=3, total=1).execute(made.final_runs("dense", None))
+    assert Path("runs/compare/toys/dense/seed_0/threads").read_text() == "5\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_runs_save_and_starts_no_more(
+    plan: Make, trainer: Callable[[str], None], number: signal.Signals
+) -> None:
+    """The first run sends it to the tool itself, as a terminal would."""
+    made = plan("sweep=null", "seeds=[0,1,2]")
+    waits = "while :; do sleep 0.02; done"
+    trainer(f"""trap 'echo saved > "$folder/saved"; exit 0' TERM; kill -{int(number)} {os.getpid()}; {waits}""")
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped):
+        Executor(made, jobs=1, total=3).execute(made.final_runs("ewa", None))
+    assert signal.getsignal(number) == before
+    folder = Path("runs/compare/toys/ewa")
+    assert sorted(path.name for path in folder.iterdir()) == ["seed_0"]
+    assert (folder / "seed_0" / "saved").is_file()
+
+
+def test_a_second_interrupt_does_not_wait(plan: Make, trainer: Callable[[str], None]) -> None:
+    made = plan("sweep=null", "seeds=[0]")
+    again = f"kill -2 {os.getpid()}"
+    trainer(f"trap '{again}' TERM; {again}; while :; do sleep 0.02; done")
+    with pytest.raises(Stopped):
+        Executor(made, jobs=1, total=1).execute(made.final_runs("ewa", None))
+
+
+def test_two_comparisons_do_not_share_a_folder(plan: Make, trainer: Callable[[str], None]) -> None:
+    made = plan("sweep=null", "seeds=[0]")
+
+    def second(*_: object) -> None:
+        with pytest.raises(ConfigError, match="runs/compare/toys is in use by another comparison"):
+            study(made, Options(costs=False))
+        raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Executor, "execute", second)
+        with pytest.raises(Stopped):
+            study(made, Options(costs=False))
+
+
+def test_times_are_told_in_units_that_fit() -> None:
+    assert [duration(seconds) for seconds in (4.4, 99, 150, 5000, 9000)] == [
+        "4 s",
+        "99 s",
+        "2 min",
+        "83 min",
+        "2 h 30 min",
+    ]
