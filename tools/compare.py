@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--save", metavar="FOLDER", help="also copy results and curves there, as docs/results has them")
     options = parser.parse_intermixed_args(arguments)
     if all(Path(path).is_dir() for path in options.what):
+        refuse_flags(options)
         from pc_ewa.study.folders import describe_folders
 
         print(describe_folders([Path(path) for path in options.what]))
@@ -54,6 +55,16 @@ def main(arguments: list[str] | None = None) -> None:
     if any(Path(path).is_dir() for path in options.what[:1]):
         raise ConfigError(f"{next(p for p in options.what if not Path(p).is_dir())} is no folder; name finished runs")
     compare(options)
+
+
+def refuse_flags(options: argparse.Namespace) -> None:
+    """Refuse flags that say how to run, where there are only finished runs to read."""
+    for name in ("check", "jobs", "only", "no_costs", "save"):
+        given = getattr(options, name)
+        if given is not None and given is not False:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for a comparison, not for folders of finished runs; leave it out"
+            )
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -116,17 +116,22 @@ def _draw(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Point]]], unit: 
             x, mean, std = ([getattr(p, field) for p in points] for field in ("x", "mean", "std"))
             low, high = ([factor * (m + side * s) for m, s in zip(mean, std, strict=True)] for side in (-1, 1))
             color, style = palette(index % palette.N), ("-", "--", ":")[index % 3]
-            label = plan.variants[variant].title
+            label = _literal(plan.variants[variant].title)
             marker = "o" if len(points) == 1 else None
             axis.plot(x, [factor * m for m in mean], color=color, linestyle=style, label=label, marker=marker)
             axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel=unit)
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.suptitle(f"{plan.comparison.title}: mean over seeds, band of ± 1 standard deviation")
+    figure.suptitle(f"{_literal(plan.comparison.title)}: mean over seeds, band of ± 1 standard deviation")
     figure.legend(handles, labels, loc="lower center", ncols=min(_COLUMNS, len(labels)), frameon=False)
     figure.tight_layout(rect=(0, (0.1 + 0.22 * rows) / height, 1, 1))
     temporary = plan.output / ".curves.tmp.png"
     figure.savefig(temporary, dpi=110)
     plt.close(figure)
     temporary.replace(plan.output / "curves.png")
+
+
+def _literal(title: str) -> str:
+    """A title as it is: between two $ matplotlib would read a formula."""
+    return title.replace("$", r"\$")

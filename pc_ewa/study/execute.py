@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -33,12 +33,14 @@ class Executor:
     """Runs what is not finished.
 
     `jobs` processes run at a time; `total` runs are expected, for what progress says. `broken` collects those that did
-    not reach their end: they are not tried again by the same executor.
+    not reach their end: they are not tried again by the same executor. The processes inherit the descriptor `lock`: if
+    this one is killed, the comparison stays locked until they have ended.
     """
 
     plan: Plan
     jobs: int
     total: int
+    lock: int | None = None
     broken: dict[Path, Broken] = field(default_factory=dict)
     done: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -48,7 +50,8 @@ class Executor:
         """Run those that are neither finished nor broken, in this order.
 
         Raises:
-            Stopped: SIGTERM or Ctrl-C; the processes were asked to save and have ended. A second Ctrl-C kills them.
+            Stopped: SIGTERM, SIGHUP or Ctrl-C; the processes were asked to save and have ended. A second Ctrl-C kills
+                them.
         """
         waiting = [run for run in runs if not self.plan.is_done(run) and run.folder not in self.broken]
         running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
@@ -77,11 +80,13 @@ class Executor:
 
     def _stop(self, running: dict[subprocess.Popen[bytes], tuple[Run, float]], kill: bool) -> None:
         """Ask every process once to save and end."""
-        if not self._asked:
-            print("\nstopping: the runs save first; Ctrl-C again does not wait for them", flush=True)
-        for process in running.keys() - self._asked:
+        new = running.keys() - self._asked
+        for process in new:
             process.terminate()
-        self._asked |= running.keys()
+        if new and not self._asked:
+            with suppress(OSError):  # the terminal may be gone
+                print("\nstopping: the runs save first; Ctrl-C again does not wait for them", flush=True)
+        self._asked |= new
         if kill:
             for process in running:
                 process.kill()
@@ -90,6 +95,7 @@ class Executor:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // self.jobs))
         command = [sys.executable, "-m", "pc_ewa.train", self.plan.comparison.experiment, *run.overrides]
+        log_file(run).unlink(missing_ok=True)  # not emptied: whoever may still write to it keeps it
         with log_file(run).open("wb") as log:
             # A session of its own: Ctrl-C reaches this process alone, which passes it on once, in order.
             return subprocess.Popen(
@@ -99,6 +105,7 @@ class Executor:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": threads},
                 start_new_session=True,
+                pass_fds=() if self.lock is None else (self.lock,),
             )
 
     def _tell(self, run: Run, code: int, seconds: float) -> None:
@@ -146,12 +153,12 @@ def _last_line(run: Run, code: int) -> str:
 
 @contextmanager
 def _stop_signals(running: dict[subprocess.Popen[bytes], tuple[Run, float]]) -> Iterator[list[int]]:
-    """Collect SIGTERM and Ctrl-C instead of dying of them; whatever else ends the block, no process is left behind."""
+    """Collect what asks to stop instead of dying of it; whatever else ends the block, no process is left behind."""
     received: list[int] = []
-    before = {
-        number: signal.signal(number, lambda number, frame: received.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:
         yield received
     finally:

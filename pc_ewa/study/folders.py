@@ -14,6 +14,7 @@ from pc_ewa.train.report import TITLES
 from pc_ewa.train.tasks import TASKS
 
 _STATES = {"merged, last": "merged", "merged, best by val": "merged_best", "unmerged, last": "unmerged"}
+_NEEDED = ("seed", "output", "mixtures", "seconds")
 _MAY_DIFFER = ("seed", "output", "wandb")
 
 
@@ -21,7 +22,7 @@ def describe_folders(folders: Sequence[Path]) -> str:
     """One block per setting, over its seeds; each setting is compared with the first one.
 
     Raises:
-        CheckpointError: a folder that holds no finished run.
+        CheckpointError: a folder that holds no finished run, or a damaged one.
     """
     settings: dict[str, list[dict[str, Any]]] = {}
     for folder in folders:
@@ -38,6 +39,11 @@ def _read_run(folder: Path) -> tuple[str, dict[str, Any]]:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         raise CheckpointError(f"{folder} is no finished run; it needs config.yaml and summary.json") from None
+    whole = isinstance(config, dict) and isinstance(summary, dict) and summary.get("headline") in [*TITLES]
+    if not whole or not {*_NEEDED, f"test_{summary['headline']}_merged"} <= summary.keys():
+        raise CheckpointError(
+            f"{folder} is damaged: config.yaml or summary.json is not what a run leaves; leave it out"
+        )
     setting = {key: value for key, value in config.items() if key not in _MAY_DIFFER}
     return json.dumps(setting, sort_keys=True), summary
 
@@ -56,7 +62,7 @@ def _describe(runs: Sequence[dict[str, Any]]) -> str:
     if all("test_standard_error_merged" in run for run in runs):
         error = statistics.mean(run["test_standard_error_merged"] for run in runs)
         lines.append(f"  s.e. of a single run {error:.1%}")
-    if headline == "accuracy":
+    if headline == "accuracy" and all("test_correct_merged" in run for run in runs):
         lost = [run["test_correct_unmerged"] - run["test_correct_merged"] for run in runs]
         lines.append(f"  shapes lost by merging: {', '.join(map(str, lost))}")
     total = [sum(run["seconds"].values()) for run in runs]

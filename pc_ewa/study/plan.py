@@ -12,10 +12,7 @@ from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.overrides import apply_overrides, read_yaml
 from pc_ewa.signatures import choose, describe, refuse_switch
-from pc_ewa.train.runner import check_folder
-from pc_ewa.train.splits import load_splits
 from pc_ewa.train.tasks import Task, create_task
-from pc_ewa.train.weights import check_start
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
@@ -57,6 +54,7 @@ class Comparison(_Section):
     baseline: str | None = None  # a key of variants; the first
     highlight: str | None = None  # the one that a summary names beside the baseline; "ewa" if there is one
     sweep: Sweep | None = None
+    summary: bool = True  # a row in the README; false: an ablation, which has its table alone
 
 
 class Run(NamedTuple):
@@ -168,28 +166,6 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
     return plan
 
 
-def check_runs(plan: Plan) -> None:
-    """Check what the runs find on this machine: the files they start from, a validation part, run folders.
-
-    Raises:
-        Error: what is missing, or a run folder that holds a run with other settings.
-    """
-    for variant in plan.variants:
-        check_start(plan.resolve(plan.run(variant, plan.values[0], plan.seeds[0])))
-    data = plan.experiment.data
-    if plan.sweep and data.val_fraction == 0 and load_splits(data, plan.seeds[0]).val is None:
-        raise ConfigError(
-            "sweep needs a validation part to choose on, but data.val_fraction=0; raise it or set sweep=null"
-        )
-    for variant in plan.variants:
-        for value in plan.values:
-            for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
-                run = plan.run(variant, value, seed)
-                if (run.folder / "config.yaml").is_file():
-                    check_folder(run.folder, plan.resolve(run))
-    check_folder(plan.output, plan.experiment)  # there is no run in it, but it must be one that can be written
-
-
 def _check_names(plan: Plan) -> None:
     choose("baseline", plan.baseline, plan.variants)
     if plan.highlight:
@@ -197,6 +173,12 @@ def _check_names(plan: Plan) -> None:
     for name in FILES:
         if name in plan.variants:
             raise ConfigError(f"variants.{name}: that is a file of the results; choose another name")
+    titles = [variant.title for variant in plan.variants.values()]
+    for title in titles:
+        if titles.count(title) > 1:
+            raise ConfigError(f"variants: the title {title!r} is there twice; give each its own")
+    if "\0" in plan.comparison.output:
+        raise ConfigError(f"output={plan.comparison.output!r}: no folder has a NUL in its name; leave it out")
     for key, seeds in (("seeds", plan.seeds), ("sweep.seeds", plan.sweep.seeds if plan.sweep else [])):
         if len(set(seeds)) < len(seeds):
             raise ConfigError(f"{key}={seeds}: a seed is there twice; name each once")
@@ -208,6 +190,8 @@ def _check_names(plan: Plan) -> None:
 def _check_changes(plan: Plan) -> None:
     taken = {"seed": "seeds says which", "output": "every run has a folder of its own"}
     if plan.sweep:
+        if plan.sweep.key in taken:
+            raise ConfigError(f"sweep.key={plan.sweep.key}: {taken[plan.sweep.key]}; choose another key")
         taken[plan.sweep.key] = "the sweep chooses it; leave it out, or set sweep=null"
     everywhere = [("", plan.comparison.changes), *((f"variants.{k}.", v.changes) for k, v in plan.variants.items())]
     for where, changes in everywhere:
@@ -228,18 +212,19 @@ def _check_experiments(plan: Plan) -> None:
                     f"variant {variant} is measured by {task.headline}, {plan.baseline} by {plan.task.headline}; "
                     "compare what has the same measure"
                 )
-            if plan.sweep and plan.sweep.key not in _keys(experiment):
-                raise ConfigError(f"variant {variant}: sweep.key={plan.sweep.key} is no number of its config")
+        if plan.sweep:
+            _check_sweep_key(plan, variant, plan.sweep.key)
 
 
-def _keys(experiment: Experiment) -> set[str]:
-    found = set()
-
-    def visit(section: dict[str, object], prefix: str) -> None:
-        for key, value in section.items():
-            found.add(prefix + key)
-            if isinstance(value, dict):
-                visit(value, f"{prefix}{key}.")
-
-    visit(experiment.model_dump(mode="json"), "")
-    return found
+def _check_sweep_key(plan: Plan, variant: str, key: str) -> None:
+    """The variant must have a number there of its own: the sweep would switch on a section that is null."""
+    found: object = plan.resolve(plan.run(variant, None, plan.seeds[0])).model_dump(mode="json")
+    for step in key.split("."):
+        found = found.get(step) if isinstance(found, dict) else None
+    if isinstance(found, bool) or not isinstance(found, Number):
+        raise ConfigError(
+            f"variant {variant}: sweep.key={key} is no number in its config without the sweep; choose a key that every "
+            "variant has, such as train.lr"
+        )
+    if key == "data.val_fraction":
+        raise ConfigError(f"sweep.key={key}: scores on other validation parts tell nothing; choose another key")

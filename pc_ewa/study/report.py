@@ -7,7 +7,7 @@ from typing import Any
 
 from pc_ewa.study.results import differences
 from pc_ewa.study.statistics import Difference, Unit, interval, spread, unit_of, verdict
-from pc_ewa.study.sweep import edge
+from pc_ewa.study.sweep import edge, left_out
 from pc_ewa.train.report import TITLES
 
 Results = Mapping[str, Any]
@@ -20,19 +20,21 @@ def as_markdown(results: Results) -> str:
 
 
 def as_summary(experiments: Sequence[Results]) -> str:
-    """One row per experiment: baseline, highlighted variant, difference, verdict; beneath, where they come from."""
+    """One row per experiment: baseline, highlighted variant, difference, verdict; beneath, where they come from.
+
+    Ablations are not listed.
+    """
     rows = [["experiment", "measure (test, last step)", "baseline", "with EWA", "seeds", "verdict, 95 % interval"]]
-    for results in experiments:
-        unit, shown = unit_of(results["headline"]), results.get("highlight") or "ewa"
-        if shown not in results["variants"]:
-            continue
+    listed = [results for results in experiments if _is_listed(results)]
+    for results in listed:
+        unit, shown = unit_of(results["headline"]), _highlight(results)
         scores = {v: _by_seed(results, v, "merged") for v in (results["baseline"], shown)}
         found = found_differences(results, shown).get("merged")
         cells = [f"{results['variants'][v]['title']}: {_cell(s, unit)}" for v, s in scores.items()]
         measure, seeds = _measure(results), found.seeds if found else 0
         better = results["higher_is_better"]
         rows.append([results["title"], measure, *cells, str(seeds), f"**{verdict(found, unit, better)}**"])
-    return "\n".join([*_table(rows), "", *(f"- {r['title']}: {provenance(r)}" for r in experiments)]) + "\n"
+    return "\n".join([*_table(rows), "", *(f"- {r['title']}: {provenance(r)}" for r in listed)]) + "\n"
 
 
 def as_csv(results: Results) -> str:
@@ -77,6 +79,7 @@ def remarks(results: Results) -> list[str]:
             lines.append(
                 f"{results['test_shapes']} test shapes: a single accuracy has a standard error of {error:.1%}."
             )
+    lines += [f"Left out of the tables: {entry['title']}; {entry['why']}." for entry in results.get("left_out") or []]
     lines += [f"Broken: {entry['run']}: {entry['error']}" for entry in results.get("broken") or []]
     return lines
 
@@ -120,17 +123,18 @@ def _scores_table(results: Results) -> list[list[str]]:
 
 def _costs(results: Results) -> list[str]:
     """The table of costs and its note; nothing where none were measured."""
-    costs = {variant["title"]: variant["costs"] for variant in results["variants"].values() if variant.get("costs")}
-    if not costs:
+    measured = [variant for variant in results["variants"].values() if variant.get("costs")]
+    if not measured:
         return []
     baseline = results["variants"].get(results["baseline"], {}).get("title", results["baseline"])
     rows = [["costs", "parameters in training", "at inference", "FLOPs per cloud", "training step"]]
     rows[0] += [f"of {baseline}'s", "inference per cloud", "peak memory of a run"]
-    for title, cost in costs.items():
+    for variant in measured:
+        cost = variant["costs"]
         ratio, peak = cost.get("step_ratio"), cost.get("peak_memory")
         rows.append(
             [
-                title,
+                variant["title"],
                 f"{cost['params_training']:,}",
                 f"{cost['params_inference']:,}",
                 f"{cost['flops'] / 1e6:,.1f} M",
@@ -150,12 +154,10 @@ def _costs(results: Results) -> list[str]:
 
 def _about_seeds(results: Results) -> list[str]:
     expected = len(results.get("seeds") or [])
-    short = {
-        variant["title"]: len(variant["scores"].get("merged", {}))
-        for variant in results["variants"].values()
-        if len(variant["scores"].get("merged", {})) < expected
-    }
-    return [f"{title}: only {count} of {expected} seeds are finished." for title, count in short.items()]
+    finished = [
+        (variant["title"], len(variant["scores"].get("merged", {}))) for variant in results["variants"].values()
+    ]
+    return [f"{title}: only {n} of {expected} seeds are finished." for title, n in finished if n < expected]
 
 
 def _about_sweep(results: Results) -> list[str]:
@@ -168,6 +170,13 @@ def _about_sweep(results: Results) -> list[str]:
         f"{sweep['key']} was chosen for each variant from {values}, by the best mean validation "
         f"{TITLES[results['headline']]} after the last step, {seeds}. Test played no part."
     ]
+    unfit = [
+        f"{variant['title']} ({', '.join(without)})"
+        for variant in results["variants"].values()
+        if (without := left_out(variant.get("sweep") or {}, sweep["seeds"]))
+    ]
+    if unfit:
+        lines.append(f"Left out of that choice, for runs that broke or have no finite score: {'; '.join(unfit)}.")
     for side, further in (("lowest", "lower"), ("highest", "higher")):
         there = [
             variant["title"]
@@ -180,6 +189,15 @@ def _about_sweep(results: Results) -> list[str]:
                 f"At the edge of the sweep, with the {side} {sweep['key']}: {who}. A {further} one may be better still."
             )
     return lines
+
+
+def _highlight(results: Results) -> str:
+    return str(results.get("highlight") or "ewa")
+
+
+def _is_listed(results: Results) -> bool:
+    """Whether a summary has a row for it: not for an ablation, nor without the two that it would name."""
+    return results.get("summary", True) and {results["baseline"], _highlight(results)} <= results["variants"].keys()
 
 
 def _measure(results: Results) -> str:

@@ -17,7 +17,7 @@ from pc_ewa.study.execute import Broken, cores
 from pc_ewa.study.plan import Plan, Run
 from pc_ewa.study.statistics import difference
 from pc_ewa.study.summaries import read_summary
-from pc_ewa.study.sweep import validation_scores
+from pc_ewa.study.sweep import validation_scores, why_left_out
 
 _NEEDED = ("title", "headline", "higher_is_better", "baseline", "variants")
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
@@ -25,7 +25,7 @@ _ABSOLUTE = re.compile(r"(?<![\w.\-/])/(?:[^\s/:,;'\"\[\]]+/)+")
 
 
 def collect(
-    plan: Plan, runs: Mapping[str, Sequence[Run]], costs: Mapping[str, Any] | None, broken: Sequence[Broken]
+    plan: Plan, runs: Mapping[str, Sequence[Run]], costs: Mapping[str, Any] | None, broken: Mapping[Path, Broken]
 ) -> dict[str, Any]:
     """Put together what results.json holds.
 
@@ -33,7 +33,7 @@ def collect(
         plan: the comparison.
         runs: the finished runs of every variant at its final setting.
         costs: what `measure_costs` returned.
-        broken: runs that did not reach their end.
+        broken: runs that did not reach their end, by folder.
     """
     summaries = {v: {run.seed: read_summary(run) or {} for run in found} for v, found in runs.items()}
     first = next((s for by_seed in summaries.values() for s in by_seed.values()), {})
@@ -67,7 +67,8 @@ def collect(
             "baseline": plan.baseline,
             "highlight": plan.highlight,
             "command": plan.command,
-            "date": datetime.date.today().isoformat(),
+            "summary": plan.comparison.summary,
+            "date": _last_day([run for found in runs.values() for run in found]),
             "hardware": hardware(),
             "costs_measured_on": costs["where"] if costs else None,
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
@@ -76,7 +77,12 @@ def collect(
             "test_shapes": first.get("test_shapes"),
             "val_shapes": first.get("val_shapes"),
             "variants": variants,
-            "broken": [entry._asdict() for entry in broken],
+            "left_out": [
+                {"title": variant.title, "why": why_left_out(plan, name, broken)}
+                for name, variant in plan.variants.items()
+                if name not in runs
+            ],
+            "broken": [entry._asdict() for entry in broken.values()],
         }
     )
 
@@ -134,6 +140,12 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, str):
         return _ABSOLUTE.sub(".../", value.replace(f"{Path.cwd()}{os.sep}", ""))
     return value
+
+
+def _last_day(runs: Sequence[Run]) -> str | None:
+    """The day on which the last of finished runs ended."""
+    ended = [(run.folder / "summary.json").stat().st_mtime for run in runs]
+    return datetime.date.fromtimestamp(max(ended)).isoformat() if ended else None
 
 
 def _scores(headline: str, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, float]]:

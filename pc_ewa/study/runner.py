@@ -2,16 +2,17 @@
 
 import fcntl
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pc_ewa.errors import ConfigError, Error
 from pc_ewa.study.costs import measure_costs
 from pc_ewa.study.curves import save_curves
 from pc_ewa.study.execute import Broken, Executor, cores
-from pc_ewa.study.plan import Plan, Run, check_runs
+from pc_ewa.study.plan import Plan, Run
+from pc_ewa.study.preflight import check_runs, check_save
 from pc_ewa.study.report import as_csv, as_markdown
 from pc_ewa.study.results import collect
 from pc_ewa.study.sweep import final_runs, is_settled
@@ -57,8 +58,10 @@ def study(plan: Plan, options: Options) -> list[Broken]:
         Stopped: by a signal; the same command goes on.
     """
     check_runs(plan)
-    with _only_process_in(plan.output):
-        executor = Executor(plan, _jobs(plan, options), 0)
+    if options.save:
+        check_save(options.save, plan.name)
+    with _only_process_in(plan.output) as lock:
+        executor = Executor(plan, _jobs(plan, options), 0, lock)
         done = sum(map(plan.is_done, dict.fromkeys(run for runs in _wanted(plan, options.only) for run in runs)))
         executor.total = _total(plan, options.only) - done
         if executor.total:
@@ -67,46 +70,62 @@ def study(plan: Plan, options: Options) -> list[Broken]:
                 flush=True,
             )
         executor.execute(_wanted(plan, options.only)[0])
-        executor.execute(_wanted(plan, options.only)[1])
-        broken = list(executor.broken.values())
-        report(plan, options, broken)
-    return broken
+        executor.execute(_wanted(plan, options.only, executor.broken)[1])
+        report(plan, options, executor.broken)
+    return list(executor.broken.values())
 
 
-def report(plan: Plan, options: Options, broken: list[Broken]) -> None:
-    """Write and print what the finished runs show."""
-    runs = {v: [r for r in final if plan.is_done(r)] for v, final in final_runs(plan).items()}
+def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
+    """Write and print what the finished runs show; `broken` are those, by folder, that are not waited for."""
+    runs = {v: [r for r in final if plan.is_done(r)] for v, final in final_runs(plan, broken).items()}
     runs = {variant: finished for variant, finished in runs.items() if finished}
-    costs = None
-    if options.costs and runs:
-        try:
-            costs = measure_costs(plan, runs)
-        except Error as error:
-            print(f"costs were not measured: {error}", flush=True)
-    results = collect(plan, runs, costs, broken)
+    results = collect(plan, runs, None, broken)
+    _write(plan, results)  # before a measurement that may fail
+    save_curves(plan, runs)
+    costs = _costs(plan, runs) if options.costs and runs else None
+    if costs:
+        results = collect(plan, runs, costs, broken)
+        _write(plan, results)
+    if options.save:
+        _copy(plan, options.save)
+    print(f"\n{as_markdown(results)}\nresults, curves: {plan.output}")
+
+
+def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any] | None:
+    """The costs, or None and a line: all variants are in memory at once, which may be too much for a GPU."""
+    try:
+        return measure_costs(plan, runs)
+    except Exception as error:
+        kind = "" if isinstance(error, Error) else f"{type(error).__name__}: "
+        print(f"costs were not measured: {kind}{' '.join(str(error).split())}", flush=True)
+        return None
+
+
+def _write(plan: Plan, results: dict[str, Any]) -> None:
     write_text(plan.output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     write_text(plan.output / "results.md", f"# {plan.comparison.title}\n\n{as_markdown(results)}")
     write_text(plan.output / "results.csv", as_csv(results))
-    save_curves(plan, runs)
-    if options.save:
-        options.save.mkdir(parents=True, exist_ok=True)
-        for name in ("results.json", "curves.png"):
-            source = plan.output / name
-            if source.is_file():
-                temporary = options.save / f".{name}.tmp"
-                temporary.write_bytes(source.read_bytes())
-                temporary.replace(options.save / f"{plan.name}{source.suffix}")
-    print(f"\n{as_markdown(results)}\nresults, curves: {plan.output}")
+
+
+def _copy(plan: Plan, folder: Path) -> None:
+    """Copy results and curves, named after the comparison."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("results.json", "curves.png"):
+        source = plan.output / name
+        if source.is_file():
+            temporary = folder / f".{name}.tmp"
+            temporary.write_bytes(source.read_bytes())
+            temporary.replace(folder / f"{plan.name}{source.suffix}")
 
 
 def _variants(plan: Plan, only: tuple[str, ...]) -> list[str]:
     return [variant for variant in plan.variants if not only or variant in only]
 
 
-def _wanted(plan: Plan, only: tuple[str, ...]) -> tuple[list[Run], list[Run]]:
+def _wanted(plan: Plan, only: tuple[str, ...], broken: Collection[Path] = ()) -> tuple[list[Run], list[Run]]:
     """The runs of the sweep, and those of all seeds as far as their settings are known; seed by seed."""
     variants = _variants(plan, only)
-    final = final_runs(plan)
+    final = final_runs(plan, broken)
     by_seed = zip(*(final[variant] for variant in variants if variant in final), strict=True)
     return [run for run in plan.sweep_runs() if run.variant in variants], [run for runs in by_seed for run in runs]
 
@@ -127,12 +146,15 @@ def _jobs(plan: Plan, options: Options) -> int:
 
 
 @contextmanager
-def _only_process_in(folder: Path) -> Iterator[None]:
-    """Hold the lock of a comparison, which a process loses when it ends, however it ends."""
+def _only_process_in(folder: Path) -> Iterator[int]:
+    """Hold the lock of a comparison, free once this process and those that inherit it have ended, however they end."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder} is in use by another comparison; wait for it or set output=...") from None
-        yield
+            raise ConfigError(
+                f"{folder} is in use by another comparison, or by runs still going on of one that was killed; wait for "
+                "them or set output=..."
+            ) from None
+        yield lock.fileno()

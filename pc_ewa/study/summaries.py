@@ -20,13 +20,20 @@ def read_summary(run: Run) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         content = None
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or "headline" not in content:
         raise CheckpointError(f"{path} is damaged; delete it, and the run ends anew from its last checkpoint")
     return content
 
 
 def read_metrics(run: Run) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; each has its "step"."""
+    """The lines of a run's metrics.jsonl; each has its "step". One that a crash tore is left out."""
     path = run.folder / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    return [content for line in lines if isinstance(content := _parse(line), dict) and "step" in content]
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -2,7 +2,8 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pc_ewa.study.plan import Number, Plan, Run
@@ -45,9 +46,33 @@ def chosen(plan: Plan, variant: str) -> Number | None:
     return choose_value(validation_scores(plan, variant), plan.sweep.seeds, plan.task.higher_is_better)
 
 
-def is_settled(plan: Plan, variant: str) -> bool:
-    """Whether the final setting of a variant is known."""
-    return plan.sweep is None or chosen(plan, variant) is not None
+def is_swept(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
+    """Whether all runs of the sweep of a variant are finished or, as those in the folders `broken`, will never be."""
+    runs = [run for run in plan.sweep_runs() if run.variant == variant]
+    return all(plan.is_done(run) or run.folder in broken for run in runs)
+
+
+def is_settled(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
+    """Whether the final setting of a variant is known: not before its whole sweep is over."""
+    return is_swept(plan, variant, broken) and (plan.sweep is None or chosen(plan, variant) is not None)
+
+
+def why_left_out(plan: Plan, variant: str, broken: Collection[Path] = ()) -> str:
+    """Why there is nothing to show of a variant."""
+    if not is_swept(plan, variant, broken):
+        return "its sweep is not finished"
+    if not is_settled(plan, variant, broken):
+        return "no value of the sweep has a score on every seed"
+    return "no run at its final setting is finished"
+
+
+def left_out(sweep: Mapping[str, Mapping[str, float]], seeds: Sequence[int]) -> list[str]:
+    """The values that could not be chosen, for want of a finite score on every seed; as results.json has them."""
+    return [
+        value
+        for value, by_seed in sweep.items()
+        if not all(str(seed) in by_seed and math.isfinite(by_seed[str(seed)]) for seed in seeds)
+    ]
 
 
 def edge(value: Number | None, scores: Mapping[Any, object]) -> str:
@@ -58,6 +83,6 @@ def edge(value: Number | None, scores: Mapping[Any, object]) -> str:
     return "lowest" if value == values[0] else "highest" if value == values[-1] else ""
 
 
-def final_runs(plan: Plan) -> dict[str, list[Run]]:
-    """The runs of all seeds of every variant whose setting is known."""
-    return {v: plan.final_runs(v, chosen(plan, v)) for v in plan.variants if is_settled(plan, v)}
+def final_runs(plan: Plan, broken: Collection[Path] = ()) -> dict[str, list[Run]]:
+    """The runs of all seeds of every variant whose setting is known; `broken` as in `is_swept`."""
+    return {v: plan.final_runs(v, chosen(plan, v)) for v in plan.variants if is_settled(plan, v, broken)}

@@ -7,9 +7,14 @@ from pc_ewa.config import dump
 from pc_ewa.study import Plan
 from pc_ewa.study.plan import Run
 
+# Test scores by state, as parts of that of the merged model.
+STATES = {"merged": 1.0, "merged_best": 0.9, "unmerged": 0.8, "unmerged_best": 0.7}
 
-def finish(plan: Plan, run: Run, val: float | None = 0.5, test: float = 0.5, **more: Any) -> None:
-    """Leave the folder of a finished run."""
+
+def finish(
+    plan: Plan, run: Run, val: float | None = 0.5, test: float = 0.5, best: float | None = None, **more: Any
+) -> None:
+    """Leave the folder of a finished run; `val` is of the last step, `best` the best of all (default: the same)."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(dump(plan.resolve(run)))
     figure = f"test_{plan.task.headline}"
@@ -18,10 +23,10 @@ def finish(plan: Plan, run: Run, val: float | None = 0.5, test: float = 0.5, **m
         "seed": run.seed,
         "steps": 4,
         f"val_{plan.task.headline}": val,
-        f"val_{plan.task.headline}_best": val,
+        f"val_{plan.task.headline}_best": val if best is None else best,
         "val_shapes": 3,
         "test_shapes": 12,
-        **{f"{figure}_{state}": test for state in ("merged", "merged_best", "unmerged", "unmerged_best")},
+        **{f"{figure}_{state}": part * test for state, part in STATES.items()},
         **more,
     }
     (run.folder / "summary.json").write_text(json.dumps(summary))

@@ -1,5 +1,6 @@
 """A comparison of toys."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,3 +41,17 @@ def plan(study_file: Callable[..., Path]) -> Callable[..., Plan]:
     return lambda *overrides, **keys: load_plan(
         study_file(**keys), list(overrides), "python tools/compare.py toys.yaml"
     )
+
+
+@pytest.fixture
+def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Put a shell script in the place of Python: $folder is the run folder, $@ the command line."""
+
+    def put(script: str) -> None:
+        path = tmp_path / "trainer"
+        first = 'for last in "$@"; do :; done; folder=$(echo "${last#output=}" | tr -d \'"\'); mkdir -p "$folder"'
+        path.write_text(f"#!/bin/sh\n{first}\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(path))
+
+    return put

@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pc_ewa.config import Experiment
 from pc_ewa.study import Plan, costs
 from pc_ewa.study.sweep import final_runs
+from pc_ewa.train.build import Setup, build
+from pc_ewa.train.distributed import World, join_world
 
 Make = Callable[..., Plan]
 
@@ -82,3 +85,34 @@ def test_experts_cost_parameters_in_training_alone(plan: Make, monkeypatch: pyte
     assert built == []
     costs.measure_costs(made, {"dense": runs["dense"]})
     assert built == [1]
+
+
+def test_times_are_per_cloud_and_ratios_to_the_baseline(plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The steps of a round lie all over training, where each has its share rate."""
+    steps: list[tuple[int, int]] = []
+    seconds = {"dense": iter([9.0, 1.0, 2.0, 4.0, 4.0, 4.0]), "ewa": iter([9.0, 4.0, 3.0, 2.0, 10.0, 6.0])}
+
+    def step(setup: Setup, experiment: Experiment, world: World, model: nn.Module, number: int) -> None:
+        if setup.averager:
+            steps.append((number, setup.averager.steps_done))
+
+    def fake(work: Callable[[], object], world: World) -> float:
+        before = len(steps)
+        is_step = work() is None
+        return next(seconds["ewa" if len(steps) > before else "dense"]) if is_step else 4.0
+
+    monkeypatch.setattr(costs, "MAX_ROUNDS", 5)
+    monkeypatch.setattr(costs, "train_step", step)
+    monkeypatch.setattr(costs, "_seconds", fake)
+    made = plan("sweep=null")
+    made.output.mkdir(parents=True)
+    found = costs.measure_costs(made, final_runs(made))["variants"]
+    assert steps == [(2, 2), (0, 0), (1, 1), (2, 2), (2, 2), (3, 3)]  # once to warm up; of 4 steps
+    assert (found["dense"]["step_seconds"], found["ewa"]["step_seconds"]) == (4.0, 4.0)
+    assert found["ewa"]["step_ratio"] == 1.5  # the median of 4, 3/2, 2/4, 10/4 and 6/4
+    assert found["ewa"]["inference_seconds"] == 4.0 / 8
+
+    experiment = made.resolve(final_runs(made)["ewa"][0])
+    with join_world("cpu") as world:
+        model = costs.inference_model(build(experiment, world))
+    assert found["ewa"]["flops"] == costs.count_flops(model, [torch.rand(1, 48, 3)])

@@ -62,6 +62,17 @@ def test_the_files_hold_mean_and_deviation_over_seeds(plan: Make) -> None:
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_titles_with_dollars_and_a_torn_line_are_no_problem(plan: Make) -> None:
+    made = plan("sweep=null", "seeds=[0]", title=r"$\nothing$", variants={"ewa": {"title": r"$\nowhere$ else"}})
+    (run,) = made.final_runs("ewa", None)
+    finish(made, run)
+    (run.folder / "metrics.jsonl").write_text('{"step": 4, "val_accuracy": 0.5}\n{"loss": 1}\n{"step": 4, "val_ac')
+    save_curves(made, {"ewa": [run]})
+    content = json.loads(Path("runs/compare/toys/curves.json").read_text())
+    assert [point["mean"] for point in content["variants"]["ewa"]["val"]] == [0.5]
+    assert Path("runs/compare/toys/curves.png").is_file()
+
+
 def test_a_config_that_counts_steps_is_drawn_in_steps(plan: Make) -> None:
     made = plan("sweep=null", "seeds=[0]", changes=["train.steps=4"])
     for runs in final_runs(made).values():

@@ -1,8 +1,11 @@
 """Runs as processes: what breaks is told and the rest goes on; a signal lets them save. The trainer is a stand-in."""
 
+import fcntl
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,20 +17,6 @@ from pc_ewa.study import Options, Plan, study
 from pc_ewa.study.execute import Executor, Stopped, duration, log_file
 
 Make = Callable[..., Plan]
-
-
-@pytest.fixture
-def trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
-    """Put a shell script in the place of Python: $folder is the run folder, $@ the command line."""
-
-    def put(script: str) -> None:
-        path = tmp_path / "trainer"
-        first = 'for last in "$@"; do :; done; folder=$(echo "${last#output=}" | tr -d \'"\'); mkdir -p "$folder"'
-        path.write_text(f"#!/bin/sh\n{first}\n{script}\n")
-        path.chmod(0o755)
-        monkeypatch.setattr(sys, "executable", str(path))
-
-    return put
 
 
 WRITE = """echo '{"headline": "accuracy", "val_accuracy": 0.25}' > "$folder/summary.json" """
@@ -76,7 +65,7 @@ def test_the_cores_are_shared_among_the_jobs(
     assert Path("runs/compare/toys/dense/seed_0/threads").read_text() == "5\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_lets_the_runs_save_and_starts_no_more(
     plan: Make, trainer: Callable[[str], None], number: signal.Signals
 ) -> None:
@@ -91,6 +80,19 @@ def test_a_signal_lets_the_runs_save_and_starts_no_more(
     folder = Path("runs/compare/toys/ewa")
     assert sorted(path.name for path in folder.iterdir()) == ["seed_0"]
     assert (folder / "seed_0" / "saved").is_file()
+
+
+def test_under_nohup_a_hangup_stops_nothing(
+    plan: Make, trainer: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = plan("sweep=null", "seeds=[0]")
+    trainer(f"kill -HUP {os.getpid()}; {WRITE}")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        Executor(made, jobs=1, total=1).execute(made.final_runs("ewa", None))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert Path("runs/compare/toys/ewa/seed_0/summary.json").is_file()
 
 
 def test_a_second_interrupt_does_not_wait(plan: Make, trainer: Callable[[str], None]) -> None:
@@ -113,6 +115,61 @@ def test_two_comparisons_do_not_share_a_folder(plan: Make, trainer: Callable[[st
         patch.setattr(Executor, "execute", second)
         with pytest.raises(Stopped):
             study(made, Options(costs=False))
+
+
+START = """
+import sys
+from pc_ewa.study import Options, load_plan, study
+sys.executable = sys.argv[1]
+study(load_plan("toys.yaml", ["sweep=null", "seeds=[0]"]), Options(costs=False, jobs=1))
+"""
+
+
+def test_runs_that_outlive_the_comparison_keep_it_locked(plan: Make, trainer: Callable[[str], None]) -> None:
+    """It is killed in such a way that it can stop nothing."""
+    made = plan("sweep=null", "seeds=[0]")
+    trainer('echo $$ > "$folder/pid.tmp"; mv "$folder/pid.tmp" "$folder/pid"; exec sleep 20')
+    stand_in, python = sys.executable, sys.orig_argv[0]
+    pid = made.output / "dense" / "seed_0" / "pid"
+    with subprocess.Popen([python, "-c", START, stand_in], stdout=subprocess.DEVNULL) as first:
+        _wait(lambda: pid.is_file() or first.poll() is not None)
+        first.kill()
+    try:
+        with pytest.raises(ConfigError, match="or by runs still going on of one that was killed"):
+            study(made, Options(costs=False))
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
+    trainer(WRITE)
+    _wait(lambda: _is_free(made.output))
+    assert study(made, Options(costs=False)) == []
+
+
+def test_a_log_that_is_still_written_to_is_not_emptied(plan: Make, trainer: Callable[[str], None]) -> None:
+    made = plan("sweep=null", "seeds=[0]")
+    (run,) = made.final_runs("ewa", None)
+    log_file(run).parent.mkdir(parents=True)
+    log_file(run).write_text("from another run\n")
+    trainer(WRITE)
+    with log_file(run).open() as other:
+        Executor(made, jobs=1, total=1).execute([run])
+        assert other.read() == "from another run\n"
+
+
+def _wait(ready: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if ready():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited 30 s in vain")
+
+
+def _is_free(folder: Path) -> bool:
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
 
 def test_times_are_told_in_units_that_fit() -> None:

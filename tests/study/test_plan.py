@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from study_folder import finish
 
-from pc_ewa.errors import ConfigError, Error
+from pc_ewa.errors import ConfigError
 from pc_ewa.study import Plan, check, load_plan
-from pc_ewa.study.plan import check_runs
 
 Make = Callable[..., Plan]
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -41,6 +39,15 @@ DENSE = {"title": "dense", "changes": ["ewa=null"]}
         ({"sweep": {"key": "train.lr", "values": [0.1, 0.1000000001]}}, "a value is there twice, to six digits"),
         ({"sweep": {"key": "train.lr", "values": [-1.0]}}, "variant dense: train.lr=-1.0"),
         ({"sweep": {"key": "train.rl", "values": [1.0]}}, "variant dense: unknown key 'train.rl'"),
+        # Setting these would give dense experts, and both an average.
+        ({"sweep": {"key": "ewa.share_rate", "values": [0.1]}}, "variant dense: sweep.key=ewa.share_rate is no number"),
+        ({"sweep": {"key": "average.decay", "values": [0.9]}}, "variant dense: sweep.key=average.decay is no number"),
+        ({"sweep": {"key": "seed", "values": [1, 2]}}, "sweep.key=seed: seeds says which"),
+        ({"sweep": {"key": "output", "values": [1, 2]}}, "sweep.key=output: every run has a folder of its own"),
+        ({"sweep": {"key": "model.num_classes", "values": [3]}}, "variant dense: unknown key 'model.num_classes'"),
+        ({"sweep": {"key": "data.val_fraction", "values": [0.1]}}, "sweep.key=data.val_fraction: scores on other"),
+        ({"variants": {"a": DENSE, "b": DENSE}}, "the title 'dense' is there twice"),
+        ({"output": "a\0b"}, "output='a\\x00b': no folder has a NUL in its name"),
         ({"sweep": {"key": "train.lr", "values": [0.1], "seeds": [1, 1]}}, "sweep.seeds=[1, 1]: a seed is there twice"),
     ],
 )
@@ -76,30 +83,6 @@ def test_without_a_sweep_there_is_no_folder_for_its_value(plan: Make) -> None:
         "elsewhere/dense/seed_0",
         "elsewhere/dense/seed_1",
     ]
-
-
-def test_a_folder_with_another_run_in_it_stops_the_comparison(plan: Make) -> None:
-    made = plan()
-    run = made.run("ewa", 1e-2, 1)
-    finish(made, run)
-    check_runs(made)
-    config = yaml.safe_load((run.folder / "config.yaml").read_text())
-    (run.folder / "config.yaml").write_text(yaml.safe_dump({**config, "recipe": "official"}))
-    with pytest.raises(ConfigError, match=r"ewa/lr_0\.01/seed_1 holds a run with other settings"):
-        check_runs(made)
-
-
-def test_what_runs_start_from_is_looked_for_first(plan: Make) -> None:
-    made = plan(changes=["init_from=none.pt"])
-    with pytest.raises(Error, match=r"init_from=none\.pt is no file"):
-        check_runs(made)
-
-
-def test_a_sweep_needs_a_validation_part(plan: Make) -> None:
-    made = plan(changes=["data.val_fraction=0"])
-    with pytest.raises(ConfigError, match="sweep needs a validation part"):
-        check_runs(made)
-    check_runs(plan("sweep=null", changes=["data.val_fraction=0"]))
 
 
 def test_check_says_what_is_done_and_what_is_to_do(plan: Make) -> None:

@@ -7,22 +7,25 @@ import pytest
 from study_folder import finish
 
 from pc_ewa.study import Plan
-from pc_ewa.study.sweep import choose_value, chosen, edge, final_runs
+from pc_ewa.study.sweep import choose_value, chosen, edge, final_runs, is_settled
 
 Make = Callable[..., Plan]
 
 
 def test_validation_chooses_and_test_is_never_looked_at(plan: Make) -> None:
     made = plan()
-    for value, val, test in ((1e-3, 0.6, 0.1), (1e-2, 0.5, 0.9)):
-        finish(made, made.run("dense", value, 0), val=val, test=test)
+    for value, val, test in ((1e-3, 0.6, 0.1), (1e-2, 0.5, 0.9)):  # the best of all epochs does not count either
+        finish(made, made.run("dense", value, 0), val=val, test=test, best=test)
     assert chosen(made, "dense") == 1e-3
     for value in (1e-3, 1e-2):  # the same without any figure of test
         path = made.run("dense", value, 0).folder / "summary.json"
         summary = json.loads(path.read_text())
         path.write_text(json.dumps({key: entry for key, entry in summary.items() if "test" not in key}))
     assert chosen(made, "dense") == 1e-3
-    assert chosen(made, "ewa") is None
+    finish(made, made.run("ewa", 1e-3, 0))
+    assert not is_settled(made, "ewa")  # while a run of the sweep is to do, its value may be the best
+    assert is_settled(made, "ewa", [made.run("ewa", 1e-2, 0).folder])  # that broke
+    assert not is_settled(made, "ewa", [made.run("dense", 1e-2, 0).folder])
     assert [run.folder.as_posix() for runs in final_runs(made).values() for run in runs] == [
         "runs/compare/toys/dense/lr_0.001/seed_0",
         "runs/compare/toys/dense/lr_0.001/seed_1",

@@ -52,6 +52,27 @@ def test_settings_are_compared_with_the_first_by_seed(tool: Tool, trained: Any, 
     assert out.splitlines()[-1] == "  against the first:   gain of 10.2 points (7.7 to 12.7)"
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("config.yaml", "[a, b]"), ("summary.json", "{}"), ("summary.json", "[]"), ("summary.json", '{"headline": []}')],
+)
+def test_a_damaged_run_is_one_line(tool: Tool, trained: Any, tmp_path: Path, file: str, content: str) -> None:
+    run = finished(trained.folder, tmp_path / "run", 0, 0.5)
+    (run / file).write_text(content)
+    code, out, err = tool("compare", trained.folder, run)
+    assert (code, out) == (2, "")
+    assert err == f"error: {run} is damaged: config.yaml or summary.json is not what a run leaves; leave it out\n"
+
+
+@pytest.mark.parametrize(
+    "flags", [["--check"], ["--jobs", "0"], ["--only", "dense"], ["--no-costs"], ["--save", "docs"]], ids=lambda f: f[0]
+)
+def test_folders_take_no_flags(tool: Tool, trained: Any, flags: list[str]) -> None:
+    code, out, err = tool("compare", trained.folder, *flags)
+    assert (code, out) == (2, "")
+    assert err == f"error: {flags[0]} is for a comparison, not for folders of finished runs; leave it out\n"
+
+
 @pytest.fixture
 def toys(toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A comparison of dense and of what cannot be built, with a sweep; its folder is the current one."""
@@ -96,6 +117,7 @@ def test_a_comparison_from_its_file_to_its_table(tool: Tool, toys: Path) -> None
     assert dense["costs"]["peak_memory"] > 0
     assert results["command"] == "python tools/compare.py toys.yaml"
     assert list(results["variants"]) == ["dense"]
+    assert results["left_out"] == [{"title": "bad", "why": "no value of the sweep has a score on every seed"}]
     assert (folder / "curves.png").is_file()
 
     written = {run: (run / "summary.json").stat().st_mtime_ns for run in runs}
@@ -112,6 +134,8 @@ def test_a_comparison_from_its_file_to_its_table(tool: Tool, toys: Path) -> None
         (["toys.yaml", "sweeps=null"], "unknown key 'sweeps'; did you mean 'sweep'?"),
         (["toys.yaml", "--only", "dense,rup"], "--only dense,rup: no variant 'rup'; choose from dense, bad"),
         (["toys.yaml", "--jobs", "0"], "--jobs 0; give a whole number from 1 on"),
+        (["toys.yaml", "--save", "toys.yaml"], "--save toys.yaml: File exists; name a folder for the copies"),
+        (["toys.yaml", 'output="a\\0b"'], "no folder has a NUL in its name"),
         ([".", "toys.yaml"], "toys.yaml is no folder; name finished runs"),
     ],
 )

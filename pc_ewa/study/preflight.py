@@ -1,0 +1,71 @@
+"""What the runs of a comparison find on this machine, checked before the first of them starts."""
+
+import os
+from pathlib import Path
+
+from pc_ewa.config import Experiment
+from pc_ewa.errors import ConfigError
+from pc_ewa.study.plan import FILES, Plan
+from pc_ewa.train.runner import check_folder
+from pc_ewa.train.splits import load_splits
+from pc_ewa.train.weights import check_start
+
+
+def check_runs(plan: Plan) -> None:
+    """Check the run folders, the files that runs start from, the data, and a validation part if there is a sweep.
+
+    Raises:
+        Error: what is missing or in the way, or a run folder that holds a run with other settings.
+    """
+    _check_folders(plan)
+    has_validation: dict[str, bool] = {}
+    for variant in plan.variants:
+        check_start(plan.resolve(plan.run(variant, plan.values[0], plan.seeds[0])))
+        for value in plan.values:
+            experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
+            if not _load_data(experiment, has_validation) and plan.sweep:
+                raise ConfigError(
+                    f"variant {variant}: the sweep needs a validation part to choose on, but data.val_fraction=0; "
+                    "raise it or set sweep=null"
+                )
+
+
+def check_save(folder: Path, name: str) -> None:
+    """Make the folder that gets copies of the results of the comparison `name`.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK) else "it cannot be written"
+    except OSError as error:
+        problem = str(error.strerror)
+    taken = [path for suffix in (".json", ".png") if (path := folder / f"{name}{suffix}").is_dir()]
+    if taken:
+        problem = f"{taken[0]} is a folder"
+    if problem:
+        raise ConfigError(f"--save {folder}: {problem}; name a folder for the copies")
+
+
+def _check_folders(plan: Plan) -> None:
+    # A folder without a config holds no run, but it must be one that can be written: any experiment will do.
+    check_folder(plan.output, plan.experiment)
+    for name in FILES:
+        if (plan.output / name).is_dir():
+            raise ConfigError(f"{plan.output / name} is a folder, where the results go; move it or set output=...")
+    for variant in plan.variants:
+        for value in plan.values:
+            for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
+                run = plan.run(variant, value, seed)
+                begun = (run.folder / "config.yaml").is_file()
+                check_folder(run.folder, plan.resolve(run) if begun else plan.experiment)
+
+
+def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:
+    """Load what was not loaded yet; returns whether the experiment has a validation part."""
+    for data in (experiment.data, *([experiment.probe.data] if experiment.probe else [])):
+        key = data.model_dump_json()
+        if key not in has_validation:
+            has_validation[key] = load_splits(data, experiment.seed).val is not None
+    return has_validation[experiment.data.model_dump_json()]

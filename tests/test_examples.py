@@ -1,0 +1,106 @@
+"""The examples run, say what they found, and stay short enough to read."""
+
+import importlib
+import json
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FIGURES = ("mean", "deviations", "identity", "spread", "merging")
+
+
+@pytest.fixture
+def examples(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the examples, from which they import each other as scripts do."""
+    folder = repository / "examples"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.chdir(repository)
+    return folder
+
+
+@pytest.fixture
+def theory(examples: Path) -> ModuleType:
+    return importlib.import_module("theory")
+
+
+def any_vit(examples: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["any_vit.py", *map(str, arguments)])
+    runpy.run_path(str(examples / "any_vit.py"), run_name="__main__")
+
+
+def test_any_vit_compares_with_dense_and_chooses_the_rate_on_validation(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "digits.json"
+    any_vit(examples, monkeypatch, "--seeds", 2, "--epochs", 1, "--json", file)
+    printed, results = capsys.readouterr().out, json.loads(file.read_text())
+    verdicts = ("no difference beyond noise", "gain of", "loss of", "no difference: the same", "on each of 2 seeds")
+    for title in ("RUP, β = 0", "EWA, linear to 0.3"):
+        row = next(line for line in printed.splitlines() if line.startswith(f"| {title}"))
+        assert any(words in row for words in verdicts)
+    assert "±" in printed
+    assert results["command"] == "python examples/any_vit.py --seeds 2 --epochs 1"
+    assert results["test_shapes"] == 899
+    assert list(results["variants"]) == ["dense", "rup", "ewa"]
+    for variant in results["variants"].values():
+        sums = {rate: sum(by_seed.values()) for rate, by_seed in variant["sweep"].items()}
+        assert sums[f"{variant['value']:g}"] == max(sums.values())
+        assert variant["scores"]["merged"].keys() == {"0", "1"}
+        right = [899 * score for score in variant["scores"]["merged"].values()]
+        assert right == pytest.approx([round(count) for count in right], abs=1e-9)
+    assert str(tmp_path) not in file.read_text()
+
+
+def test_any_vit_splits_by_class_and_without_overlap(examples: Path) -> None:
+    parts = importlib.import_module("any_vit").digits()
+    assert {name: len(labels) for name, (_, labels) in parts.items()} == {"train": 538, "val": 360, "test": 899}
+    for _, labels in parts.values():
+        share = labels.bincount() / len(labels)
+        assert (share - 0.1).abs().max() < 0.01
+    pixels = [{image.numpy().tobytes() for image in images} for images, _ in parts.values()]
+    assert not pixels[2] & (pixels[0] | pixels[1])
+    assert not pixels[0] & pixels[1]
+
+
+@pytest.mark.parametrize("wrong", [("--seeds", 0), ("--epochs", 0), ("--json", "no/such/folder/x.json")])
+def test_any_vit_refuses_before_it_trains(
+    examples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: tuple[object, ...]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        any_vit(examples, monkeypatch, *wrong)
+    assert stop.value.code == 2
+    assert "must be at least 1, and the folder of --json must exist" in capsys.readouterr().err
+
+
+def test_any_vit_is_short(examples: Path) -> None:
+    assert len((examples / "any_vit.py").read_text().splitlines()) <= 80
+
+
+def test_theory_holds_and_draws_its_figures(
+    theory: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert theory.main(["--quick", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "All exact statements hold to 1e-12." in printed
+    assert "VIOLATED" not in printed
+    for figure in FIGURES:
+        assert (tmp_path / f"{figure}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_theory_notices_an_averaging_that_moves_the_mean(
+    theory: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Towards the first expert instead of the mean."""
+    monkeypatch.setattr("pc_ewa.ewa.averaging.merge_stack", lambda stack: stack[0].clone())
+    kept = theory.mean_is_kept(tmp_path / "mean.png")
+    assert [line.holds() for line in kept] == [False]
+
+
+def test_docs_of_the_theory_show_every_figure(repository: Path) -> None:
+    text = (repository / "docs" / "theory.md").read_text()
+    for figure in FIGURES:
+        assert f"(theory/{figure}.png)" in text
+        assert (repository / "docs" / "theory" / f"{figure}.png").is_file()
