@@ -75,6 +75,6 @@ if __name__ == "__main__":
     results |= {"headline": "accuracy", "higher_is_better": True, "baseline": "dense", "variants": variants}
     results |= {"date": date.today().isoformat(), "hardware": hardware(), "versions": {"torch": torch.__version__}}
     results |= {"sweep": {"key": "lr", "values": RATES, "seeds": seeds}, "test_shapes": len(data["test"][0])}
-    print(as_markdown(results))
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(as_markdown(results))

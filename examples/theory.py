@@ -61,10 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
     steps, few, data = (6, 3, digits()) if options.quick else (270, 40, digits())
-    found = show("a. Averaging keeps the mean", mean_is_kept(options.output / "mean.png"))
-    found += show("b. Deviations shrink by 1 - β N/(N-1)", deviations_shrink(options.output / "deviations.png"))
-    found += show("c. Full averaging is dense SGD", dense_identity(data, few, options.output / "identity.png"))
-    found += show("d. Deviations remember gradients", history(data, few))
+    found = show("1. Averaging keeps the mean", mean_is_kept(options.output / "mean.png"))
+    found += show("2. Deviations shrink by 1 - β N/(N-1)", deviations_shrink(options.output / "deviations.png"))
+    found += show("3. Full averaging is dense SGD", dense_identity(data, few, options.output / "identity.png"))
+    found += show("4. Deviations remember gradients", history(data, few))
     curves = {
         "dense": train(data, steps, None),
         "β = 0": train(data, steps, 0.0),
@@ -73,10 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
         "β = 0, independent": train(data, steps, 0.0, init="independent"),
         "β linear, independent": train(data, steps, BETA, init="independent"),
     }
-    found += show("d. The spread follows the learning rate", spread_follows(curves, options.output / "spread.png"))
-    found += show("e. Merged and unmerged", merged_losses(curves, options.output / "merging.png"))
+    found += show("4. The spread follows the learning rate", spread_follows(curves, options.output / "spread.png"))
+    found += show("5. Merged and unmerged", merged_losses(curves, options.output / "merging.png"))
     broken = [line.text for line in found if not line.holds()]
     print(f"Exact statements violated: {'; '.join(broken)}" if broken else "All exact statements hold to 1e-12.")
+    print(f"figures: {options.output}")
     return 1 if broken else 0
 
 
@@ -192,14 +193,14 @@ def spread_follows(curves: dict[str, Curves], path: Path) -> list[Line]:
     """Spread of the experts along training, and over the learning rate of the moment."""
     left, right = plt.subplots(1, 2, figsize=(9.5, 3.8))[1]
     lines = []
-    for name, curve in curves.items():
-        if name == "dense" or "independent" in name:
-            continue
-        left.semilogy(curve.spread, lw=1, label=name)
+    shown = [name for name in curves if name != "dense" and "independent" not in name]
+    for color, name in enumerate(shown):
+        curve = curves[name]
+        left.semilogy(curve.spread, lw=1, color=f"C{color}", label=name)
         lines.append(Line(f"{name}: spread at the end, of its peak", curve.spread[-1] / max(curve.spread)))
         if name != "β = 0":
             peak = len(curve.lr) // 10 + 3  # once the rate falls
-            right.loglog(curve.lr[peak:], curve.spread[peak:], ".", ms=2, label=name)
+            right.loglog(curve.lr[peak:], curve.spread[peak:], ".", ms=2, color=f"C{color}", label=name)
     steady = curves["β constant"]
     left.semilogy(steady.lr, "k:", lw=1, label="learning rate")
     left.set(title="Spread ‖W_i - W̄‖ / ‖W̄‖", xlabel="step", ylim=(1e-8, 1))

@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
         metavar="CONFIG [key=value ...] | FOLDER ...",
         help="a comparison, such as configs/compare/furniture.yaml, and changes of its keys; or run folders",
     )
-    parser.add_argument("--check", action="store_true", help="check everything and list the runs, then stop")
+    parser.add_argument("--check", action="store_true", help="list the runs and check everything, then stop")
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU 1)")
     parser.add_argument("--only", metavar="A,B", help="run these variants; the tables show all that is finished")
     parser.add_argument("--no-costs", action="store_true", help="do not measure parameters, FLOPs and times")
@@ -69,7 +69,7 @@ def refuse_flags(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Check the comparison, and make it."""
-    from pc_ewa.study import Options, check, load_plan, study
+    from pc_ewa.study import Options, check_runs, load_plan, outline, study
     from pc_ewa.study.execute import Stopped
 
     path, *overrides = options.what
@@ -82,7 +82,8 @@ def compare(options: argparse.Namespace) -> None:
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs {options.jobs}; give a whole number from 1 on")
     if options.check:
-        print(check(plan, only))
+        print(outline(plan, only), flush=True)
+        check_runs(plan)
         return
     save = Path(options.save) if options.save else None
     try:

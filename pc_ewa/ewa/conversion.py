@@ -63,6 +63,8 @@ def upcycle(
         raise ValueError("the model has gated mixtures of experts already; start from a dense model")
     if expert_layers(model):
         raise ValueError("the model has mixtures of experts already; merge_experts() it before upcycling again")
+    if not isinstance(gate, Gate | None):
+        raise ValueError(f"gate={gate!r}; give a Gate(), with capacity_factor and balance_weight, or None")
     if gate and partition != "batch":
         raise ValueError(
             f"partition={partition!r} with a gate, which deals the tokens by content; leave one of them out"

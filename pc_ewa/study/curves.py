@@ -121,6 +121,8 @@ def _draw(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Point]]], unit: 
             axis.plot(x, [factor * m for m in mean], color=color, linestyle=style, label=label, marker=marker)
             axis.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
         axis.set(title=title, xlabel=unit)
+        if name == "spread" and any(p.mean > 0 for by_figure in found.values() for p in by_figure[name]):
+            axis.set_yscale("log")  # it ends at thousandths of its peak
         axis.grid(alpha=0.3)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.suptitle(f"{_literal(plan.comparison.title)}: mean over seeds, band of ± 1 standard deviation")

@@ -54,7 +54,8 @@ def _describe(runs: Sequence[dict[str, Any]]) -> str:
     unit = unit_of(headline)
     percent = " %" if unit.percent else ""
     lines = [f"{runs[0]['output']} and alike: seeds {seeds}, {runs[0]['mixtures']} mixtures; test {TITLES[headline]}"]
-    for title, state in _STATES.items():
+    gated = runs[0].get("gated", False)
+    for title, state in ({"as a MoE, last": "merged", "as a MoE, best": "merged_best"} if gated else _STATES).items():
         values = [run[figure] for run in runs if (figure := f"test_{headline}_{state}") in run]
         if len(values) == len(runs):  # a run without a validation part has no best state
             each = ", ".join(map(unit.plain, values))
@@ -62,7 +63,7 @@ def _describe(runs: Sequence[dict[str, Any]]) -> str:
     if all("test_standard_error_merged" in run for run in runs):
         error = statistics.mean(run["test_standard_error_merged"] for run in runs)
         lines.append(f"  s.e. of a single run {error:.1%}")
-    if headline == "accuracy" and all("test_correct_merged" in run for run in runs):
+    if headline == "accuracy" and not gated and all("test_correct_merged" in run for run in runs):
         lost = [run["test_correct_unmerged"] - run["test_correct_merged"] for run in runs]
         lines.append(f"  shapes lost by merging: {', '.join(map(str, lost))}")
     total = [sum(run["seconds"].values()) for run in runs]

@@ -154,6 +154,8 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
     """
     path = Path(path)
     content = read_yaml(path)
+    if "model" in content and "variants" not in content:
+        raise ConfigError(f"{path} is one experiment, no comparison; compare configs/compare/*.yaml, or run folders")
     content.setdefault("output", f"runs/compare/{path.stem}")
     try:
         comparison = Comparison.model_validate(apply_overrides(content, overrides or []))

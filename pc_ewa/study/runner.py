@@ -33,9 +33,8 @@ class Options(NamedTuple):
     save: Path | None = None
 
 
-def check(plan: Plan, only: tuple[str, ...] = ()) -> str:
-    """Check what the runs need, and say which are finished and which are to be done; nothing is run or written."""
-    check_runs(plan)
+def outline(plan: Plan, only: tuple[str, ...] = ()) -> str:
+    """Say which runs are finished and which are to be done; nothing is run, written or checked."""
     sweep, final = _wanted(plan, only)
     runs = list(dict.fromkeys([*sweep, *final]))
     lines = [f"{'done ' if plan.is_done(run) else 'to do'}  {run.folder}" for run in runs]
@@ -88,7 +87,8 @@ def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
         _write(plan, results)
     if options.save:
         _copy(plan, options.save)
-    print(f"\n{as_markdown(results)}\nresults, curves: {plan.output}")
+    copies = f"; copies: {options.save}" if options.save else ""
+    print(f"\n{as_markdown(results)}\nresults, curves: {plan.output}{copies}")
 
 
 def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any] | None:

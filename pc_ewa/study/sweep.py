@@ -66,13 +66,13 @@ def why_left_out(plan: Plan, variant: str, broken: Collection[Path] = ()) -> str
     return "no run at its final setting is finished"
 
 
-def left_out(sweep: Mapping[str, Mapping[str, float]], seeds: Sequence[int]) -> list[str]:
-    """The values that could not be chosen, for want of a finite score on every seed; as results.json has them."""
-    return [
-        value
-        for value, by_seed in sweep.items()
-        if not all(str(seed) in by_seed and math.isfinite(by_seed[str(seed)]) for seed in seeds)
-    ]
+def left_out(sweep: Mapping[Any, Mapping[Any, float]], seeds: Sequence[int]) -> list[str]:
+    """The values that could not be chosen, for want of a finite score on every seed.
+
+    Values and seeds are numbers, or texts as in results.json.
+    """
+    finite = {value: {str(seed) for seed, score in by.items() if math.isfinite(score)} for value, by in sweep.items()}
+    return [str(value) for value in sweep if not finite[value].issuperset(map(str, seeds))]
 
 
 def edge(value: Number | None, scores: Mapping[Any, object]) -> str:

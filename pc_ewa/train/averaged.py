@@ -51,6 +51,7 @@ class WeightAverage:
                 "nothing would be averaged; lower it or train longer"
             )
         how = get_ema_multi_avg_fn(self.settings.decay) if ema else None  # type: ignore[no-untyped-call]
+        self.steps = total_steps - self.begin
         self.average = AveragedModel(model, multi_avg_fn=how, use_buffers=ema)
         self._statistics_of = 0  # how many models the average was made of when its statistics were gathered
 
@@ -101,7 +102,11 @@ class WeightAverage:
     def describe(self) -> str:
         """One line on what is averaged."""
         if self.settings.kind == "ema":
-            return f"average: ema, decay {self.settings.decay:g}, of the weights of every step after {self.begin}"
+            line = f"average: ema, decay {self.settings.decay:g}, of the weights of every step after {self.begin}"
+            memory = 1 / (1 - self.settings.decay)
+            if memory > self.steps / 4:
+                line += f"; it remembers {memory:.0f} of {self.steps} steps, early ones too: lower average.decay"
+            return line
         rate = "" if self.settings.lr is None else f", learning rate {self.settings.lr:g} from there on"
         return f"average: swa of the weights of every {self.every} steps after {self.begin}{rate}"
 

@@ -129,7 +129,7 @@ def test_runs_that_outlive_the_comparison_keep_it_locked(plan: Make, trainer: Ca
     """It is killed in such a way that it can stop nothing."""
     made = plan("sweep=null", "seeds=[0]")
     trainer('echo $$ > "$folder/pid.tmp"; mv "$folder/pid.tmp" "$folder/pid"; exec sleep 20')
-    stand_in, python = sys.executable, sys.orig_argv[0]
+    stand_in, python = sys.executable, str(Path(sys.prefix, "bin", "python"))
     pid = made.output / "dense" / "seed_0" / "pid"
     with subprocess.Popen([python, "-c", START, stand_in], stdout=subprocess.DEVNULL) as first:
         _wait(lambda: pid.is_file() or first.poll() is not None)

@@ -8,7 +8,7 @@ import pytest
 from study_folder import finish
 
 from pc_ewa.errors import ConfigError
-from pc_ewa.study import Plan, check, load_plan
+from pc_ewa.study import Plan, load_plan, outline
 
 Make = Callable[..., Plan]
 REPOSITORY = Path(__file__).parent.parent.parent
@@ -89,7 +89,7 @@ def test_check_says_what_is_done_and_what_is_to_do(plan: Make) -> None:
     made = plan()
     finish(made, made.run("dense", 1e-3, 0), val=0.2)
     finish(made, made.run("dense", 1e-2, 0), val=0.4)
-    lines = check(made).splitlines()
+    lines = outline(made).splitlines()
     assert "done   runs/compare/toys/dense/lr_0.01/seed_0" in lines
     assert "to do  runs/compare/toys/dense/lr_0.01/seed_1" in lines  # chosen already
     assert "to do  runs/compare/toys/ewa/lr_0.01/seed_0" in lines

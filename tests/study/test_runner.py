@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from study_folder import finish
 
-from pc_ewa.study import Options, Plan, check, runner, study
+from pc_ewa.study import Options, Plan, outline, runner, study
 from pc_ewa.study.runner import report
 
 Make = Callable[..., Plan]
@@ -42,7 +42,7 @@ def test_a_variant_whose_sweep_is_not_finished_is_left_out_and_named(
     for variant, values in (("dense", (1e-3, 1e-2)), ("ewa", (1e-3,))):
         for value in values:
             finish(made, made.run(variant, value, 0))
-    lines = check(made).splitlines()
+    lines = outline(made).splitlines()
     assert lines[-1].endswith("and the other seeds follow: ewa")
     assert not any("ewa/lr_0.001/seed_1" in line for line in lines)
     report(made, NO_COSTS, {})
