@@ -226,3 +226,8 @@ def test_upcycling_a_gated_model_again_is_refused(transformer: Build) -> None:
 
 def test_printed_layer_says_what_it_is(gated_mixture: Mixture) -> None:
     assert "num_experts=3, capacity_factor=1.25, balance_weight=0.5" in repr(gated_mixture())
+
+
+def test_a_gate_that_is_no_gate_is_refused(transformer: Build) -> None:
+    with pytest.raises(ValueError, match=r"^gate=True; give a Gate\(\)"):
+        upcycle(transformer(), 2, gate=True)  # type: ignore[arg-type]

@@ -57,6 +57,11 @@ def test_a_wrong_comparison_is_one_line(plan: Make, keys: dict[str, Any], messag
     assert message in str(stop.value)
 
 
+def test_an_experiment_is_no_comparison(toy_config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"toy\.yaml is one experiment, no comparison; compare configs/compare"):
+        load_plan(toy_config)
+
+
 def test_the_runs_are_what_a_user_would_type(plan: Make, toy_config: Path) -> None:
     made = plan(changes=["train.steps=3"])
     assert [str(run.folder) for run in made.sweep_runs()] == [

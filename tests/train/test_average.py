@@ -261,3 +261,11 @@ def test_a_start_after_the_last_epoch_is_refused(experiment: MakeExperiment, tmp
         "lower it or train longer"
     )
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("decay", "told"), [(0.9, True), (0.0, False)])
+def test_an_ema_that_remembers_too_much_is_told(experiment: MakeExperiment, decay: float, told: bool) -> None:
+    """Of 4 steps: at 0.9 the average would still be mostly the first weights."""
+    notes = build(experiment(f"average.decay={decay}"), WORLD).notes
+    hint = "it remembers 10 of 4 steps, early ones too: lower average.decay"
+    assert any(hint in note for note in notes) is told
