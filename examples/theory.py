@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import matplotlib
 import torch
-from any_vit import digits
+from digits import digits
 from theory_lab import (
     BETA,
     EXPERTS,

@@ -26,9 +26,9 @@ def theory(examples: Path) -> ModuleType:
     return importlib.import_module("theory")
 
 
-def any_vit(examples: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["any_vit.py", *map(str, arguments)])
-    runpy.run_path(str(examples / "any_vit.py"), run_name="__main__")
+def any_vit(examples: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object, script: str = "any_vit.py") -> None:
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+    runpy.run_path(str(examples / script), run_name="__main__")
 
 
 def test_any_vit_compares_with_dense_and_chooses_the_rate_on_validation(
@@ -54,8 +54,23 @@ def test_any_vit_compares_with_dense_and_chooses_the_rate_on_validation(
     assert str(tmp_path) not in file.read_text()
 
 
+def test_ablations_change_one_thing_at_a_time(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "ablations.json"
+    any_vit(examples, monkeypatch, "--seeds", 1, "--epochs", 1, "--json", file, script="ablations.py")
+    results = json.loads(file.read_text())
+    assert results["summary"] is False
+    assert "| all 4 FFNs" in capsys.readouterr().out
+    settings = importlib.import_module("ablations").VARIANTS
+    default = settings["ewa"][1:]
+    for name, (_, experts, averaging) in settings.items():
+        changed = [key for key in experts if experts[key] != default[0].get(key)]
+        assert len(changed) + ("share_rate" in averaging or "schedule" in averaging) == (name not in ("dense", "ewa"))
+
+
 def test_any_vit_splits_by_class_and_without_overlap(examples: Path) -> None:
-    parts = importlib.import_module("any_vit").digits()
+    parts = importlib.import_module("digits").digits()
     assert {name: len(labels) for name, (_, labels) in parts.items()} == {"train": 538, "val": 360, "test": 899}
     for _, labels in parts.values():
         share = labels.bincount() / len(labels)

@@ -1,0 +1,47 @@
+"""What the examples on scikit-learn's digits share: the images, the accuracy, and how results are printed and kept."""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+
+from pc_ewa.study.report import as_markdown
+from pc_ewa.study.results import hardware
+
+Part = tuple[Tensor, Tensor]
+
+
+def digits() -> dict[str, Part]:
+    """Images (B, 1, 8, 8) in -1 to 1 and labels (B,) by part: 30 % train, 20 % val, 50 % test; the same always."""
+    images, labels = load_digits(return_X_y=True)
+    rest, test = train_test_split(range(len(labels)), test_size=0.5, stratify=labels, random_state=0)
+    train, val = train_test_split(rest, test_size=0.4, stratify=labels[rest], random_state=0)
+    images, labels = torch.tensor(images).float().view(-1, 1, 8, 8) / 8 - 1, torch.tensor(labels)
+    return {name: (images[part], labels[part]) for name, part in (("train", train), ("val", val), ("test", test))}
+
+
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of the images that the model gets right."""
+    return (model(pixel_values=images).logits.argmax(1) == labels).double().mean().item()
+
+
+def publish(path: Path | None, variants: dict[str, Any], seeds: list[int], **about: Any) -> None:
+    """Write the results as JSON, as docs/tables.py reads them, and print them as a table, in words too.
+
+    Args:
+        path: the file, if there shall be one.
+        variants: title, value, sweep and scores by name; differences are to "dense".
+        seeds: of all variants.
+        about: name, title and command, and what else the file shall say.
+    """
+    results = {**about, "headline": "accuracy", "higher_is_better": True, "baseline": "dense"}
+    results |= {"date": date.today().isoformat(), "hardware": hardware(), "versions": {"torch": torch.__version__}}
+    results |= {"seeds": seeds, "test_shapes": len(digits()["test"][0]), "variants": variants}
+    if path:
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(as_markdown(results))
