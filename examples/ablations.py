@@ -1,4 +1,4 @@
-"""One choice of EWA at a time, on the ViT and the digits of any_vit.py, at one learning rate for all; 10 minutes."""
+"""One choice of EWA at a time, on the ViT and the digits of any_vit.py, at one learning rate for all; 15 minutes."""
 
 from any_vit import Arguments, parse, train
 from digits import accuracy, digits, publish
