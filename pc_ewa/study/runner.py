@@ -1,13 +1,11 @@
 """A whole comparison: the sweep, the runs of all seeds, costs, curves and tables, into one folder."""
 
-import fcntl
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pc_ewa.errors import ConfigError, Error
+from pc_ewa.errors import Error
 from pc_ewa.study.costs import measure_costs
 from pc_ewa.study.curves import save_curves
 from pc_ewa.study.execute import Broken, Executor, cores
@@ -17,7 +15,10 @@ from pc_ewa.study.report import as_csv, as_markdown
 from pc_ewa.study.results import collect
 from pc_ewa.study.sweep import final_runs, is_settled
 from pc_ewa.train.distributed import choose_device
+from pc_ewa.train.runner import only_process_in
 from pc_ewa.train.tracking import write_text
+
+_OTHERS = "another comparison, or by runs still going on of one that was killed"
 
 
 class Options(NamedTuple):
@@ -59,7 +60,7 @@ def study(plan: Plan, options: Options) -> list[Broken]:
     check_runs(plan)
     if options.save:
         check_save(options.save, plan.name)
-    with _only_process_in(plan.output) as lock:
+    with only_process_in(plan.output, _OTHERS) as lock:
         executor = Executor(plan, _jobs(plan, options), 0, lock)
         done = sum(map(plan.is_done, dict.fromkeys(run for runs in _wanted(plan, options.only) for run in runs)))
         executor.total = _total(plan, options.only) - done
@@ -143,18 +144,3 @@ def _jobs(plan: Plan, options: Options) -> int:
     if choose_device(plan.experiment.device).type == "cuda":
         return 1
     return max(1, min(cores(), _total(plan, options.only)))
-
-
-@contextmanager
-def _only_process_in(folder: Path) -> Iterator[int]:
-    """Hold the lock of a comparison, free once this process and those that inherit it have ended, however they end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                f"{folder} is in use by another comparison, or by runs still going on of one that was killed; wait for "
-                "them or set output=..."
-            ) from None
-        yield lock.fileno()

@@ -58,7 +58,7 @@ def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | No
         setup = build(experiment, world)
         if check_only:
             return None
-        with _only_process_in(folder) if world.is_main else nullcontext():
+        with only_process_in(folder) if world.is_main else nullcontext():
             return _run(experiment, folder, setup, world, began)
 
 
@@ -83,15 +83,22 @@ def check_folder(folder: Path, experiment: Experiment) -> None:
 
 
 @contextmanager
-def _only_process_in(folder: Path) -> Iterator[None]:
-    """Hold the run folder's lock, which a process loses when it ends, however it ends."""
+def only_process_in(folder: Path, who: str = "another process") -> Iterator[int]:
+    """Hold the lock of a folder, free once this process and those that inherit it have ended, however they end.
+
+    Returns:
+        The descriptor of the lock, for those that shall inherit it.
+
+    Raises:
+        ConfigError: the folder is in use by `who`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"{folder} is in use by another process; wait for it or choose another output") from None
-        yield
+            raise ConfigError(f"{folder} is in use by {who}; wait for it or choose another output") from None
+        yield lock.fileno()
 
 
 def _run(experiment: Experiment, folder: Path, setup: Setup, world: World, began: float) -> dict[str, Any] | None:

@@ -12,11 +12,11 @@ from typing import IO, Any, NamedTuple
 
 import pytest
 import torch
+from run_folder import stop_after_saving
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError
 from pc_ewa.train import run
-from pc_ewa.train.checkpoint import Checkpoints
 from pc_ewa.train.tracking import Tracker
 
 MakeExperiment = Callable[..., Experiment]
@@ -349,17 +349,6 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_told_in_one_line(
     with pytest.raises(CheckpointError, match=r"holds another run: .*; choose another output") as caught:
         run(made)
     assert "\n" not in str(caught.value)
-
-
-def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Checkpoints.save
-
-    def save_and_stop(self: Checkpoints, content: Any, at: int, best: bool) -> None:
-        save(self, content, at, best)
-        if at == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
 
 
 def interrupt_after_figures(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
