@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pc_ewa.compare.report import as_markdown, as_summary
+from pc_ewa.compare.results import read_results
 from pc_ewa.errors import ConfigError, exit_on_error
-from pc_ewa.signatures import choose
-from pc_ewa.study.report import as_markdown, as_summary
-from pc_ewa.study.results import read_results
+from pc_ewa.validation import choose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/results.md")

@@ -10,8 +10,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from pc_ewa.study.report import as_markdown
-from pc_ewa.study.results import hardware
+from pc_ewa.compare.report import as_markdown
+from pc_ewa.compare.results import hardware
 
 Part = tuple[Tensor, Tensor]
 
@@ -39,9 +39,9 @@ def publish(path: Path | None, variants: dict[str, Any], seeds: list[int], **abo
         seeds: of all variants.
         about: name, title and command, and what else the file shall say.
     """
-    results = {**about, "headline": "accuracy", "higher_is_better": True, "baseline": "dense"}
+    results = {**about, "main_metric": "accuracy", "higher_is_better": True, "baseline": "dense"}
     results |= {"date": date.today().isoformat(), "hardware": hardware(), "versions": {"torch": torch.__version__}}
-    results |= {"seeds": seeds, "test_shapes": len(digits()["test"][0]), "variants": variants}
+    results |= {"seeds": seeds, "test_samples": len(digits()["test"][0]), "variants": variants}
     if path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(as_markdown(results))

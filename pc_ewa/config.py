@@ -13,8 +13,8 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa.averaging import Schedule, check_share_rate
 from pc_ewa.ewa.experts import Init, PartitionScope
 from pc_ewa.models import MODELS
-from pc_ewa.overrides import apply_overrides, read_yaml
-from pc_ewa.signatures import check_arguments, choose, describe, refuse_switch
+from pc_ewa.validation import check_arguments, choose, describe, refuse_switch
+from pc_ewa.yaml_config import apply_overrides, read_yaml
 
 # Arguments of models that the data decides, and that are not for the config to say again.
 DECIDED_BY_DATA = ("num_classes", "num_parts", "num_categories")

@@ -43,7 +43,7 @@ def test_any_vit_compares_with_dense_and_chooses_the_rate_on_validation(
         assert any(words in row for words in verdicts)
     assert "±" in printed
     assert results["command"] == "python examples/any_vit.py --seeds 2 --epochs 1"
-    assert results["test_shapes"] == 899
+    assert results["test_samples"] == 899
     assert list(results["variants"]) == ["dense", "rup", "ewa"]
     for variant in results["variants"].values():
         sums = {rate: sum(by_seed.values()) for rate, by_seed in variant["sweep"].items()}

@@ -12,12 +12,12 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import expert_layers
 from pc_ewa.models import create_model
 from pc_ewa.train.build import put_experts
-from pc_ewa.train.tasks import create_task
-from pc_ewa.train.weights import check_start
+from pc_ewa.train.objectives import create_objective
+from pc_ewa.train.weights import check_initial_weights
 
 REPOSITORY = Path(__file__).parent.parent
 FILES = sorted((REPOSITORY / "configs").rglob("*.yaml"))
-CONFIGS = {path.stem: path for path in FILES if path.parent.name != "compare"}  # those are tests/study's
+CONFIGS = {path.stem: path for path in FILES if path.parent.name != "compare"}  # those are tests/compare's
 RECIPES = [name for name, path in CONFIGS.items() if path.parent.name in ("pretrain", "finetune")]
 PAPERS = [name for name in RECIPES if not name.endswith("_small")]
 
@@ -57,7 +57,7 @@ def narrowed(experiment: Experiment) -> nn.Module:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_recipe_resolves_builds_and_takes_experts(name: str) -> None:
     experiment = load_experiment(CONFIGS[name])
-    create_task(experiment)
+    create_objective(experiment)
     assert len(expert_layers(narrowed(experiment))) == (experiment.ewa is not None)
     with_ewa = load_experiment(CONFIGS[name], ["ewa.num_experts=4"])
     assert with_ewa.ewa is not None
@@ -66,7 +66,7 @@ def test_every_recipe_resolves_builds_and_takes_experts(name: str) -> None:
         with pytest.raises(
             ConfigError, match=r"^ewa with model\.name=dvae, which has no FFN for experts; set ewa=null$"
         ):
-            check_start(with_ewa)
+            check_initial_weights(with_ewa)
     else:
         (mixture,) = expert_layers(narrowed(with_ewa)).values()
         assert mixture.num_experts == 4
@@ -87,7 +87,7 @@ def test_what_headers_suggest_is_found() -> None:
 @pytest.mark.parametrize(("name", "overrides"), suggested(), ids=lambda value: str(value) if value else None)
 def test_what_a_header_suggests_resolves_and_builds(name: str, overrides: list[str]) -> None:
     experiment = load_experiment(CONFIGS[name], overrides)
-    create_task(experiment)
+    create_objective(experiment)
     narrowed(experiment)
 
 

@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_intermixed_args(arguments)
     if all(Path(path).is_dir() for path in options.what):
         refuse_flags(options)
-        from pc_ewa.study.folders import describe_folders
+        from pc_ewa.compare.folders import describe_folders
 
         print(describe_folders([Path(path) for path in options.what]))
         return
@@ -69,8 +69,9 @@ def refuse_flags(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Check the comparison, and make it."""
-    from pc_ewa.study import Options, check_runs, load_plan, outline, study
-    from pc_ewa.study.execute import Stopped
+    from pc_ewa.compare import Options, check_runs, load_plan, outline
+    from pc_ewa.compare import compare as compare_plan
+    from pc_ewa.compare.execute import Stopped
 
     path, *overrides = options.what
     command = shlex.join(["python", "tools/compare.py", *options.what])
@@ -87,7 +88,7 @@ def compare(options: argparse.Namespace) -> None:
         return
     save = Path(options.save) if options.save else None
     try:
-        broken = study(plan, Options(options.jobs, only, not options.no_costs, save))
+        broken = compare_plan(plan, Options(options.jobs, only, not options.no_costs, save))
     except Stopped:
         print("stopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)

@@ -18,7 +18,7 @@ from pc_ewa.data.readers import EXTENSIONS
 from pc_ewa.data.source import Source
 from pc_ewa.data.unpack import unpack
 from pc_ewa.errors import ConfigError, DataError, Error, exit_on_error
-from pc_ewa.signatures import choose
+from pc_ewa.validation import choose
 
 EPILOG = """\
 examples:

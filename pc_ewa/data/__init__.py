@@ -16,7 +16,7 @@ from pc_ewa.data import (
 )
 from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
 from pc_ewa.data.hdf5 import read_hdf5, write_hdf5
-from pc_ewa.signatures import check_arguments, choose
+from pc_ewa.validation import check_arguments, choose
 
 __all__ = [
     "DATASETS",

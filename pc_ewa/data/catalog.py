@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pc_ewa.data.source import Source
 from pc_ewa.errors import DataError
-from pc_ewa.signatures import check_arguments
+from pc_ewa.validation import check_arguments
 
 _HUGGING_FACE = "https://huggingface.co/datasets"
 

@@ -21,7 +21,7 @@ from pc_ewa.data.lists import FRESH, one_line
 from pc_ewa.data.prepared import load_prepared, open_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample, resize
 from pc_ewa.errors import DataError
-from pc_ewa.signatures import choose
+from pc_ewa.validation import choose
 
 NAME = "scanobjectnn"
 

@@ -94,10 +94,10 @@ def random_index(points: Tensor, count: int, generator: torch.Generator) -> Tens
     return keys.argsort(dim=1, stable=True)[:, :count]
 
 
-def train_index(points: Tensor, count: int, generator: torch.Generator, one_draw: bool = False) -> Tensor:
+def train_index(points: Tensor, count: int, generator: torch.Generator, shared_draw: bool = False) -> Tensor:
     """Positions (B, count) that `subsample_train` draws.
 
-    With `one_draw` the farthest points of the same ranks are drawn for the whole batch, as the official code does by
+    With `shared_draw` the farthest points of the same ranks are drawn for the whole batch, as the official code does by
     accident; here every sample has its own.
     """
     _check_count(points, count)
@@ -107,7 +107,7 @@ def train_index(points: Tensor, count: int, generator: torch.Generator, one_draw
     candidates = min(_CANDIDATES.get(count, int(1.2 * count)), available)
     # The farthest N of N points are all of them.
     farthest = ops.farthest_point_sample(points, candidates) if candidates < available else _in_order(points)
-    chosen = random_index(farthest[:1] if one_draw else farthest, count, generator)
+    chosen = random_index(farthest[:1] if shared_draw else farthest, count, generator)
     return farthest.gather(1, chosen.expand(points.shape[0], -1))
 
 

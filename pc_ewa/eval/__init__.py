@@ -3,7 +3,7 @@
 from pc_ewa.eval.accuracy import Accuracy, evaluate_classifier
 from pc_ewa.eval.features import extract_features
 from pc_ewa.eval.fewshot import FewShot, Fold
-from pc_ewa.eval.objective import Losses, evaluate_objective
+from pc_ewa.eval.pretraining import PretrainingLoss, evaluate_pretraining
 from pc_ewa.eval.score import Score
 from pc_ewa.eval.segmentation import Segmentation, evaluate_segmenter
 from pc_ewa.eval.svm import LinearSVMResult, evaluate_linear_svm, linear_svm
@@ -16,8 +16,8 @@ __all__ = [
     "evaluate_voted",
     "Segmentation",
     "evaluate_segmenter",
-    "Losses",
-    "evaluate_objective",
+    "PretrainingLoss",
+    "evaluate_pretraining",
     "extract_features",
     "LinearSVMResult",
     "linear_svm",

@@ -97,15 +97,15 @@ class Accuracy:
         pairs = [Confusion(names[t], names[p], int(wrong[t, p])) for t, p in wrong.nonzero().tolist()]
         return tuple(sorted(pairs, key=lambda pair: -pair.shapes))
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Numbers by name: accuracy, mean_class_accuracy, correct, standard_error, and votes if there were any."""
-        figures: dict[str, float] = {
+        metrics: dict[str, float] = {
             "accuracy": self.overall,
             "mean_class_accuracy": self.mean_class,
             "correct": self.correct,
             "standard_error": self.standard_error,
         }
-        return figures | ({"votes": self.votes} if self.votes > 1 else {})
+        return metrics | ({"votes": self.votes} if self.votes > 1 else {})
 
     def describe(self) -> str:
         """The accuracy in a few words."""
@@ -135,7 +135,7 @@ class Accuracy:
     def to_json(self) -> dict[str, Any]:
         """Everything there is, in plain types."""
         return {
-            **self.figures(),
+            **self.metrics(),
             "shapes": self.shapes,
             "votes": self.votes,
             "class_names": list(self._names),

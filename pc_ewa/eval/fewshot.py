@@ -98,18 +98,18 @@ class FewShot:
         known = [accuracy for accuracy in found if accuracy is not None]
         return _spread(known) if len(known) == len(found) else None
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`accuracy`, and of each setting such as 5way_10shot: folds, accuracy, std, accuracy_best and std_best."""
-        figures = {"accuracy": self.value}
+        metrics = {"accuracy": self.value}
         for way, shot in self.settings:
             name, last, best = f"{way}way_{shot}shot", self.last(way, shot), self.best(way, shot)
-            figures |= {f"{name}_folds": last.folds}
+            metrics |= {f"{name}_folds": last.folds}
             for ending, spread in (("", last), ("_best", best)):
                 if spread:
-                    figures[f"{name}_accuracy{ending}"] = spread.mean
+                    metrics[f"{name}_accuracy{ending}"] = spread.mean
                 if spread and spread.std is not None:
-                    figures[f"{name}_std{ending}"] = spread.std
-        return figures
+                    metrics[f"{name}_std{ending}"] = spread.std
+        return metrics
 
     def describe(self) -> str:
         """Every setting in a few words."""
@@ -138,7 +138,7 @@ class FewShot:
         """Everything there is, in plain types."""
         missing = [f"{way}way_{shot}shot" for way, shot in SETTINGS if (way, shot) not in self.settings]
         records = [asdict(fold) for fold in self.folds]
-        return {**self.figures(), "shapes": self.shapes, "missing": missing, "folds": records}
+        return {**self.metrics(), "shapes": self.shapes, "missing": missing, "folds": records}
 
     def _of(self, way: int, shot: int) -> list[Fold]:
         return [fold for fold in self.folds if (fold.way, fold.shot) == (way, shot)]

@@ -10,7 +10,7 @@ class Score(Protocol):
     def shapes(self) -> int:
         """Number of shapes that were measured."""
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Numbers by name, for logs and summaries."""
 
     def describe(self) -> str:

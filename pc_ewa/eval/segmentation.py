@@ -65,7 +65,7 @@ class Segmentation:
         """Standard error of `instance_miou` for this number of shapes; nan for a single one."""
         return float(self.ious.std()) / math.sqrt(self.shapes) if self.shapes > 1 else math.nan
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The means by name; the standard error only where there is one."""
         means = {"instance_miou": self.instance_miou, "class_miou": self.class_miou, "accuracy": self.accuracy}
         return means | ({"standard_error": self.standard_error} if self.shapes > 1 else {})
@@ -89,10 +89,10 @@ class Segmentation:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The figures, counts, and both for every category, in plain types."""
+        """The metrics, counts, and both for every category, in plain types."""
         per_class = {name: {"miou": mean, "shapes": count} for name, (mean, count) in self.per_class.items()}
         counts = {"shapes": self.shapes, "points": self.points, "points_right": self.points_right}
-        return {**self.figures(), **counts, "per_class": per_class}
+        return {**self.metrics(), **counts, "per_class": per_class}
 
 
 def shape_ious(predicted: Tensor, truth: Tensor, categories: Tensor, parts_of: Sequence[Sequence[int]]) -> Tensor:

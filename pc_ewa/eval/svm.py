@@ -47,9 +47,9 @@ class LinearSVMResult:
         """Number of test shapes."""
         return self.accuracy.shapes
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Numbers by name: those of the accuracy, c and feature_dim."""
-        return {**self.accuracy.figures(), "c": self.c, "feature_dim": self.feature_dim}
+        return {**self.accuracy.metrics(), "c": self.c, "feature_dim": self.feature_dim}
 
     def describe(self) -> str:
         """The accuracy in a few words."""

@@ -7,8 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pc_ewa.ewa.experts import ExpertFFN, Init, Mixture, PartitionScope, merge_stack
-from pc_ewa.ewa.gated import CANNOT_MERGE, Gate, GatedFFN, has_gate
-from pc_ewa.ewa.sites import (
+from pc_ewa.ewa.find_ffns import (
     FFNChoice,
     Function,
     Layers,
@@ -19,6 +18,7 @@ from pc_ewa.ewa.sites import (
     put_part,
     select_layers,
 )
+from pc_ewa.ewa.gated import CANNOT_MERGE, Gate, GatedFFN, has_gate
 
 # torch's fused inference kernels read linear1.weight themselves: off while a mixture stands in its place.
 _FAST_PATHS: dict[str, Any] = {"activation_relu_or_gelu": 0, "use_nested_tensor": False}

@@ -13,7 +13,7 @@ from pc_ewa.models.point_bert_segmenter import PointBERTSegmenter
 from pc_ewa.models.point_mae import PointMAE
 from pc_ewa.models.point_mae_classifier import PointMAEClassifier
 from pc_ewa.models.point_mae_segmenter import PointMAESegmenter
-from pc_ewa.signatures import check_arguments, choose
+from pc_ewa.validation import check_arguments, choose
 
 # Each is an nn.Module that says what it is for (`task`), which FFNs experts may replace (`expert_ffns`), and which keys
 # a pretrained file need not have (`head_keys`).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.graph import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
-from pc_ewa.models.objective import Objective, at_least_single
+from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv
 
 FOLD = 4  # fine points around each coarse one
@@ -89,7 +89,7 @@ class DiscreteVAE(nn.Module):
         self.dgcnn_2 = DGCNN(tokens_dim, decoder_dim, graph_width)
         self.decoder = _Folding(decoder_dim, group_size, decoder_width)
 
-    def forward(self, points: Tensor, step: int | None = None) -> Objective:
+    def forward(self, points: Tensor, step: int | None = None) -> LossOutput:
         """Return the loss of rebuilding clouds (B, N, 3), and the parts it came from.
 
         In training the words are mixed by a Gumbel softmax. In evaluation each patch takes the one most likely word,
@@ -118,7 +118,7 @@ class DiscreteVAE(nn.Module):
         kl = _kl_from_uniform(logits)
         loss = reconstruction + self.kl_weight_at(step or 0) * kl
         terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
-        return Objective(loss, terms | {"coarse": coarse, "fine": fine, "logits": logits, "centers": centers})
+        return LossOutput(loss, terms | {"coarse": coarse, "fine": fine, "logits": logits, "centers": centers})
 
     def encode(self, groups: Tensor, centers: Tensor) -> Tensor:
         """Score every word for patches (B, G, K, 3) around centers (B, G, 3): logits (B, G, T), at least float32."""

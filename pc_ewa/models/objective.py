@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Objective(NamedTuple):
+class LossOutput(NamedTuple):
     """The loss to minimise, and what it came from: its terms (scalars), predictions and targets, by name."""
 
     loss: Tensor

@@ -15,7 +15,7 @@ from pc_ewa.models.contrast import contrast, contrast_mixed, cutmix, enqueue
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.mask_transformer import MaskTransformer
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
-from pc_ewa.models.objective import Objective, at_least_single
+from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import TransformerEncoder
@@ -154,7 +154,7 @@ class PointBERT(nn.Module):
         self.transformer_q.encoder.load_state_dict(encoder)
         self.transformer_k.encoder.load_state_dict(encoder)
 
-    def forward(self, points: Tensor, mask: Tensor | None = None) -> Objective:
+    def forward(self, points: Tensor, mask: Tensor | None = None) -> LossOutput:
         """Return the loss on clouds (B, N, 3), and the parts it came from.
 
         The clouds pass through the transformer twice: as they are, and with patches exchanged between samples.
@@ -193,7 +193,7 @@ class PointBERT(nn.Module):
             if self.moco_loss:
                 losses["moco_loss"] = contrast(at_least_single(query), *against)
         parts = {name: loss.detach() for name, loss in losses.items()} | {"token_accuracy": token_accuracy}
-        return Objective(torch.stack(list(losses.values())).sum(), parts | {"logits": logits, "mask": mask})
+        return LossOutput(torch.stack(list(losses.values())).sum(), parts | {"logits": logits, "mask": mask})
 
     def draw_mask(self, centers: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw a mask (B, G) for centers (B, G, 3)."""

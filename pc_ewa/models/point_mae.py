@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
-from pc_ewa.models.objective import Objective, at_least_single
+from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.sizes import check_sizes
 from pc_ewa.models.transformer import Block, TransformerEncoder
@@ -78,7 +78,7 @@ class PointMAE(nn.Module):
         self.increase_dim = nn.Sequential(PointConv(dim, 3 * group_size))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, points: Tensor, mask: Tensor | None = None) -> Objective:
+    def forward(self, points: Tensor, mask: Tensor | None = None) -> LossOutput:
         """Return the loss on clouds (B, N, 3), and the parts it came from.
 
         Args:
@@ -96,7 +96,7 @@ class PointMAE(nn.Module):
         mask = self.draw_mask(centers) if mask is None else self._checked(mask, centers)
         predicted, target = self._predict(groups, centers, mask), _pick(groups, mask)
         loss = ops.chamfer_distance(predicted.flatten(0, 1), target.flatten(0, 1), self.norm_of_loss)  # type: ignore[arg-type]
-        return Objective(loss, {"predicted": predicted, "target": target, "centers": centers, "mask": mask})
+        return LossOutput(loss, {"predicted": predicted, "target": target, "centers": centers, "mask": mask})
 
     def draw_mask(self, centers: Tensor) -> Tensor:
         """Draw a mask (B, G) for centers (B, G, 3)."""

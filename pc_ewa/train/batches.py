@@ -53,8 +53,8 @@ class Batches:
         points, labels = (tensor.to(self.device) for tensor in self.clouds.batch(indices))
         parts = None if self.clouds.parts is None else self.clouds.part_labels(indices).to(self.device)
         generator = torch.Generator(self.device).manual_seed(stream(self.experiment.seed, AUGMENT, step, slot))
-        one_draw = self.experiment.recipe == "official"
-        points, index = cut(points, self.experiment.data, generator, one_draw)
+        shared_draw = self.experiment.recipe == "official"
+        points, index = sample_points(points, self.experiment.data, generator, shared_draw)
         if parts is not None and index is not None:
             parts = parts.gather(1, index)
         return Batch(augment(points, self.experiment.augment, self.clouds.up_axis, generator), labels, parts)
@@ -64,10 +64,12 @@ class Batches:
         torch.manual_seed(stream(self.experiment.seed, MODEL, step, slot))
 
 
-def cut(points: Tensor, data: Data, generator: torch.Generator, one_draw: bool = False) -> tuple[Tensor, Tensor | None]:
+def sample_points(
+    points: Tensor, data: Data, generator: torch.Generator, shared_draw: bool = False
+) -> tuple[Tensor, Tensor | None]:
     """Scale each cloud and cut it to the points it trains with; also returns which these are, None for all in order.
 
-    `one_draw`: see `transforms.train_index`.
+    `shared_draw`: see `transforms.train_index`.
     """
     if data.sampling == "random":  # the official pre-training scales what it drew, the fine-tuning draws what it scaled
         index = transforms.random_index(points, data.num_points, generator)
@@ -76,7 +78,7 @@ def cut(points: Tensor, data: Data, generator: torch.Generator, one_draw: bool =
     points = transforms.normalize_unit_sphere(points) if data.normalize else points
     if points.shape[1] == data.num_points:
         return points, None
-    index = transforms.train_index(points, data.num_points, generator, one_draw)
+    index = transforms.train_index(points, data.num_points, generator, shared_draw)
     return ops.gather_points(points, index), index
 
 

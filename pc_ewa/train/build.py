@@ -12,26 +12,26 @@ from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import ExpertAverager, Gate, upcycle
 from pc_ewa.models import create_model
-from pc_ewa.train.averaged import WeightAverage
 from pc_ewa.train.batches import INIT, Batches, stream
 from pc_ewa.train.distributed import World
+from pc_ewa.train.objectives import Objective, create_objective
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
 from pc_ewa.train.probe import SVMProbe
-from pc_ewa.train.splits import Splits, load_splits, resident
-from pc_ewa.train.tasks import Task, create_task
-from pc_ewa.train.weights import check_start, load_start
+from pc_ewa.train.splits import Splits, load_splits, to_device_if_it_fits
+from pc_ewa.train.weight_average import WeightAverage
+from pc_ewa.train.weights import check_initial_weights, load_initial_weights
 
 
 class Setup(NamedTuple):
     """Everything a run needs."""
 
-    task: Task
+    objective: Objective
     splits: Splits
     batches: Batches
     model: nn.Module
     optimizer: torch.optim.Optimizer
     averager: ExpertAverager | None
-    average: WeightAverage | None
+    weight_average: WeightAverage | None
     total_steps: int
     learning_rate: Callable[[int], float]
     probe: SVMProbe | None
@@ -40,7 +40,7 @@ class Setup(NamedTuple):
 
     def measured(self, step: int) -> nn.Module:
         """The model that is measured and merged after `step` optimizer steps: the averaged one, if there is one yet."""
-        return self.average.measured(step) if self.average else self.model
+        return self.weight_average.measured(step) if self.weight_average else self.model
 
 
 def build(experiment: Experiment, world: World) -> Setup:
@@ -50,16 +50,16 @@ def build(experiment: Experiment, world: World) -> Setup:
         Error: of the kind that names the problem; nothing has been written or trained by then.
     """
     train = experiment.train
-    task = create_task(experiment)
+    objective = create_objective(experiment)
     slots = world.size * train.accumulate
     if train.batch_size % slots or train.batch_size // slots < 2:
         raise ConfigError(
             f"train.batch_size={train.batch_size} over {world.size} processes and {train.accumulate} accumulated "
             "steps; every part must be equal and have at least 2 shapes"
         )
-    check_start(experiment)
+    check_initial_weights(experiment)
     splits = load_splits(experiment.data, experiment.seed)
-    batches = Batches(resident(splits.train, world.device), experiment, slots, world.device)
+    batches = Batches(to_device_if_it_fits(splits.train, world.device), experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
         raise ConfigError(
             f"train.batch_size={train.batch_size} is above the {len(splits.train)} training shapes; lower it"
@@ -68,9 +68,9 @@ def build(experiment: Experiment, world: World) -> Setup:
     total_steps = train.steps or epochs * batches.steps_per_epoch
 
     torch.manual_seed(stream(experiment.seed, INIT))
-    decided = task.model_arguments(splits)
+    decided = objective.model_arguments(splits)
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
-    notes = [describe_data(splits), *load_start(model, experiment)]
+    notes = [describe_data(splits), *load_initial_weights(model, experiment)]
     put_experts(model, experiment)
     model.to(world.device)
     optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
@@ -87,13 +87,26 @@ def build(experiment: Experiment, world: World) -> Setup:
         if experiment.recipe == "official"
         else partial(learning_rate, total_steps=total_steps, train=train)
     )
-    average = WeightAverage(experiment, model, task, batches, total_steps, world) if experiment.average else None
-    if average:
-        rate = average.learning_rate(rate)
-        notes.append(average.describe())
+    weight_average = (
+        WeightAverage(experiment, model, objective, batches, total_steps, world) if experiment.average else None
+    )
+    if weight_average:
+        rate = weight_average.learning_rate(rate)
+        notes.append(weight_average.describe())
     probe = SVMProbe(experiment, world.device) if experiment.probe else None
     return Setup(
-        task, splits, batches, model, optimizer, averager, average, total_steps, rate, probe, decided, tuple(notes)
+        objective,
+        splits,
+        batches,
+        model,
+        optimizer,
+        averager,
+        weight_average,
+        total_steps,
+        rate,
+        probe,
+        decided,
+        tuple(notes),
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from pc_ewa.config import load_experiment
 from pc_ewa.errors import ConfigError
+from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.runner import run
-from pc_ewa.train.tasks import create_task
 
 
 def train_command(
@@ -46,7 +46,7 @@ def train_command(
     if options.init_from:
         options.overrides.append(f"init_from={json.dumps(options.init_from)}")  # quoted: a path may look like YAML
     experiment = load_experiment(options.config, options.overrides)
-    create_task(experiment)
+    create_objective(experiment)
     other = elsewhere.get(str(experiment.task))
     if other:
         raise ConfigError(f"{options.config} is for {experiment.model.name}: use python {other} {options.config}")

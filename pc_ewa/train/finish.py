@@ -13,7 +13,7 @@ from torch import nn
 from pc_ewa.config import Experiment
 from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
-from pc_ewa.ewa.sites import find_ffns
+from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.official import read_weights
 from pc_ewa.train.batches import ROUTED, stream
 from pc_ewa.train.build import Setup
@@ -30,21 +30,21 @@ def finish(
 
     Without a validation part there is no best state, only the last.
     """
-    headline = setup.task.headline
+    main_metric = setup.objective.main_metric
     model = setup.measured(progress.step)
     at_inference = _at_inference(model)
     summary: dict[str, Any] = {
         "output": str(folder),
         "model": experiment.model.name,
-        "headline": headline,
+        "main_metric": main_metric,
         "seed": experiment.seed,
         "steps": progress.step,
         "best_step": progress.best_step,
-        "val_shapes": len(setup.splits.val) if setup.splits.val else 0,
+        "val_samples": len(setup.splits.val) if setup.splits.val else 0,
         "val_is_cut_from_train": setup.splits.val_is_cut,
-        f"val_{headline}": progress.last_val,
-        f"val_{headline}_best": progress.best_val,
-        "test_shapes": len(setup.splits.test),
+        f"val_{main_metric}": progress.last_val,
+        f"val_{main_metric}_best": progress.best_val,
+        "test_samples": len(setup.splits.test),
         "mixtures": len(expert_layers(model)),
         "gated": has_gate(model),
         "average": experiment.average.kind if experiment.average else None,
@@ -80,7 +80,7 @@ def _measure(
 
     def on_test(model: nn.Module) -> Score:
         with timed(seconds, "evaluate"):
-            return setup.task.evaluate(model, setup.splits, "test", world.device)
+            return setup.objective.evaluate(model, setup.splits, "test", world.device)
 
     def on_test_routed() -> Score:
         torch.manual_seed(stream(experiment.seed, ROUTED, world.rank))
@@ -94,13 +94,13 @@ def _measure(
             names, path = list(setup.splits.train.class_names), folder / "checkpoints" / f"merged_{which}.pt"
             save_merged(merged_model, experiment, names, setup.model_arguments, path)
     merged = on_test(merged_model)
-    figures = {f"test_{name}_unmerged": figure for name, figure in (unmerged or merged).figures().items()}
-    figures |= {f"test_{name}_merged": figure for name, figure in merged.figures().items()}
+    metrics = {f"test_{name}_unmerged": figure for name, figure in (unmerged or merged).metrics().items()}
+    metrics |= {f"test_{name}_merged": figure for name, figure in merged.metrics().items()}
     if setup.probe and world.is_main:
         with timed(seconds, "evaluate"):
             svm = setup.probe.measure(merged_model, "test")
-        figures |= {f"test_svm_{name}_merged": figure for name, figure in svm.figures().items()}
-    return figures
+        metrics |= {f"test_svm_{name}_merged": figure for name, figure in svm.metrics().items()}
+    return metrics
 
 
 def _measured_already(folder: Path, world: World) -> None:

@@ -21,8 +21,8 @@ from pc_ewa.train.checkpoint import Checkpoints
 from pc_ewa.train.distributed import World, any_process, average_statistics, check_replicas
 from pc_ewa.train.memory import peak_memory
 from pc_ewa.train.meter import Meter
+from pc_ewa.train.objectives import with_balance
 from pc_ewa.train.probe import SVMProbe
-from pc_ewa.train.tasks import with_balance
 from pc_ewa.train.tracking import Tracker
 
 LOG_EVERY = 10  # optimizer steps
@@ -49,8 +49,8 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
         setup.model.load_state_dict(content["model"])
         setup.optimizer.load_state_dict(content["optimizer"])
         progress = Progress(**content["progress"])
-        if setup.average:
-            setup.average.load(content)
+        if setup.weight_average:
+            setup.weight_average.load(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoints.folder} holds another run: {reason}; choose another output") from None
@@ -96,7 +96,7 @@ def train(
             progress.seconds += time.perf_counter() - began
             done = progress.step == setup.total_steps
             if progress.step % LOG_EVERY == 0 or done:
-                tracker.figures(progress.step, meter.means(experiment.train.batch_size) | _ewa_figures(setup))
+                tracker.metrics(progress.step, meter.means(experiment.train.batch_size) | _ewa_figures(setup))
             bar.update()
             best = False
             if progress.step % eval_every == 0 or done:
@@ -116,7 +116,7 @@ def train(
 
 
 def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
-    """Take one optimizer step; returns the figures of this process's part of the batch, on the device.
+    """Take one optimizer step; returns the metrics of this process's part of the batch, on the device.
 
     `parallel` is `setup.model`, or its DistributedDataParallel wrapper.
 
@@ -134,7 +134,7 @@ def _train_step(
     rate = setup.learning_rate(step)
     for group in setup.optimizer.param_groups:
         group["lr"] = rate
-    figures: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
     for part in range(train.accumulate):
         slot = world.rank * train.accumulate + part
         batch = setup.batches.draw(step, slot)
@@ -143,21 +143,21 @@ def _train_step(
         waiting = nullcontext() if last or world.size == 1 else parallel.no_sync()  # type: ignore[operator]
         with waiting:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-                loss = setup.task.loss(parallel, batch, step)
+                loss = setup.objective.loss(parallel, batch, step)
             if experiment.ewa and experiment.ewa.gate:
                 loss = with_balance(loss, setup.model)
             (loss.value / train.accumulate).backward()  # type: ignore[no-untyped-call]
-        for name, figure in loss.figures.items():
-            figures[name] = figures.get(name, torch.zeros_like(figure)) + figure / train.accumulate
+        for name, figure in loss.metrics.items():
+            metrics[name] = metrics.get(name, torch.zeros_like(figure)) + figure / train.accumulate
     norm = nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf)
     if not math.isfinite(norm.item()):
-        raise NotFiniteError(f"loss {figures['loss'].item():.4g}, gradient norm {norm.item():.4g}")
+        raise NotFiniteError(f"loss {metrics['loss'].item():.4g}, gradient norm {norm.item():.4g}")
     setup.optimizer.step()  # the averager runs in its post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
-    setup.task.after_step(setup.model)
-    if setup.average:
-        setup.average.update(step + 1)
-    return figures | {"grad_norm": norm, "lr": torch.tensor(rate)}
+    setup.objective.after_step(setup.model)
+    if setup.weight_average:
+        setup.weight_average.update(step + 1)
+    return metrics | {"grad_norm": norm, "lr": torch.tensor(rate)}
 
 
 def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) -> bool:
@@ -165,13 +165,13 @@ def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) 
     if setup.splits.val is None:
         tracker.line(f"{_where(setup, progress)}: no validation part, {progress.seconds:.0f} s")
         return False
-    score = setup.task.evaluate(setup.measured(progress.step), setup.splits, "val", world.device)
-    value = progress.last_val = score.figures()[setup.task.headline]
-    sign = 1 if setup.task.higher_is_better else -1
+    score = setup.objective.evaluate(setup.measured(progress.step), setup.splits, "val", world.device)
+    value = progress.last_val = score.metrics()[setup.objective.main_metric]
+    sign = 1 if setup.objective.higher_is_better else -1
     best = progress.best_val is None or sign * value > sign * progress.best_val
     if best:
         progress.best_val, progress.best_step = value, progress.step
-    tracker.figures(progress.step, {f"val_{name}": figure for name, figure in score.figures().items()})
+    tracker.metrics(progress.step, {f"val_{name}": figure for name, figure in score.metrics().items()})
     marked = " *" if best else ""
     tracker.line(f"{_where(setup, progress)}: validation {score.describe()}{marked}, {progress.seconds:.0f} s")
     return best
@@ -181,7 +181,7 @@ def _probe(probe: SVMProbe, model: nn.Module, world: World, progress: Progress, 
     """Fit the linear SVM on the features as they are now; the main process does it for all."""
     if world.is_main:
         score = probe.measure(model, "val")
-        tracker.figures(progress.step, {f"svm_val_{name}": figure for name, figure in score.figures().items()})
+        tracker.metrics(progress.step, {f"svm_val_{name}": figure for name, figure in score.metrics().items()})
         tracker.line(f"  linear SVM on {probe.data.name}, validation part: {score.describe()}")
 
 
@@ -200,7 +200,9 @@ def _save(
 ) -> None:
     average_statistics(setup.model)
     check_replicas(setup.model)
-    averaged = setup.average.state(progress.step) if setup.average else {}  # of all processes: it gathers statistics
+    averaged = (
+        setup.weight_average.state(progress.step) if setup.weight_average else {}
+    )  # of all processes: it gathers statistics
     progress.peak_memory = max(progress.peak_memory, peak_memory(world.device))
     if world.is_main:
         checkpoints.save(
@@ -221,11 +223,11 @@ def _save(
 def _ewa_figures(setup: Setup) -> dict[str, float]:
     if setup.averager is None:
         return {}
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for name, measured in setup.averager.statistics().items():
-        figures |= {f"ewa/{name}/spread": measured.spread, f"ewa/{name}/cosine": measured.cosine}
-        figures["share_rate"] = measured.share_rate
-    return figures
+        metrics |= {f"ewa/{name}/spread": measured.spread, f"ewa/{name}/cosine": measured.cosine}
+        metrics["share_rate"] = measured.share_rate
+    return metrics
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Means of the figures of training steps."""
+"""Means of the metrics of training steps."""
 
 import time
 
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 class Meter:
-    """Means of figures since they were last asked for, and shapes per second; adds without waiting for the GPU."""
+    """Means of metrics since they were last asked for, and shapes per second; adds without waiting for the GPU."""
 
     def __init__(self) -> None:
         self._reset()
 
-    def add(self, figures: dict[str, Tensor]) -> None:
-        """Add the figures of a step."""
-        for name, figure in figures.items():
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        """Add the metrics of a step."""
+        for name, figure in metrics.items():
             self._sums[name] = self._sums.get(name, torch.zeros_like(figure)) + figure
         self._count += 1
 
@@ -22,7 +22,7 @@ class Meter:
         """Return the means of the steps added, of `batch_size` shapes each, and begin anew."""
         seconds = time.perf_counter() - self._began
         means = {name: (total / self._count).item() for name, total in self._sums.items()}
-        means["shapes_per_second"] = self._count * batch_size / seconds
+        means["samples_per_second"] = self._count * batch_size / seconds
         self._reset()
         return means
 

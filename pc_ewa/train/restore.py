@@ -16,12 +16,12 @@ from pc_ewa.models import create_model
 from pc_ewa.models.export import WeightsFormat, save_gated, save_weights
 from pc_ewa.models.files import read_content
 from pc_ewa.models.official import fit_head, rename_keys
-from pc_ewa.overrides import apply_overrides
 from pc_ewa.train.batches import INIT, ROUTED, stream
 from pc_ewa.train.build import put_experts
 from pc_ewa.train.distributed import choose_device
+from pc_ewa.train.objectives import Pretrain, create_objective
 from pc_ewa.train.splits import Splits, load_splits
-from pc_ewa.train.tasks import Pretrain, create_task
+from pc_ewa.yaml_config import apply_overrides
 
 Split = Literal["train", "val", "test"]
 
@@ -74,7 +74,7 @@ class Restored:
             )
         if "num_parts" in self.model_arguments:
             known = self.model_arguments["num_parts"]
-            parts = create_task(self.experiment).model_arguments(splits)["num_parts"]
+            parts = create_objective(self.experiment).model_arguments(splits)["num_parts"]
             if parts > known:
                 raise CheckpointError(f"the checkpoint knows {known} parts, {self.experiment.data.name} has {parts}")
         return splits
@@ -88,12 +88,12 @@ class Restored:
         if routed:
             self._check_no_gate()
         splits, device = self.splits(), self.place()
-        task = create_task(self.experiment)
+        objective = create_objective(self.experiment)
         if not routed:
-            return task.evaluate(self.model, splits, split, device)
+            return objective.evaluate(self.model, splits, split, device)
         torch.manual_seed(stream(self.experiment.seed, ROUTED, 0))
         with routed_experts(self.model):
-            return task.evaluate(self.model, splits, split, device)
+            return objective.evaluate(self.model, splits, split, device)
 
     def place(self) -> torch.device:
         """Put the model on the experiment's device, in evaluation mode."""
@@ -154,12 +154,14 @@ def untrained(config: str, overrides: list[str] | None = None) -> Restored:
 def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
     decided, names = content.get("model_arguments"), content.get("class_names")
     if decided is None or names is None or _model_in(content) != experiment.model.name:
-        task = create_task(experiment)
-        if isinstance(task, Pretrain):  # labels are not looked at: its data need not be here, for an SVM on other data
+        objective = create_objective(experiment)
+        if isinstance(
+            objective, Pretrain
+        ):  # labels are not looked at: its data need not be here, for an SVM on other data
             decided, names = {}, []
         else:
             splits = load_splits(experiment.data, experiment.seed)
-            decided, names = task.model_arguments(splits), list(splits.train.class_names)
+            decided, names = objective.model_arguments(splits), list(splits.train.class_names)
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
     return Restored(experiment, list(names), decided, model)

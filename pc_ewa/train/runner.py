@@ -22,7 +22,7 @@ from pc_ewa.train.distributed import World, is_main_process, join_world
 from pc_ewa.train.finish import finish
 from pc_ewa.train.loop import resume, train
 from pc_ewa.train.memory import reset_peak_memory
-from pc_ewa.train.report import describe_summary
+from pc_ewa.train.summary import describe_summary
 from pc_ewa.train.tracking import Tracker, check_login, write_text
 
 # Keys that may change when a run resumes: they do not touch what is computed.

@@ -58,7 +58,7 @@ def load_splits(data: Data, seed: int) -> Splits:
         return Splits(train, val, test, val_is_cut=True)
 
 
-def resident(clouds: Clouds, device: torch.device) -> Clouds:
+def to_device_if_it_fits(clouds: Clouds, device: torch.device) -> Clouds:
     """Move clouds to the GPU when they take less than a quarter of its free memory: batches are then drawn there."""
     fits = device.type == "cuda" and clouds.nbytes < torch.cuda.mem_get_info(device)[0] / 4
     return clouds.to(device) if fits else clouds

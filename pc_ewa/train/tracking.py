@@ -1,4 +1,4 @@
-"""What a run tells: lines on the terminal and in log.txt, figures in metrics.jsonl and in Weights & Biases."""
+"""What a run tells: lines on the terminal and in log.txt, metrics in metrics.jsonl and in Weights & Biases."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ class Tracker:
     Args:
         folder: the run folder.
         experiment: what runs; `experiment.wandb.mode` says whether and where W&B is told.
-        resumed_step: figures of later steps, left by a run that was cut off, are dropped.
+        resumed_step: metrics of later steps, left by a run that was cut off, are dropped.
         active: False on all processes but the main one.
 
     Raises:
@@ -44,13 +44,13 @@ class Tracker:
             with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
                 log.write(text + "\n")
 
-    def figures(self, step: int, figures: Mapping[str, float]) -> None:
-        """Record figures after `step` optimizer steps."""
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record metrics after `step` optimizer steps."""
         if self.active:
             with self._metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **figures}) + "\n")
+                file.write(json.dumps({"step": step, **metrics}) + "\n")
             if self._wandb:
-                self._wandb.log(dict(figures), step=step)
+                self._wandb.log(dict(metrics), step=step)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, whole or not at all, and tell W&B."""

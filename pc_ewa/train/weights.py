@@ -10,7 +10,7 @@ from pc_ewa.models import MODELS, load_pretrained
 from pc_ewa.models.point_bert import PointBERT
 
 
-def check_start(experiment: Experiment) -> None:
+def check_initial_weights(experiment: Experiment) -> None:
     """Check the files that an experiment starts from, and that its model takes a tokenizer and experts.
 
     Raises:
@@ -40,7 +40,7 @@ def check_start(experiment: Experiment) -> None:
             raise CheckpointError(f"{key}={path} is no file; check the path of the checkpoint, or train it first")
 
 
-def load_start(model: nn.Module, experiment: Experiment) -> list[str]:
+def load_initial_weights(model: nn.Module, experiment: Experiment) -> list[str]:
     """Load what the experiment starts from, and say what came of it.
 
     Raises:

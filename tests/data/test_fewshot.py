@@ -16,7 +16,7 @@ from pc_ewa.data import Clouds, MissingSplitError, fewshot, write_hdf5
 from pc_ewa.data.convert import convert
 from pc_ewa.data.modelnet_files import CLASSES
 from pc_ewa.errors import ConfigError, DataError
-from pc_ewa.signatures import check_arguments
+from pc_ewa.validation import check_arguments
 
 NAMES = CLASSES["40"]
 SETTINGS = [(5, 10), (5, 20), (10, 10), (10, 20)]

@@ -179,16 +179,16 @@ def test_one_draw_takes_the_farthest_points_of_the_same_ranks(available: int, co
     points = clouds(3, available)
     farthest = eval_index(points, candidates) if candidates < available else torch.arange(available).expand(3, -1)
 
-    def ranks(one_draw: bool, seed: int = 0) -> list[list[int]]:
-        index = train_index(points, count, seeded(seed), one_draw)
+    def ranks(shared_draw: bool, seed: int = 0) -> list[list[int]]:
+        index = train_index(points, count, seeded(seed), shared_draw)
         assert index.shape == (3, count)
         return [[row.tolist().index(i) for i in chosen] for row, chosen in zip(farthest, index.tolist(), strict=True)]
 
-    first, *others = ranks(one_draw=True)
+    first, *others = ranks(shared_draw=True)
     assert others == [first, first]
     assert len(set(first)) == count
-    assert ranks(one_draw=True, seed=1)[0] != first
-    assert len({tuple(row) for row in ranks(one_draw=False)}) == 3
+    assert ranks(shared_draw=True, seed=1)[0] != first
+    assert len({tuple(row) for row in ranks(shared_draw=False)}) == 3
 
 
 def test_positions_are_those_of_the_points() -> None:

@@ -60,7 +60,7 @@ def test_every_class_and_the_most_frequent_confusions_are_told() -> None:
     assert accuracy.per_class == (("desk", 4, 2), ("chair", 2, 2), ("bed", 3, 0), ("lamp", 0, 0))
     assert accuracy.describe() == "accuracy 44.44% (4/9)"
     assert accuracy.overall == 4 / 9
-    assert accuracy.figures() == {
+    assert accuracy.metrics() == {
         "accuracy": 4 / 9,
         "mean_class_accuracy": pytest.approx(0.5),
         "correct": 4,
@@ -94,7 +94,7 @@ def test_ten_confusions_at_most_and_none_if_all_is_right() -> None:
 def test_a_vote_says_so_everywhere() -> None:
     plain, voted = Accuracy(torch.tensor([[3, 1], [0, 2]])), Accuracy(torch.tensor([[3, 1], [0, 2]]), votes=10)
     assert voted.describe() == "voted accuracy (mean of 10) 83.33% (5/6)"
-    assert voted.figures() == {**plain.figures(), "votes": 10}
+    assert voted.metrics() == {**plain.metrics(), "votes": 10}
     assert voted.table() == f"voted: mean of the logits over 10 draws of each cloud\n{plain.table()}"
     assert voted.to_json()["votes"] == 10
 

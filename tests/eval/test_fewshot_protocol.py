@@ -33,14 +33,14 @@ def test_one_fold_has_no_deviation() -> None:
     assert few.last(10, 20).std is None
     assert str(few.last(10, 20)) == "70.00% ± -"
     assert few.best(10, 20) is None
-    assert "10way_20shot_std" not in few.figures()
-    assert few.figures()["10way_20shot_accuracy"] == 0.70
+    assert "10way_20shot_std" not in few.metrics()
+    assert few.metrics()["10way_20shot_accuracy"] == 0.70
 
 
 def test_the_best_is_not_averaged_over_some_of_the_folds() -> None:
     few = FewShot([Fold(5, 10, 0, 0.9, 0.92), Fold(5, 10, 1, 0.8)])
     assert few.best(5, 10) is None
-    assert "5way_10shot_accuracy_best" not in few.figures()
+    assert "5way_10shot_accuracy_best" not in few.metrics()
 
 
 def test_the_table_has_all_four_settings() -> None:

@@ -114,7 +114,7 @@ def test_means_and_errors_are_what_one_computes_by_hand() -> None:
     assert found.per_class == {"a": (0.75, 2), "c": (0.3, 1)}
     assert found.accuracy == 0.75
     assert found.standard_error == pytest.approx(math.sqrt((0.1**2 + 0.4**2 + 0.3**2) / 2 / 3))
-    assert found.figures() == {
+    assert found.metrics() == {
         "instance_miou": found.instance_miou,
         "class_miou": found.class_miou,
         "accuracy": 0.75,
@@ -129,7 +129,7 @@ def test_means_and_errors_are_what_one_computes_by_hand() -> None:
         "  b  no shapes",
         "  c    30.0% (1 shapes)",
     ]
-    assert json.loads(json.dumps(found.to_json())) == found.figures() | {
+    assert json.loads(json.dumps(found.to_json())) == found.metrics() | {
         **{"shapes": 3, "points": 40, "points_right": 30},
         "per_class": {"a": {"miou": 0.75, "shapes": 2}, "c": {"miou": 0.3, "shapes": 1}},
     }
@@ -138,7 +138,7 @@ def test_means_and_errors_are_what_one_computes_by_hand() -> None:
 def test_a_single_shape_has_no_standard_error() -> None:
     found = Segmentation(torch.tensor([0.5]).double(), torch.tensor([0]), NAMES, 1, 1)
     assert math.isnan(found.standard_error)
-    assert "standard_error" not in found.figures()
+    assert "standard_error" not in found.metrics()
     assert found.table().startswith("instance mIoU      50.00% (1 shapes)")
 
 

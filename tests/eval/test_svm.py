@@ -143,7 +143,7 @@ def test_large_sets_choose_c_on_a_stratified_part(monkeypatch: pytest.MonkeyPatc
 
 def test_the_result_says_how_it_came_about() -> None:
     result = linear_svm(*TRAIN, *TEST, NAMES)
-    assert result.figures() == {**result.accuracy.figures(), "c": result.c, "feature_dim": 6}
+    assert result.metrics() == {**result.accuracy.metrics(), "c": result.c, "feature_dim": 6}
     assert result.describe() == f"{result.accuracy.describe()} by a linear SVM on 6 features, C {result.c:g}"
     lines = result.table().splitlines()
     assert lines[0] == "linear SVM (one against one) on 6 standardised features"

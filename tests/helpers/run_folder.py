@@ -8,8 +8,8 @@ import pytest
 from torch import nn
 
 from pc_ewa.data import Clouds
-from pc_ewa.eval.objective import Losses
-from pc_ewa.train import tasks
+from pc_ewa.eval.pretraining import PretrainingLoss
+from pc_ewa.train import objectives
 from pc_ewa.train.checkpoint import Checkpoints
 
 
@@ -24,11 +24,11 @@ class Measured:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
         self.sizes: list[int] = []
 
-        def measured(model: nn.Module, clouds: Clouds, num_points: int, **options: Any) -> Losses:
+        def measured(model: nn.Module, clouds: Clouds, num_points: int, **options: Any) -> PretrainingLoss:
             self.sizes.append(len(clouds))
-            return Losses({"loss": losses[self.sizes.count(3) - 1] if len(clouds) == 3 else 5.0}, len(clouds))
+            return PretrainingLoss({"loss": losses[self.sizes.count(3) - 1] if len(clouds) == 3 else 5.0}, len(clouds))
 
-        monkeypatch.setattr(tasks, "evaluate_objective", measured)
+        monkeypatch.setattr(objectives, "evaluate_pretraining", measured)
 
 
 def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import upcycle
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.graph import DGCNN, neighbour_graph
-from pc_ewa.signatures import check_arguments
+from pc_ewa.validation import check_arguments
 
 Clouds = Callable[..., Tensor]
 SMALL: dict[str, Any] = {

@@ -16,7 +16,7 @@ from pc_ewa.ewa import ExpertAverager, expert_layers, merge_experts, upcycle
 from pc_ewa.models.contrast import cutmix
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.point_bert import PointBERT
-from pc_ewa.signatures import check_arguments
+from pc_ewa.validation import check_arguments
 
 Clouds = Callable[..., Tensor]
 TOKENIZER: dict[str, Any] = {

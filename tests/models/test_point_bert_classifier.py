@@ -13,7 +13,7 @@ from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import expert_layers, merge_experts, upcycle
 from pc_ewa.models.point_bert_classifier import PointBERTClassifier
-from pc_ewa.signatures import check_arguments
+from pc_ewa.validation import check_arguments
 
 Clouds = Callable[..., Tensor]
 SMALL: dict[str, Any] = {

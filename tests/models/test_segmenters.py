@@ -13,7 +13,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.point_bert_segmenter import PointBERTSegmenter
 from pc_ewa.models.point_mae_segmenter import PointMAESegmenter
 from pc_ewa.models.propagation import FeaturePropagation, GraphPropagation, interpolate
-from pc_ewa.signatures import check_arguments
+from pc_ewa.validation import check_arguments
 
 Shapes = dict[str, tuple[int, ...]]
 Segmenter = PointMAESegmenter | PointBERTSegmenter

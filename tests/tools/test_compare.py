@@ -54,7 +54,12 @@ def test_settings_are_compared_with_the_first_by_seed(tool: Tool, trained: Any, 
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("config.yaml", "[a, b]"), ("summary.json", "{}"), ("summary.json", "[]"), ("summary.json", '{"headline": []}')],
+    [
+        ("config.yaml", "[a, b]"),
+        ("summary.json", "{}"),
+        ("summary.json", "[]"),
+        ("summary.json", '{"main_metric": []}'),
+    ],
 )
 def test_a_damaged_run_is_one_line(tool: Tool, trained: Any, tmp_path: Path, file: str, content: str) -> None:
     run = finished(trained.folder, tmp_path / "run", 0, 0.5)

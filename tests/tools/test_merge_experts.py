@@ -165,11 +165,11 @@ def test_other_kinds_of_models_are_merged_and_measured_without_a_config(
     code, out, err = tool("evaluate", output)
     assert (code, err) == (0, "")
     written = json.loads((tmp_path / "merged.score.test.json").read_text())
-    headline = summary["headline"]
-    assert written[headline] == pytest.approx(summary[f"test_{headline}_merged"], rel=1e-6)
-    value = f"{written['loss']:.5g}" if headline == "loss" else f"{written[headline]:.2%}"
+    main_metric = summary["main_metric"]
+    assert written[main_metric] == pytest.approx(summary[f"test_{main_metric}_merged"], rel=1e-6)
+    value = f"{written['loss']:.5g}" if main_metric == "loss" else f"{written[main_metric]:.2%}"
     assert re.match(rf"test: .+ before, (loss|instance mIoU) {re.escape(value)}(, class mIoU .+)? after$", measured)
-    if headline == "loss":
+    if main_metric == "loss":
         assert tool("evaluate", output, "--protocol", "svm").code == 0
         svm = json.loads((tmp_path / "merged.svm.test.json").read_text())
         assert svm["accuracy"] == summary["test_svm_accuracy_merged"]

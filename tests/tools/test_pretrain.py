@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pc_ewa.train.report import describe_summary, next_commands
+from pc_ewa.train.summary import describe_summary, next_commands
 
 Tool = Callable[..., Any]
 Finished = Callable[[str], dict[str, Any]]

@@ -63,9 +63,9 @@ def test_ema_begins_after_its_share_of_training(experiment: MakeExperiment) -> N
     """With start=0.5 of 4 steps, the third weights are the first that count."""
     made = experiment("average.kind=ema", "average.decay=0.7", "average.start=0.5")
     setup = build(made, WORLD)
-    assert setup.average is not None
+    assert setup.weight_average is not None
     live = states(setup, made, 2)
-    assert (setup.average.count, setup.average.state(2)) == (0, {})
+    assert (setup.weight_average.count, setup.weight_average.state(2)) == (0, {})
     assert setup.measured(2) is setup.model
     train_step(setup, made, WORLD, setup.model, 2)
     assert_close(setup.measured(3).state_dict(), setup.model.state_dict())

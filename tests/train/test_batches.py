@@ -10,7 +10,7 @@ from torch import Tensor
 from pc_ewa import ops
 from pc_ewa.config import Augment, Experiment
 from pc_ewa.data import Clouds, load_dataset, transforms
-from pc_ewa.train.batches import AUGMENT, INIT, MODEL, Batches, augment, cut, stream
+from pc_ewa.train.batches import AUGMENT, INIT, MODEL, Batches, augment, sample_points, stream
 
 CPU = torch.device("cpu")
 MakeExperiment = Callable[..., Experiment]
@@ -94,7 +94,7 @@ def test_random_points_are_drawn_before_normalising_and_farthest_ones_after(
     points, _ = clouds.batch(range(4))
     for sampling in ("random", "farthest"):
         data = experiment(f"data.sampling={sampling}", "data.num_points=16").data
-        drawn, index = cut(points, data, generator)
+        drawn, index = sample_points(points, data, generator)
         assert index is not None
         assert all(len(row.unique()) == 16 for row in index)
         whole, part = transforms.normalize_unit_sphere(points), ops.gather_points(points, index)
@@ -105,7 +105,7 @@ def test_random_points_are_drawn_before_normalising_and_farthest_ones_after(
         torch.testing.assert_close(drawn, expected[sampling])
         other = expected["farthest" if sampling == "random" else "random"]
         assert (drawn - other).abs().max() > 0.01
-        raw, index = cut(points, data.model_copy(update={"normalize": False}), generator)
+        raw, index = sample_points(points, data.model_copy(update={"normalize": False}), generator)
         assert index is not None
         assert torch.equal(raw, ops.gather_points(points, index))
 
@@ -114,7 +114,7 @@ def test_random_points_are_drawn_even_if_there_are_no_more(clouds: Clouds, exper
     """In another order each time; the shape stays."""
     data = experiment("data.sampling=random", "data.num_points=64", "data.normalize=false").data
     points, _ = clouds.batch(range(2))
-    drawn, index = cut(points, data, torch.Generator().manual_seed(0))
+    drawn, index = sample_points(points, data, torch.Generator().manual_seed(0))
     assert index is not None
     assert torch.equal(index.sort(1).values, torch.arange(64).expand(2, -1))
     assert torch.equal(drawn, ops.gather_points(points, index))

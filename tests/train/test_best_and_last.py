@@ -33,21 +33,21 @@ def test_a_last_state_that_is_the_best_is_measured_once(
     assert last["config"] == best["config"]
 
 
-@pytest.mark.parametrize("headline", ["loss", "accuracy"])
+@pytest.mark.parametrize("main_metric", ["loss", "accuracy"])
 def test_without_a_validation_part_the_last_step_counts(
     tiny: MakeExperiment,
     experiment: MakeExperiment,
     tmp_path: Path,
     tool: Callable[..., Any],
-    headline: str,
+    main_metric: str,
 ) -> None:
     all_of_train = "data.val_fraction=0"
-    summary = run(tiny("point_mae", all_of_train) if headline == "loss" else experiment(all_of_train))
+    summary = run(tiny("point_mae", all_of_train) if main_metric == "loss" else experiment(all_of_train))
     assert summary is not None
-    assert (summary["best_step"], summary["val_shapes"], summary["val_is_cut_from_train"]) == (None, 0, False)
-    assert summary[f"val_{headline}"] is summary[f"val_{headline}_best"] is None
+    assert (summary["best_step"], summary["val_samples"], summary["val_is_cut_from_train"]) == (None, 0, False)
+    assert summary[f"val_{main_metric}"] is summary[f"val_{main_metric}_best"] is None
     assert not any(name.startswith("test_") and name.endswith("_best") for name in summary)
-    assert f"test_{headline}_merged" in summary
+    assert f"test_{main_metric}_merged" in summary
     folder = tmp_path / "run" / "checkpoints"
     # 24 shapes make 3 steps of 8 in each epoch.
     assert sorted(os.listdir(folder)) == ["last.pt", "merged_last.pt", "step-00000003.pt", "step-00000004.pt"]

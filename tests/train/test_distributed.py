@@ -58,7 +58,7 @@ def test_two_processes_equal_one_that_accumulates(
         torch.testing.assert_close(one[key], two[key], rtol=1e-5, atol=1e-6)
     # Each shape of the test part was measured once, by one of the processes.
     summary = json.loads((tmp_path / "two" / "summary.json").read_text())
-    assert (summary["test_shapes"], summary["val_shapes"]) == (12, 3)
+    assert (summary["test_samples"], summary["val_samples"]) == (12, 3)
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
 
 

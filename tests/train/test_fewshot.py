@@ -85,7 +85,7 @@ def test_every_fold_is_a_run_of_its_own_and_done_folds_are_read(
     summaries = [json.loads(summary_of(output, fold).read_text()) for fold in range(2)]
     assert [fold.accuracy_last for fold in result.folds] == [s["test_accuracy_merged"] for s in summaries]
     assert [fold.accuracy_best for fold in result.folds] == [None, None]  # no validation part, so there is no best
-    assert [(s["test_shapes"], s["steps"], s["val_shapes"]) for s in summaries] == [(100, 2, 0)] * 2
+    assert [(s["test_samples"], s["steps"], s["val_samples"]) for s in summaries] == [(100, 2, 0)] * 2
     weights = [read_content(path)["base_model"] for path in sorted(output.rglob("merged_last.pt"))]
     assert not torch.equal(weights[0]["norm.weight"], weights[1]["norm.weight"])  # other shapes were learnt
     # Again: nothing trains. Without one of the summaries, or with one more fold asked for, that fold alone does.

@@ -19,8 +19,8 @@ from pc_ewa.train.batches import Batch
 from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
+from pc_ewa.train.objectives import Classify, Loss
 from pc_ewa.train.optim import learning_rate
-from pc_ewa.train.tasks import Classify, Loss
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]
@@ -115,7 +115,7 @@ def test_metrics_tell_what_happened(experiment: MakeExperiment, tmp_path: Path) 
     made = experiment()
     rates = [learning_rate(step, 12, made.train) for step in range(12)]
     assert (first["lr"], last["lr"]) == (pytest.approx(sum(rates[:10]) / 10), pytest.approx(sum(rates[10:]) / 2))
-    assert 0 < last["shapes_per_second"] < 1e6
+    assert 0 < last["samples_per_second"] < 1e6
 
 
 def test_averaging_draws_the_experts_together(experiment: MakeExperiment) -> None:
@@ -164,11 +164,11 @@ def test_bf16_runs_and_differs_from_fp32(experiment: MakeExperiment) -> None:
 
 def test_label_smoothing_is_that_of_cross_entropy(experiment: MakeExperiment) -> None:
     logits, labels = torch.tensor([[4.0, 0.0, -1.0], [0.0, 1.0, 2.0]]), torch.tensor([0, 1])
-    task = Classify(experiment("train.label_smoothing=0.3"))
-    loss = task.loss(lambda points: logits, Batch(torch.zeros(2, 4, 3), labels), 0)  # type: ignore[arg-type]
+    objective = Classify(experiment("train.label_smoothing=0.3"))
+    loss = objective.loss(lambda points: logits, Batch(torch.zeros(2, 4, 3), labels), 0)  # type: ignore[arg-type]
     targets = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
     assert loss.value.item() == pytest.approx(-(targets * logits.log_softmax(1)).sum(1).mean().item())
-    assert loss.figures["accuracy"].item() == 0.5
+    assert loss.metrics["accuracy"].item() == 0.5
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

@@ -58,12 +58,12 @@ def test_point_mae_learns_to_predict_hidden_patches(tiny: MakeExperiment, tmp_pa
     assert summary is not None
     losses = [line["loss"] for line in metrics(tmp_path / "run") if "loss" in line]
     assert losses[-1] < 0.4 * losses[0]
-    assert summary["headline"] == "loss"
+    assert summary["main_metric"] == "loss"
     # Measured on shapes it has not seen, and as good there: it learned, by no more than noise.
     assert summary["test_loss_merged"] < 0.5 * losses[0]
     assert summary["val_loss"] == pytest.approx(summary["test_loss_merged"], rel=0.5)
     assert summary["val_loss_best"] <= summary["val_loss"]
-    assert summary["test_shapes"] == 12
+    assert summary["test_samples"] == 12
     if ewa == "ewa=null":
         assert summary["test_loss_unmerged"] == summary["test_loss_merged"]
     else:
@@ -333,7 +333,7 @@ def test_two_processes_equal_one_that_accumulates(
         assert not torch.equal(*(state[f"{name}.encoder.first_conv.1.running_mean"] for state in (one, two)))
     # Every shape was measured once; the mean is over all of them, whoever measured them.
     other = json.loads((tmp_path / "two" / "summary.json").read_text())
-    assert (other["test_shapes"], other["val_shapes"]) == (12, 3)
+    assert (other["test_samples"], other["val_samples"]) == (12, 3)
     assert other["test_token_accuracy_merged"] == pytest.approx(summary["test_token_accuracy_merged"], abs=0.1)
 
 

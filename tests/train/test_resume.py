@@ -146,7 +146,7 @@ def reference(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Refer
 
 def metrics(folder: Path) -> list[dict[str, float]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "shapes_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
 
 
 def summary(folder: Path) -> dict[str, Any]:
@@ -352,14 +352,14 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_told_in_one_line(
 
 
 def interrupt_after_figures(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = Tracker.figures
+    metrics = Tracker.metrics
 
     def record_and_stop(self: Tracker, at: int, values: Any) -> None:
-        figures(self, at, values)
+        metrics(self, at, values)
         if at == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Tracker, "figures", record_and_stop)
+    monkeypatch.setattr(Tracker, "metrics", record_and_stop)
 
 
 def _pipes(process: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:

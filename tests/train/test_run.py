@@ -20,7 +20,7 @@ from pc_ewa.errors import CheckpointError, ConfigError, DataError
 from pc_ewa.eval import Accuracy
 from pc_ewa.ewa import ExpertFFN, ExpertLinear, expert_layers
 from pc_ewa.models.official import read_checkpoint
-from pc_ewa.train import loop, run, tasks
+from pc_ewa.train import loop, objectives, run
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.splits import load_splits
@@ -63,7 +63,7 @@ def test_the_summary_holds_what_the_table_shows(trained: Any) -> None:
     assert summary == trained.summary
     assert summary["seconds"].keys() == {"setup", "train", "evaluate", "merge"}
     assert summary["steps"] == 4
-    assert (summary["val_shapes"], summary["test_shapes"], summary["val_is_cut_from_train"]) == (3, 12, True)
+    assert (summary["val_samples"], summary["test_samples"], summary["val_is_cut_from_train"]) == (3, 12, True)
     for which in ("merged", "unmerged", "merged_best", "unmerged_best"):
         assert summary[f"test_accuracy_{which}"] == summary[f"test_correct_{which}"] / 12
     # One of two FFNs is a mixture of 2: 16 -> 64 -> 16 with biases once more than in the merged model.
@@ -76,13 +76,13 @@ def test_the_summary_holds_what_the_table_shows(trained: Any) -> None:
 
 def test_the_summary_measures_the_files_it_wrote(trained: Any) -> None:
     splits = load_splits(trained.experiment.data, 0)
-    task = tasks.Classify(trained.experiment)
+    objective = objectives.Classify(trained.experiment)
     for name, suffix in (("merged_last.pt", ""), ("merged_best.pt", "_best")):
         content = read_checkpoint(trained.folder / "checkpoints" / name)
         model = pc_ewa.create_model("point_mae_classifier", **trained.experiment.model.arguments, num_classes=3)
         model.load_state_dict(content["base_model"])
         assert content["class_names"] == ["sphere", "cube", "torus"]
-        accuracy = task.evaluate(model, splits, "test", torch.device("cpu"))
+        accuracy = objective.evaluate(model, splits, "test", torch.device("cpu"))
         assert accuracy.correct == trained.summary[f"test_correct_merged{suffix}"]
         assert accuracy.mean_class == trained.summary[f"test_mean_class_accuracy_merged{suffix}"]
 
@@ -240,7 +240,7 @@ class Watched:
             return Accuracy(torch.tensor([[share, 3 - share], [0, 0]]))
 
         monkeypatch.setattr(loop, "train_step", counted)
-        monkeypatch.setattr(tasks, "evaluate_classifier", measured)
+        monkeypatch.setattr(objectives, "evaluate_classifier", measured)
 
 
 def test_the_best_is_chosen_on_validation_and_test_is_seen_only_at_the_end(
@@ -294,7 +294,7 @@ def test_a_validation_part_of_the_dataset_is_used_as_it_is(
     assert ([len(part) for part in splits[:3]], splits.val_is_cut) == ([19, 5, 12], False)
     summary = run(experiment(f"data.path={path}"))
     assert summary is not None
-    assert (summary["val_shapes"], summary["val_is_cut_from_train"]) == (5, False)
+    assert (summary["val_samples"], summary["val_is_cut_from_train"]) == (5, False)
 
 
 def test_a_dataset_that_leaves_nothing_to_validate_is_refused(experiment: MakeExperiment, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pc_ewa.train.batches import Batch, Batches
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
-from pc_ewa.train.tasks import Segment
+from pc_ewa.train.objectives import Segment
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, CPU)
@@ -97,7 +97,7 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_parts(tiny: MakeExperime
     by_hand = -sum(float(scores[b, n, parts[b, n]]) for b in range(2) for n in range(5)) / 10
     assert loss.value.item() == pytest.approx(by_hand)
     right = sum(int(scores[b, n].argmax()) == int(parts[b, n]) for b in range(2) for n in range(5))
-    assert loss.figures["accuracy"].item() == pytest.approx(right / 10)
+    assert loss.metrics["accuracy"].item() == pytest.approx(right / 10)
     assert seen[0].tolist() == [1, 0]
 
 
@@ -121,7 +121,7 @@ def test_a_run_goes_to_its_end_and_its_file_measures_the_same(
 ) -> None:
     summary = run(tiny(model, "train.steps=2", *overrides))
     assert summary is not None
-    assert summary["headline"] == "instance_miou"
+    assert summary["main_metric"] == "instance_miou"
     assert summary["mixtures"] == ("ewa.num_experts=2" in overrides)
     for name in ("instance_miou", "class_miou", "accuracy"):
         assert all(0 <= summary[f"test_{name}_{which}"] <= 1 for which in ("merged", "unmerged", "merged_best"))

@@ -33,17 +33,17 @@ def test_offline_needs_no_account_and_stays_in_the_run_folder_under_one_id(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     made = experiment("wandb={}")  # the default
-    figures = Tracker.figures
+    metrics = Tracker.metrics
 
     def cut_off(self: Tracker, step: int, values: Any) -> None:
-        figures(self, step, values)
+        metrics(self, step, values)
         if step == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Tracker, "figures", cut_off)
+    monkeypatch.setattr(Tracker, "metrics", cut_off)
     with pytest.raises(KeyboardInterrupt):
         run(made)
-    monkeypatch.setattr(Tracker, "figures", figures)
+    monkeypatch.setattr(Tracker, "metrics", metrics)
     run(made)
     identity = (tmp_path / "run" / "wandb_id").read_text()
     runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
@@ -107,7 +107,7 @@ def test_other_processes_write_and_print_nothing(
 ) -> None:
     with Tracker(tmp_path, experiment("wandb.mode=offline"), active=False) as tracker:
         tracker.line("a line")
-        tracker.figures(1, {"loss": 1.0})
+        tracker.metrics(1, {"loss": 1.0})
         tracker.summary({"loss": 1.0})
     assert os.listdir(tmp_path) == []
     assert capsys.readouterr().out == ""

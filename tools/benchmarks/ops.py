@@ -17,8 +17,8 @@ from benchmarks.report import Report, Table, Target, number
 from torch import Tensor
 
 from pc_ewa import ops
-from pc_ewa.signatures import choose
 from pc_ewa.train.distributed import choose_device
+from pc_ewa.validation import choose
 
 REPOSITORY = Path(__file__).parent.parent.parent
 

@@ -18,7 +18,7 @@ class Difference(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """How figures are written: times `scale`, with `digits` digits, and the `name` of a difference."""
+    """How metrics are written: times `scale`, with `digits` digits, and the `name` of a difference."""
 
     scale: float
     digits: int
@@ -34,12 +34,12 @@ POINTS = Unit(100, 1, " points", True)
 RAW = Unit(1, 6, "", False)
 
 
-def unit_of(headline: str) -> Unit:
-    """Losses are written as they are, all else in percent."""
-    return RAW if headline == "loss" else POINTS
+def unit_of(main_metric: str) -> Unit:
+    """PretrainingLoss are written as they are, all else in percent."""
+    return RAW if main_metric == "loss" else POINTS
 
 
-def spread(values: Sequence[float], unit: Unit) -> str:
+def mean_and_std(values: Sequence[float], unit: Unit) -> str:
     """Mean ± sample standard deviation, without a unit; one value has no deviation."""
     deviation = f" ± {unit.plain(statistics.stdev(values))}" if len(values) > 1 else ""
     return f"{unit.plain(statistics.fmean(values))}{deviation}"
@@ -97,7 +97,7 @@ def verdict(found: Difference | None, unit: Unit, higher_is_better: bool) -> str
 
 
 def interval(found: Difference | None, unit: Unit, higher_is_better: bool) -> str:
-    """The difference in figures alone; + is better."""
+    """The difference in metrics alone; + is better."""
     if found is None:
         return ""
     mean, low, high, _ = better_positive(found, higher_is_better)

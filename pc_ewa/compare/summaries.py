@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
+from pc_ewa.compare.plan import Run
 from pc_ewa.errors import CheckpointError
-from pc_ewa.study.plan import Run
 
 
 def read_summary(run: Run) -> dict[str, Any] | None:
@@ -20,7 +20,7 @@ def read_summary(run: Run) -> dict[str, Any] | None:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         content = None
-    if not isinstance(content, dict) or "headline" not in content:
+    if not isinstance(content, dict) or "main_metric" not in content:
         raise CheckpointError(f"{path} is damaged; delete it, and the run ends anew from its last checkpoint")
     return content
 

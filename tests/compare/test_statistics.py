@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from pc_ewa.study.statistics import POINTS, RAW, Difference, difference, interval, spread, verdict
+from pc_ewa.compare.statistics import POINTS, RAW, Difference, difference, interval, mean_and_std, verdict
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
@@ -58,5 +58,5 @@ def test_scores_that_differ_by_rounding_alone_are_the_same() -> None:
 
 
 def test_the_deviation_is_that_of_a_sample() -> None:
-    assert spread([0.5, 0.6, 0.7], POINTS) == "60.0 ± 10.0"
-    assert spread([0.5], POINTS) == "50.0"
+    assert mean_and_std([0.5, 0.6, 0.7], POINTS) == "60.0 ± 10.0"
+    assert mean_and_std([0.5], POINTS) == "50.0"

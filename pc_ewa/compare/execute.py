@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pc_ewa.study.plan import Plan, Run
-from pc_ewa.study.summaries import read_summary
+from pc_ewa.compare.plan import Plan, Run
+from pc_ewa.compare.summaries import read_summary
 
 _LOOK_EVERY = 0.1  # seconds
 
@@ -118,8 +118,8 @@ class Executor:
             outcome = f"BROKEN: {self.broken[run.folder].error} ({log_file(run)})"
         else:
             log_file(run).unlink(missing_ok=True)  # the run folder has its own
-            value = summary[f"val_{summary['headline']}"]
-            outcome = "done" if value is None else f"validation {summary['headline']} {value:.4g}"
+            value = summary[f"val_{summary['main_metric']}"]
+            outcome = "done" if value is None else f"validation {summary['main_metric']} {value:.4g}"
         left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
         ahead = f"; about {duration(left)} left" if self.done < self.total else ""
         print(f"[{self.done}/{self.total}] {run.title}: {outcome}, {duration(seconds)}{ahead}", flush=True)

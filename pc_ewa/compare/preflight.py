@@ -3,12 +3,12 @@
 import os
 from pathlib import Path
 
+from pc_ewa.compare.plan import FILES, Plan
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.study.plan import FILES, Plan
 from pc_ewa.train.runner import check_folder
 from pc_ewa.train.splits import load_splits
-from pc_ewa.train.weights import check_start
+from pc_ewa.train.weights import check_initial_weights
 
 
 def check_runs(plan: Plan) -> None:
@@ -20,7 +20,7 @@ def check_runs(plan: Plan) -> None:
     _check_folders(plan)
     has_validation: dict[str, bool] = {}
     for variant in plan.variants:
-        check_start(plan.resolve(plan.run(variant, plan.values[0], plan.seeds[0])))
+        check_initial_weights(plan.resolve(plan.run(variant, plan.values[0], plan.seeds[0])))
         for value in plan.values:
             experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
             if not _load_data(experiment, has_validation) and plan.sweep:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_folder import finish
+from compare_folder import finish
 
-from pc_ewa.study import Options, Plan, outline, runner, study
-from pc_ewa.study.runner import report
+from pc_ewa.compare import Options, Plan, compare, outline, runner
+from pc_ewa.compare.runner import report
 
 Make = Callable[..., Plan]
 NO_COSTS = Options(jobs=1, costs=False)
@@ -25,8 +25,8 @@ def test_a_value_that_broke_is_left_out_and_named(
             finish(made, made.run("dense", value, seed))
     finish(made, made.run("ewa", 1e-3, 0))
     trainer('''case "$*" in *train.lr=0.01*) echo "error: diverged"; exit 2;; esac
-    echo '{"headline": "accuracy", "val_accuracy": 0.5, "test_accuracy_merged": 0.75}' > "$folder/summary.json"''')
-    assert [tuple(entry) for entry in study(made, NO_COSTS)] == [("ewa/lr_0.01/seed_0", "diverged")]
+    echo '{"main_metric": "accuracy", "val_accuracy": 0.5, "test_accuracy_merged": 0.75}' > "$folder/summary.json"''')
+    assert [tuple(entry) for entry in compare(made, NO_COSTS)] == [("ewa/lr_0.01/seed_0", "diverged")]
     saved = json.loads((made.output / "results.json").read_text())
     assert saved["variants"]["ewa"]["value"] == 1e-3
     assert saved["variants"]["ewa"]["scores"]["merged"] == {"0": 0.5, "1": 0.75}

@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from study_folder import finish
+from compare_folder import finish
 
-from pc_ewa.study import Plan
-from pc_ewa.study.curves import save_curves
-from pc_ewa.study.sweep import final_runs
+from pc_ewa.compare import Plan
+from pc_ewa.compare.curves import save_curves
+from pc_ewa.compare.sweep import final_runs
 
 Make = Callable[..., Plan]
 
@@ -32,7 +32,7 @@ def test_the_files_hold_mean_and_deviation_over_seeds(plan: Make) -> None:
 
     folder = Path("runs/compare/toys")
     content = json.loads((folder / "curves.json").read_text())
-    assert (content["x"], content["headline"]) == ("epochs", "accuracy")
+    assert (content["x"], content["main_metric"]) == ("epochs", "accuracy")
     ewa = content["variants"]["ewa"]
     first, second = ewa["val"]
     # 4 steps are 2 epochs; 0.4 and 0.6 have the sample deviation 0.1 * sqrt(2).

@@ -1,4 +1,4 @@
-"""How the variants got there: validation headline, spread of the experts and share rate along training."""
+"""How the variants got there: validation main_metric, spread of the experts and share rate along training."""
 
 import csv
 import io
@@ -8,10 +8,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pc_ewa.study.plan import Plan, Run
-from pc_ewa.study.statistics import unit_of
-from pc_ewa.study.summaries import read_metrics, read_summary
-from pc_ewa.train.report import TITLES
+from pc_ewa.compare.plan import Plan, Run
+from pc_ewa.compare.statistics import unit_of
+from pc_ewa.compare.summaries import read_metrics, read_summary
+from pc_ewa.train.summary import TITLES
 from pc_ewa.train.tracking import write_text
 
 FIGURES = ("val", "spread", "share_rate")
@@ -47,7 +47,7 @@ def save_curves(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> None:
     unit = "steps" if plan.experiment.train.steps else "epochs"
     content = {
         "x": unit,
-        "headline": plan.task.headline,
+        "main_metric": plan.objective.main_metric,
         "variants": {v: {f: [p._asdict() for p in points] for f, points in all_.items()} for v, all_ in found.items()},
     }
     write_text(plan.output / "curves.json", json.dumps(content, indent=1) + "\n")
@@ -65,7 +65,7 @@ def _variant_curves(plan: Plan, runs: Sequence[Run]) -> dict[str, list[Point]]:
     values: dict[str, dict[int, list[float]]] = {figure: {} for figure in FIGURES}
     for run in runs:
         for line in read_metrics(run):
-            for figure, value in _figures(line, plan.task.headline).items():
+            for figure, value in _figures(line, plan.objective.main_metric).items():
                 values[figure].setdefault(line["step"], []).append(value)
     per_step = _x_per_step(plan, runs[0])
     return {
@@ -77,8 +77,8 @@ def _variant_curves(plan: Plan, runs: Sequence[Run]) -> dict[str, list[Point]]:
     }
 
 
-def _figures(line: Mapping[str, Any], headline: str) -> dict[str, float]:
-    found = {"val": line.get(f"val_{headline}"), "share_rate": line.get("share_rate")}
+def _figures(line: Mapping[str, Any], main_metric: str) -> dict[str, float]:
+    found = {"val": line.get(f"val_{main_metric}"), "share_rate": line.get("share_rate")}
     spreads = [value for name, value in line.items() if _SPREAD.match(name)]
     found["spread"] = statistics.fmean(spreads) if spreads else None
     return {name: value for name, value in found.items() if value is not None}
@@ -99,10 +99,10 @@ def _draw(plan: Plan, found: Mapping[str, Mapping[str, Sequence[Point]]], unit: 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    headline = plan.task.headline
-    scale = unit_of(headline).scale
+    main_metric = plan.objective.main_metric
+    scale = unit_of(main_metric).scale
     titles = {
-        "val": (f"validation {TITLES[headline]}{', %' if scale != 1 else ''}", scale),
+        "val": (f"validation {TITLES[main_metric]}{', %' if scale != 1 else ''}", scale),
         "spread": ("spread of the experts (0: all equal)", 1),
         "share_rate": ("share rate β", 1),
     }

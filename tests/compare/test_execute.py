@@ -10,16 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from study_folder import finish
+from compare_folder import finish
 
+from pc_ewa.compare import Options, Plan, compare
+from pc_ewa.compare.execute import Executor, Stopped, duration, log_file
 from pc_ewa.errors import ConfigError
-from pc_ewa.study import Options, Plan, study
-from pc_ewa.study.execute import Executor, Stopped, duration, log_file
 
 Make = Callable[..., Plan]
 
 
-WRITE = """echo '{"headline": "accuracy", "val_accuracy": 0.25}' > "$folder/summary.json" """
+WRITE = """echo '{"main_metric": "accuracy", "val_accuracy": 0.25}' > "$folder/summary.json" """
 
 
 def test_only_what_is_not_finished_runs_and_what_breaks_is_told(
@@ -55,7 +55,7 @@ def test_the_cores_are_shared_among_the_jobs(
     plan: Make, trainer: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("pc_ewa.study.execute.cores", lambda: 8)
+    monkeypatch.setattr("pc_ewa.compare.execute.cores", lambda: 8)
     made = plan("sweep=null", "seeds=[0]")
     trainer(f'echo $OMP_NUM_THREADS > "$folder/threads"; {WRITE}')
     Executor(made, jobs=3, total=1).execute(made.final_runs("ewa", None))
@@ -111,20 +111,20 @@ def test_two_comparisons_do_not_share_a_folder(plan: Make, trainer: Callable[[st
 
     def second(*_: object) -> None:
         with pytest.raises(ConfigError, match="runs/compare/toys is in use by another comparison"):
-            study(made, Options(costs=False))
+            compare(made, Options(costs=False))
         raise Stopped
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Executor, "execute", second)
         with pytest.raises(Stopped):
-            study(made, Options(costs=False))
+            compare(made, Options(costs=False))
 
 
 START = """
 import sys
-from pc_ewa.study import Options, load_plan, study
+from pc_ewa.compare import Options, load_plan, compare
 sys.executable = sys.argv[1]
-study(load_plan("toys.yaml", ["sweep=null", "seeds=[0]"]), Options(costs=False, jobs=1))
+compare(load_plan("toys.yaml", ["sweep=null", "seeds=[0]"]), Options(costs=False, jobs=1))
 """
 
 
@@ -139,12 +139,12 @@ def test_runs_that_outlive_the_comparison_keep_it_locked(plan: Make, trainer: Ca
         first.kill()
     try:
         with pytest.raises(ConfigError, match="or by runs still going on of one that was killed"):
-            study(made, Options(costs=False))
+            compare(made, Options(costs=False))
     finally:
         os.kill(int(pid.read_text()), signal.SIGKILL)
     trainer(WRITE)
     _wait(lambda: _is_free(made.output))
-    assert study(made, Options(costs=False)) == []
+    assert compare(made, Options(costs=False)) == []
 
 
 def test_a_log_that_is_still_written_to_is_not_emptied(plan: Make, trainer: Callable[[str], None]) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pc_ewa.compare.plan import Plan, Run
+from pc_ewa.compare.results import hardware
 from pc_ewa.config import Experiment
 from pc_ewa.ewa import has_gate, merge_experts
-from pc_ewa.study.plan import Plan, Run
-from pc_ewa.study.results import hardware
 from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from study_folder import finish
+from compare_folder import finish
 
+from pc_ewa.compare import Options, Plan, compare, preflight
+from pc_ewa.compare.preflight import check_runs
 from pc_ewa.errors import ConfigError, Error
-from pc_ewa.study import Options, Plan, preflight, study
-from pc_ewa.study.preflight import check_runs
 
 Make = Callable[..., Plan]
 
@@ -80,5 +80,5 @@ def test_copies_that_cannot_be_made_stop_it_too(plan: Make, save: str, problem: 
     Path("file").touch()
     Path("docs/toys.json").mkdir(parents=True)
     with pytest.raises(ConfigError, match=rf"--save {save}: .*{problem}.*; name a folder for the copies"):
-        study(made, Options(save=Path(save)))
+        compare(made, Options(save=Path(save)))
     assert not made.output.exists()

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_folder import finish
+from compare_folder import finish
 
+from pc_ewa.compare import Plan, load_plan, outline
 from pc_ewa.errors import ConfigError
-from pc_ewa.study import Plan, load_plan, outline
 
 Make = Callable[..., Plan]
 REPOSITORY = Path(__file__).parent.parent.parent

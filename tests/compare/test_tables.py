@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parent.parent.parent
 RESULTS = {
     "title": "Digits",
-    "headline": "accuracy",
+    "main_metric": "accuracy",
     "higher_is_better": True,
     "baseline": "dense",
     "command": "python examples/digits.py",

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable
 
 import pytest
-from study_folder import finish
+from compare_folder import finish
 
-from pc_ewa.study import Plan
-from pc_ewa.study.sweep import choose_value, chosen, edge, final_runs, is_settled
+from pc_ewa.compare import Plan
+from pc_ewa.compare.sweep import choose_value, chosen, edge, final_runs, is_settled
 
 Make = Callable[..., Plan]
 

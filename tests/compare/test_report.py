@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_folder import STATES, finish
+from compare_folder import STATES, finish
 
+from pc_ewa.compare import Options, Plan
+from pc_ewa.compare.execute import Broken
+from pc_ewa.compare.report import as_csv, as_markdown, as_summary
+from pc_ewa.compare.results import collect, read_results, without_paths
+from pc_ewa.compare.runner import report
+from pc_ewa.compare.sweep import final_runs
 from pc_ewa.errors import ConfigError
-from pc_ewa.study import Options, Plan
-from pc_ewa.study.execute import Broken
-from pc_ewa.study.report import as_csv, as_markdown, as_summary
-from pc_ewa.study.results import collect, read_results, without_paths
-from pc_ewa.study.runner import report
-from pc_ewa.study.sweep import final_runs
 
 Make = Callable[..., Plan]
 COST = {"params_training": 1200, "params_inference": 1000, "flops": 2.5e6, "step_seconds": 0.02, "step_ratio": 1.1}
 MINIMAL = {
     "title": "Digits",
-    "headline": "accuracy",
+    "main_metric": "accuracy",
     "higher_is_better": True,
     "baseline": "dense",
     "variants": {
@@ -62,7 +62,7 @@ def test_the_tables_say_what_the_runs_say(plan: Make) -> None:
         "EWA",
         "0.01",
         "61.0 ± 1.4",
-        "54.9 ± 1.3",  # best by validation: 0.9 of them, see study_folder
+        "54.9 ± 1.3",  # best by validation: 0.9 of them, see compare_folder
         "48.8 ± 1.1",  # with experts
         "30.0 ± 0.0",
         "no difference beyond noise: +11.0 points (-1.7 to +23.7)",
@@ -156,7 +156,7 @@ def test_the_date_is_that_of_the_latest_run(plan: Make) -> None:
     [
         ("{", "holds no results"),
         ("[]", "holds no results"),
-        ('{"title": "x", "variants": {}}', "lacks headline, higher_is_better, baseline"),
+        ('{"title": "x", "variants": {}}', "lacks main_metric, higher_is_better, baseline"),
         (json.dumps({**MINIMAL, "variants": {"a": {"title": "a"}}}), "lacks variants.a.title or .scores"),
     ],
 )

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
+from pc_ewa.compare.execute import Broken, cores
+from pc_ewa.compare.plan import Plan, Run
+from pc_ewa.compare.statistics import difference
+from pc_ewa.compare.summaries import read_summary
+from pc_ewa.compare.sweep import validation_scores, why_left_out
 from pc_ewa.errors import ConfigError
-from pc_ewa.study.execute import Broken, cores
-from pc_ewa.study.plan import Plan, Run
-from pc_ewa.study.statistics import difference
-from pc_ewa.study.summaries import read_summary
-from pc_ewa.study.sweep import validation_scores, why_left_out
 
-_NEEDED = ("title", "headline", "higher_is_better", "baseline", "variants")
+_NEEDED = ("title", "main_metric", "higher_is_better", "baseline", "variants")
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
 _ABSOLUTE = re.compile(r"(?<![\w.\-/])/(?:[^\s/:,;'\"\[\]]+/)+")
 
@@ -37,7 +37,7 @@ def collect(
     """
     summaries = {v: {run.seed: read_summary(run) or {} for run in found} for v, found in runs.items()}
     first = next((s for by_seed in summaries.values() for s in by_seed.values()), {})
-    scores = {v: _scores(plan.task.headline, by_seed) for v, by_seed in summaries.items()}
+    scores = {v: _scores(plan.objective.main_metric, by_seed) for v, by_seed in summaries.items()}
     variants = {}
     for name, variant in plan.variants.items():
         if name not in runs:
@@ -62,8 +62,8 @@ def collect(
         {
             "name": plan.name,
             "title": plan.comparison.title,
-            "headline": plan.task.headline,
-            "higher_is_better": plan.task.higher_is_better,
+            "main_metric": plan.objective.main_metric,
+            "higher_is_better": plan.objective.higher_is_better,
             "baseline": plan.baseline,
             "highlight": plan.highlight,
             "command": plan.command,
@@ -74,8 +74,8 @@ def collect(
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "seeds": list(plan.seeds),
             "sweep": plan.sweep.model_dump() if plan.sweep else None,
-            "test_shapes": first.get("test_shapes"),
-            "val_shapes": first.get("val_shapes"),
+            "test_samples": first.get("test_samples"),
+            "val_samples": first.get("val_samples"),
             "variants": variants,
             "left_out": [
                 {"title": variant.title, "why": why_left_out(plan, name, broken)}
@@ -148,11 +148,11 @@ def _last_day(runs: Sequence[Run]) -> str | None:
     return datetime.date.fromtimestamp(max(ended)).isoformat() if ended else None
 
 
-def _scores(headline: str, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """The headline by state and seed; "val" and "val_best" are of validation, all others of test."""
-    figures = {state: f"test_{headline}_{state}" for state in STATES}
-    figures |= {"val": f"val_{headline}", "val_best": f"val_{headline}_best"}
+def _scores(main_metric: str, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
+    """The main_metric by state and seed; "val" and "val_best" are of validation, all others of test."""
+    metrics = {state: f"test_{main_metric}_{state}" for state in STATES}
+    metrics |= {"val": f"val_{main_metric}", "val_best": f"val_{main_metric}_best"}
     return {
         state: {seed: summary[figure] for seed, summary in summaries.items() if summary.get(figure) is not None}
-        for state, figure in figures.items()
+        for state, figure in metrics.items()
     }

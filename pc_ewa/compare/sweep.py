@@ -6,16 +6,16 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pc_ewa.study.plan import Number, Plan, Run
-from pc_ewa.study.summaries import read_summary
+from pc_ewa.compare.plan import Number, Plan, Run
+from pc_ewa.compare.summaries import read_summary
 
 Scores = dict[Number, dict[int, float]]
 
 
 def validation_scores(plan: Plan, variant: str) -> Scores:
-    """Validation headline after the last step by value and seed, as far as runs are finished."""
+    """Validation main_metric after the last step by value and seed, as far as runs are finished."""
     assert plan.sweep is not None
-    figure = f"val_{plan.task.headline}"
+    figure = f"val_{plan.objective.main_metric}"
     scores: Scores = {}
     for value in sorted(plan.sweep.values):
         summaries = {seed: read_summary(plan.run(variant, value, seed)) for seed in plan.sweep.seeds}
@@ -43,7 +43,7 @@ def chosen(plan: Plan, variant: str) -> Number | None:
     """The value at which a variant runs all its seeds; None without a sweep, or while nothing can be chosen."""
     if plan.sweep is None:
         return None
-    return choose_value(validation_scores(plan, variant), plan.sweep.seeds, plan.task.higher_is_better)
+    return choose_value(validation_scores(plan, variant), plan.sweep.seeds, plan.objective.higher_is_better)
 
 
 def is_swept(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:

@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.overrides import apply_overrides, read_yaml
-from pc_ewa.signatures import choose, describe, refuse_switch
-from pc_ewa.train.tasks import Task, create_task
+from pc_ewa.train.objectives import Objective, create_objective
+from pc_ewa.validation import choose, describe, refuse_switch
+from pc_ewa.yaml_config import apply_overrides, read_yaml
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
 Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
@@ -132,9 +132,9 @@ class Plan:
         return self.resolve(self.run(self.baseline, self.values[0], self.seeds[0]))
 
     @cached_property
-    def task(self) -> Task:
+    def objective(self) -> Objective:
         """What all variants are trained for."""
-        return create_task(self.experiment)
+        return create_objective(self.experiment)
 
     def is_done(self, run: Run) -> bool:
         """Whether the run was finished earlier; `check_runs` has seen that it is the same one."""
@@ -208,10 +208,11 @@ def _check_experiments(plan: Plan) -> None:
     for variant in plan.variants:
         for value in plan.values:
             experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
-            task = create_task(experiment)
-            if task.headline != plan.task.headline:
+            objective = create_objective(experiment)
+            if objective.main_metric != plan.objective.main_metric:
                 raise ConfigError(
-                    f"variant {variant} is measured by {task.headline}, {plan.baseline} by {plan.task.headline}; "
+                    f"variant {variant} is measured by {objective.main_metric}, {plan.baseline} by "
+                    f"{plan.objective.main_metric}; "
                     "compare what has the same measure"
                 )
         if plan.sweep:

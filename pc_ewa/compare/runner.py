@@ -5,15 +5,15 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pc_ewa.compare.costs import measure_costs
+from pc_ewa.compare.curves import save_curves
+from pc_ewa.compare.execute import Broken, Executor, cores
+from pc_ewa.compare.plan import Plan, Run
+from pc_ewa.compare.preflight import check_runs, check_save
+from pc_ewa.compare.report import as_csv, as_markdown
+from pc_ewa.compare.results import collect
+from pc_ewa.compare.sweep import final_runs, is_settled
 from pc_ewa.errors import Error
-from pc_ewa.study.costs import measure_costs
-from pc_ewa.study.curves import save_curves
-from pc_ewa.study.execute import Broken, Executor, cores
-from pc_ewa.study.plan import Plan, Run
-from pc_ewa.study.preflight import check_runs, check_save
-from pc_ewa.study.report import as_csv, as_markdown
-from pc_ewa.study.results import collect
-from pc_ewa.study.sweep import final_runs, is_settled
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.runner import only_process_in
 from pc_ewa.train.tracking import write_text
@@ -47,7 +47,7 @@ def outline(plan: Plan, only: tuple[str, ...] = ()) -> str:
     return "\n".join(lines)
 
 
-def study(plan: Plan, options: Options) -> list[Broken]:
+def compare(plan: Plan, options: Options) -> list[Broken]:
     """Make a comparison, or go on with one: what is finished is never run again.
 
     Returns:

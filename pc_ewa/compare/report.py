@@ -5,10 +5,10 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pc_ewa.study.results import differences
-from pc_ewa.study.statistics import Difference, Unit, interval, spread, unit_of, verdict
-from pc_ewa.study.sweep import edge, left_out
-from pc_ewa.train.report import TITLES
+from pc_ewa.compare.results import differences
+from pc_ewa.compare.statistics import Difference, Unit, interval, mean_and_std, unit_of, verdict
+from pc_ewa.compare.sweep import edge, left_out
+from pc_ewa.train.summary import TITLES
 
 Results = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def as_summary(experiments: Sequence[Results]) -> str:
     rows = [["experiment", "measure (test, last step)", "baseline", "with EWA", "seeds", "verdict, 95 % interval"]]
     listed = [results for results in experiments if _is_listed(results)]
     for results in listed:
-        unit, shown = unit_of(results["headline"]), _highlight(results)
+        unit, shown = unit_of(results["main_metric"]), _highlight(results)
         scores = {v: _by_seed(results, v, "merged") for v in (results["baseline"], shown)}
         found = found_differences(results, shown).get("merged")
         cells = [f"{results['variants'][v]['title']}: {_cell(s, unit)}" for v, s in scores.items()]
@@ -41,7 +41,7 @@ def as_csv(results: Results) -> str:
     """One line per variant, state and seed, with the plain score."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", "value", "state", "seed", results["headline"]])
+    writer.writerow(["variant", "value", "state", "seed", results["main_metric"]])
     for name, variant in results["variants"].items():
         for state, scores in variant["scores"].items():
             writer.writerows([name, variant.get("value"), state, seed, score] for seed, score in scores.items())
@@ -71,13 +71,13 @@ def remarks(results: Results) -> list[str]:
             "for that: where there is no effect, one interval in 20 excludes 0 by chance."
         )
     lines += [*_about_seeds(results), *_about_sweep(results)]
-    if results.get("test_shapes") and results["headline"] == "accuracy" and baseline in variants:
+    if results.get("test_samples") and results["main_metric"] == "accuracy" and baseline in variants:
         scores = _by_seed(results, baseline, "merged").values()
         if scores:
             mean = sum(scores) / len(scores)
-            error = (max(0.0, mean * (1 - mean)) / results["test_shapes"]) ** 0.5
+            error = (max(0.0, mean * (1 - mean)) / results["test_samples"]) ** 0.5
             lines.append(
-                f"{results['test_shapes']} test shapes: a single accuracy has a standard error of {error:.1%}."
+                f"{results['test_samples']} test shapes: a single accuracy has a standard error of {error:.1%}."
             )
     lines += [f"Left out of the tables: {entry['title']}; {entry['why']}." for entry in results.get("left_out") or []]
     lines += [f"Broken: {entry['run']}: {entry['error']}" for entry in results.get("broken") or []]
@@ -100,7 +100,7 @@ def provenance(results: Results) -> str:
 
 def _scores_table(results: Results) -> list[list[str]]:
     """The header and a row per variant; columns without a figure in any row are left out."""
-    unit, better = unit_of(results["headline"]), results["higher_is_better"]
+    unit, better = unit_of(results["main_metric"]), results["higher_is_better"]
     baseline = results["variants"].get(results["baseline"], {}).get("title", results["baseline"])
     key = (results.get("sweep") or {}).get("key", "chosen").rpartition(".")[2]
     states = {
@@ -168,7 +168,7 @@ def _about_sweep(results: Results) -> list[str]:
     seeds = ("seeds " if len(sweep["seeds"]) > 1 else "seed ") + ", ".join(map(str, sweep["seeds"]))
     lines = [
         f"{sweep['key']} was chosen for each variant from {values}, by the best mean validation "
-        f"{TITLES[results['headline']]} after the last step, {seeds}. Test played no part."
+        f"{TITLES[results['main_metric']]} after the last step, {seeds}. Test played no part."
     ]
     unfit = [
         f"{variant['title']} ({', '.join(without)})"
@@ -201,8 +201,8 @@ def _is_listed(results: Results) -> bool:
 
 
 def _measure(results: Results) -> str:
-    unit = unit_of(results["headline"])
-    return f"{TITLES.get(results['headline'], results['headline'])}{', %' if unit.percent else ''}"
+    unit = unit_of(results["main_metric"])
+    return f"{TITLES.get(results['main_metric'], results['main_metric'])}{', %' if unit.percent else ''}"
 
 
 def _by_seed(results: Results, variant: str, state: str) -> dict[str, float]:
@@ -210,7 +210,7 @@ def _by_seed(results: Results, variant: str, state: str) -> dict[str, float]:
 
 
 def _cell(scores: Mapping[str, float], unit: Unit) -> str:
-    return spread(list(scores.values()), unit) if scores else ""
+    return mean_and_std(list(scores.values()), unit) if scores else ""
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -45,7 +45,7 @@ _SEQUELS = {
 
 def describe_summary(summary: dict[str, Any]) -> str:
     """Score, size and time before and after merging, as a table, and the commands worth trying next."""
-    title = f"test {TITLES[summary['headline']]}"
+    title = f"test {TITLES[summary['main_metric']]}"
     rows = [
         ["", *_titles(summary)],
         [f"{title}, last step", *_cells(summary, "")],
@@ -79,37 +79,39 @@ def _titles(summary: dict[str, Any]) -> tuple[str, str]:
 
 
 def _cells(summary: dict[str, Any], which: str) -> list[str]:
-    """The headline before and after merging; for accuracy with the counts it comes from."""
-    headline = summary["headline"]
+    """The main_metric before and after merging; for accuracy with the counts it comes from."""
+    main_metric = summary["main_metric"]
     cells = []
     for kind in (f"unmerged{which}", f"merged{which}"):
-        value = summary[f"test_{headline}_{kind}"]
-        correct = summary.get(f"test_correct_{kind}") if headline == "accuracy" else None
-        counts = "" if correct is None else f" ({correct}/{summary['test_shapes']})"
-        cells.append(_format(headline, value) + counts)
+        value = summary[f"test_{main_metric}_{kind}"]
+        correct = summary.get(f"test_correct_{kind}") if main_metric == "accuracy" else None
+        counts = "" if correct is None else f" ({correct}/{summary['test_samples']})"
+        cells.append(_format(main_metric, value) + counts)
     return cells
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
-    headline, lines = summary["headline"], []
+    main_metric, lines = summary["main_metric"], []
     if summary.get("average"):
         lines.append(f"scores are those of the averaged weights ({summary['average']}), once there are any")
     error = summary.get("test_standard_error_merged")
     if error is not None:
-        shapes = summary["test_shapes"]
-        lines.append(f"a test {TITLES[headline]} on {shapes} shapes has a standard error of {error:.1%}")
+        shapes = summary["test_samples"]
+        lines.append(f"a test {TITLES[main_metric]} on {shapes} shapes has a standard error of {error:.1%}")
     if "test_svm_accuracy_merged" in summary:
         lines.append(f"linear SVM on the features, test shapes: {summary['test_svm_accuracy_merged']:.1%}")
-    if summary["val_shapes"] == 0:
+    if summary["val_samples"] == 0:
         return [*lines, "no validation part (data.val_fraction=0): the last step counts"]
     source = "cut from train" if summary["val_is_cut_from_train"] else "of the dataset's own split"
-    last, best = (_format(headline, summary[f"val_{headline}{which}"]) for which in ("", "_best"))
-    lines.append(f"validation {TITLES[headline]}: {last} last, {best} best ({summary['val_shapes']} shapes {source})")
+    last, best = (_format(main_metric, summary[f"val_{main_metric}{which}"]) for which in ("", "_best"))
+    lines.append(
+        f"validation {TITLES[main_metric]}: {last} last, {best} best ({summary['val_samples']} shapes {source})"
+    )
     return lines
 
 
-def _format(headline: str, value: float) -> str:
-    return f"{value:.5g}" if headline == "loss" else f"{value:.1%}"
+def _format(main_metric: str, value: float) -> str:
+    return f"{value:.5g}" if main_metric == "loss" else f"{value:.1%}"
 
 
 def next_commands(summary: dict[str, Any]) -> list[str]:
@@ -121,9 +123,9 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
         rival = ("ewa=null", "dense", "without experts")
     evaluate = f"{_python()} tools/evaluate.py {output}/checkpoints/merged_last.pt"
     commands = {}
-    if summary["headline"] == "accuracy":
+    if summary["main_metric"] == "accuracy":
         commands[evaluate] = "accuracy of every class"
-    elif summary["headline"] == "instance_miou":
+    elif summary["main_metric"] == "instance_miou":
         commands[evaluate] = "mIoU of every class"
     elif hasattr(MODELS[summary["model"]], "features"):
         commands[f"{evaluate} --protocol svm"] = "a linear SVM on the features"

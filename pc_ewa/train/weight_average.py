@@ -13,7 +13,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.train.batches import STATISTICS, Batches, stream
 from pc_ewa.train.distributed import World, average_statistics
-from pc_ewa.train.tasks import Task
+from pc_ewa.train.objectives import Objective
 
 
 class WeightAverage:
@@ -27,7 +27,7 @@ class WeightAverage:
     Args:
         experiment: with an `average` section.
         model: the live model, on its device; it is copied, and never changed.
-        task: makes the forward passes that gather statistics.
+        objective: makes the forward passes that gather statistics.
         batches: of training.
         total_steps: optimizer steps of the whole training.
         world: this process among all.
@@ -37,11 +37,17 @@ class WeightAverage:
     """
 
     def __init__(
-        self, experiment: Experiment, model: nn.Module, task: Task, batches: Batches, total_steps: int, world: World
+        self,
+        experiment: Experiment,
+        model: nn.Module,
+        objective: Objective,
+        batches: Batches,
+        total_steps: int,
+        world: World,
     ) -> None:
         assert experiment.average
         self.settings, self.experiment = experiment.average, experiment
-        self.live, self.task, self.batches, self.world = model, task, batches, world
+        self.live, self.objective, self.batches, self.world = model, objective, batches, world
         ema = self.settings.kind == "ema"
         self.begin, self.every = round(self.settings.begins * total_steps), 1 if ema else batches.steps_per_epoch
         if total_steps // self.every * self.every <= self.begin:
@@ -116,7 +122,7 @@ class WeightAverage:
         # Its own seed: draws that are no draws of training.
         own = self.experiment.model_copy(update={"seed": stream(self.experiment.seed, STATISTICS)})
         draws = Batches(self.batches.clouds, own, self.batches.slots, self.batches.device)
-        forward = _Forward(model, self.task, draws, train.precision == "bf16", step)
+        forward = _Forward(model, self.objective, draws, train.precision == "bf16", step)
         first = self.world.rank * train.accumulate
         parts = [(s, first + part) for s in range(draws.steps_per_epoch) for part in range(train.accumulate)]
         devices = [self.world.device] if self.world.device.type == "cuda" else []
@@ -128,16 +134,16 @@ class WeightAverage:
 class _Forward(nn.Module):
     """A training forward of a model on a part of a batch, as `update_bn` calls it."""
 
-    def __init__(self, model: nn.Module, task: Task, batches: Batches, bf16: bool, step: int) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, batches: Batches, bf16: bool, step: int) -> None:
         super().__init__()
-        self.model, self.task, self.batches, self.bf16, self.step = model, task, batches, bf16, step
+        self.model, self.objective, self.batches, self.bf16, self.step = model, objective, batches, bf16, step
 
     def forward(self, part: tuple[int, int]) -> Tensor:
         """Return the loss of a part, given as (step, slot)."""
         batch = self.batches.draw(*part)
         self.batches.seed_model(*part)
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.task.loss(self.model, batch, self.step).value
+            return self.objective.loss(self.model, batch, self.step).value
 
 
 @contextmanager

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pc_ewa.compare import Plan, costs
+from pc_ewa.compare.sweep import final_runs
 from pc_ewa.config import Experiment
-from pc_ewa.study import Plan, costs
-from pc_ewa.study.sweep import final_runs
 from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World, join_world
 

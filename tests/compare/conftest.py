@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pc_ewa.study import Plan, load_plan
+from pc_ewa.compare import Plan, load_plan
 
 SWEEP = {"key": "train.lr", "values": [1e-3, 1e-2], "seeds": [0]}
 

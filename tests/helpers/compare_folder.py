@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
+from pc_ewa.compare import Plan
+from pc_ewa.compare.plan import Run
 from pc_ewa.config import dump
-from pc_ewa.study import Plan
-from pc_ewa.study.plan import Run
 
 # Test scores by state, as parts of that of the merged model.
 STATES = {"merged": 1.0, "merged_best": 0.9, "unmerged": 0.8, "unmerged_best": 0.7}
@@ -17,15 +17,15 @@ def finish(
     """Leave the folder of a finished run; `val` is of the last step, `best` the best of all (default: the same)."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(dump(plan.resolve(run)))
-    figure = f"test_{plan.task.headline}"
+    figure = f"test_{plan.objective.main_metric}"
     summary = {
-        "headline": plan.task.headline,
+        "main_metric": plan.objective.main_metric,
         "seed": run.seed,
         "steps": 4,
-        f"val_{plan.task.headline}": val,
-        f"val_{plan.task.headline}_best": val if best is None else best,
-        "val_shapes": 3,
-        "test_shapes": 12,
+        f"val_{plan.objective.main_metric}": val,
+        f"val_{plan.objective.main_metric}_best": val if best is None else best,
+        "val_samples": 3,
+        "test_samples": 12,
         **{f"{figure}_{state}": part * test for state, part in STATES.items()},
         **more,
     }

@@ -10,31 +10,31 @@ from torch import Tensor, nn
 from pc_ewa.config import Experiment
 from pc_ewa.data.parts import parts_of_classes
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval import Score, evaluate_classifier, evaluate_objective, evaluate_segmenter
+from pc_ewa.eval import Score, evaluate_classifier, evaluate_pretraining, evaluate_segmenter
 from pc_ewa.ewa import balance_loss
 from pc_ewa.models import MODELS
-from pc_ewa.signatures import choose
 from pc_ewa.train.batches import Batch
 from pc_ewa.train.splits import Splits
+from pc_ewa.validation import choose
 
 
 class Loss(NamedTuple):
-    """The loss to minimise, and detached figures to log."""
+    """The loss to minimise, and detached metrics to log."""
 
     value: Tensor
-    figures: dict[str, Tensor]
+    metrics: dict[str, Tensor]
 
 
 def with_balance(loss: Loss, model: nn.Module) -> Loss:
     """Add what gates pay for unequal groups in the latest forward of the model, and its figure `balance_loss`."""
     balance = balance_loss(model)
-    return Loss(loss.value + balance, loss.figures | {"balance_loss": balance.detach()})
+    return Loss(loss.value + balance, loss.metrics | {"balance_loss": balance.detach()})
 
 
-class Task(Protocol):
+class Objective(Protocol):
     """What the loop asks of an objective."""
 
-    headline: str  # the figure of a score that chooses the best checkpoint
+    main_metric: str  # the figure of a score that chooses the best checkpoint
     higher_is_better: bool
 
     def model_arguments(self, splits: Splits) -> dict[str, int]:
@@ -53,7 +53,7 @@ class Task(Protocol):
 class Classify:
     """Cross-entropy on the class of each cloud; measured by accuracy."""
 
-    headline, higher_is_better = "accuracy", True
+    main_metric, higher_is_better = "accuracy", True
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -89,7 +89,7 @@ class Classify:
 class Segment:
     """Cross-entropy on the part of each point, given the category of its cloud; measured by instance mIoU."""
 
-    headline, higher_is_better = "instance_miou", True
+    main_metric, higher_is_better = "instance_miou", True
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -127,7 +127,7 @@ class Segment:
 class Pretrain:
     """The loss that a self-supervised model brings; measured by the same loss on other clouds."""
 
-    headline, higher_is_better = "loss", False
+    main_metric, higher_is_better = "loss", False
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
@@ -148,7 +148,7 @@ class Pretrain:
     def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
         """Mean loss, with the same points and masks every time."""
         data, train = self.experiment.data, self.experiment.train
-        return evaluate_objective(
+        return evaluate_pretraining(
             model,
             splits.named(split),
             data.num_points,
@@ -172,7 +172,7 @@ class Tokenize(Pretrain):
         return self._loss(*model(batch.points, step=step))
 
 
-TASKS: dict[str, Callable[[Experiment], Task]] = {
+OBJECTIVES: dict[str, Callable[[Experiment], Objective]] = {
     "classify": Classify,
     "segment": Segment,
     "pretrain": Pretrain,
@@ -180,18 +180,18 @@ TASKS: dict[str, Callable[[Experiment], Task]] = {
 }
 
 
-def create_task(experiment: Experiment) -> Task:
+def create_objective(experiment: Experiment) -> Objective:
     """Make the objective of an experiment.
 
     Raises:
         ConfigError: one that there is not, or that is not for this model.
     """
     own = MODELS[experiment.model.name].task
-    task = choose("task", experiment.task or own, TASKS)(experiment)
+    objective = choose("task", experiment.task or own, OBJECTIVES)(experiment)
     if experiment.task not in (None, own):
         raise ConfigError(
             f"task={experiment.task} with model.name={experiment.model.name}, which is made to {own}; leave task out"
         )
     if experiment.train.label_smoothing and own != "classify":
         raise ConfigError(f"train.label_smoothing={experiment.train.label_smoothing} is for classifiers; leave it out")
-    return task
+    return objective

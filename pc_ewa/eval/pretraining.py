@@ -12,13 +12,13 @@ from pc_ewa.eval.common import add_up, in_evaluation, my_batches, prepare_eval
 
 
 @dataclass(frozen=True)
-class Losses:
+class PretrainingLoss:
     """Mean loss and means of its terms over shapes."""
 
     means: dict[str, float]
     shapes: int
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`loss` and its terms."""
         return dict(self.means)
 
@@ -36,7 +36,7 @@ class Losses:
 
 
 @torch.no_grad()
-def evaluate_objective(
+def evaluate_pretraining(
     model: nn.Module,
     clouds: Clouds,
     num_points: int,
@@ -47,8 +47,8 @@ def evaluate_objective(
     device: torch.device | None = None,
     precision: str = "fp32",
     title: str = "evaluating",
-) -> Losses:
-    """Average the loss of a model that returns an `Objective`; under torchrun each process takes its share.
+) -> PretrainingLoss:
+    """Average the loss of a model that returns an `LossOutput`; under torchrun each process takes its share.
 
     Masks are those of the model in evaluation, which are the same each time; so are the points, whether they are the
     farthest or drawn.
@@ -70,4 +70,4 @@ def evaluate_objective(
             for name, value in {"loss": loss, **terms}.items():
                 sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value * len(indices)
     totals = add_up({name: total.item() for name, total in sums.items()})
-    return Losses({name: total / len(clouds) for name, total in totals.items()}, len(clouds))
+    return PretrainingLoss({name: total / len(clouds) for name, total in totals.items()}, len(clouds))
