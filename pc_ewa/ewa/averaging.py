@@ -69,8 +69,7 @@ class ExpertAverager:
         self.layers = expert_layers(model)
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no mixture of experts to average; upcycle() it first")
-        for name, layer in self.layers.items():
-            check_share_rate(share_rate, layer.num_experts, f" in {name or type(model).__name__}")
+        _check_share_rate(share_rate, self.layers)
         if schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule={schedule!r}; choose 'constant', 'linear' or 'cosine'")
         if total_steps is None and (schedule != "constant" or (start, stop) != (0.0, 1.0)):
@@ -146,11 +145,14 @@ class ExpertAverager:
             self.step()
 
 
-def check_share_rate(share_rate: float, num_experts: int, where: str = "") -> None:
+def _check_share_rate(share_rate: float, layers: dict[str, Mixture]) -> None:
     """Raise ValueError unless 0 <= β <= (N-1)/N; above that the averaging would overshoot the mean."""
-    limit = (num_experts - 1) / num_experts
+    name, fewest = min(layers.items(), key=lambda item: item[1].num_experts)
+    count = fewest.num_experts
+    limit = (count - 1) / count
     if not 0 <= share_rate <= limit:
-        raise ValueError(f"share_rate={share_rate} with {num_experts} experts{where}; choose 0 to (N-1)/N = {limit}")
+        where = f" in {name}" if any(layer.num_experts > count for layer in layers.values()) else ""
+        raise ValueError(f"share_rate={share_rate} with {count} experts{where}; choose 0 to (N-1)/N = {limit}")
 
 
 def expert_shard_placement(parameter: nn.Parameter) -> "Shard":
