@@ -226,7 +226,7 @@ def _resolve_ewa(ewa: Ewa) -> Ewa:
     # `ewa/` alone knows which values are possible: they are tried on one FFN that takes no memory. Which layers there
     # are is for the real model to say.
     with torch.device("meta"):
-        stand_in = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(1, 2), nn.GELU(), nn.Linear(2, 1))})
+        stand_in = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))})
         try:
             upcycle(stand_in, **arguments_of(upcycle, arguments) | {"layers": "all"})
             ExpertAverager(stand_in, total_steps=1, **arguments_of(ExpertAverager, arguments))
