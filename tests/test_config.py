@@ -1,6 +1,7 @@
 """Experiments: what a YAML file and overrides become, and what is said of those that cannot run."""
 
 import inspect
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,31 @@ def test_broken_files_are_refused_in_one_line(tmp_path: Path, text: str, message
     with pytest.raises(ConfigError, match=message) as caught:
         load_experiment(path)
     assert "\n" not in str(caught.value)
+
+
+BOMB = "a: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"b{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a: " + "[" * 3000 + "]" * 3000, "{a: " * 3000 + "1" + "}" * 3000, BOMB, "a: &x [*x]", f"a: {'9' * 5000}"],
+    ids=["deep list", "deep mapping", "aliases", "alias to itself", "5000 digits"],
+)
+def test_what_would_take_all_memory_or_time_is_refused_at_once(tmp_path: Path, toy_config: Path, text: str) -> None:
+    path = tmp_path / "huge.yaml"
+    path.write_text(text)
+    began = time.process_time()
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(path)
+    assert str(caught.value).startswith(f"{path} is no YAML: ")
+    assert "\n" not in str(caught.value)
+    value = text.partition(": ")[2]
+    if "\n" not in text:
+        with pytest.raises(ConfigError, match="no YAML"):
+            load_experiment(toy_config, [f"wandb.project={value}"])
+    assert time.process_time() - began < 2
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
