@@ -100,6 +100,9 @@ def _by_structure(model: nn.Module) -> list[Site]:
     kept = []
     for site in sites:
         reason = why_not_tokenwise(ffn_at(site))
+        if "token" in site.name.rpartition(".")[2]:
+            # MLP-Mixer's `mlp_tokens`: the module is an MLP, but its host transposes what it gives it.
+            reason = "its name says that it mixes tokens"
         if reason:
             log.info("%s is not taken for an FFN: %s", site.name, reason)
         else:

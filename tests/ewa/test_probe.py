@@ -96,6 +96,11 @@ def test_every_second_ffn_counts_ffns_alone() -> None:
     assert list(expert_layers(upcycle(model, 2))) == ["3"]
 
 
+def test_an_mlp_whose_host_transposes_is_told_by_its_name() -> None:
+    model = nn.ModuleDict({"mlp_tokens": Mlp(), "mlp_channels": Mlp()})
+    assert list(expert_layers(upcycle(model, 2, "all"))) == ["mlp_channels"]
+
+
 def test_half_an_ffn_is_refused_with_its_sizes() -> None:
     model = nn.ModuleDict({"a": nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))})
     with pytest.raises(ValueError, match=r"^a\.0 \(Linear\) .*4 features to 8"):
