@@ -4,9 +4,8 @@ from typing import Any
 
 from torch import nn
 
-from pc_ewa.errors import ConfigError
+from pc_ewa.models.checkpoints.load import LoadReport, load_pretrained
 from pc_ewa.models.dvae import DiscreteVAE
-from pc_ewa.models.official import LoadReport, load_pretrained
 from pc_ewa.models.point_bert import PointBERT
 from pc_ewa.models.point_bert_classifier import PointBERTClassifier
 from pc_ewa.models.point_bert_segmenter import PointBERTSegmenter
@@ -15,8 +14,8 @@ from pc_ewa.models.point_mae_classifier import PointMAEClassifier
 from pc_ewa.models.point_mae_segmenter import PointMAESegmenter
 from pc_ewa.validation import check_arguments, choose
 
-# Each is an nn.Module that says what it is for (`task`), which FFNs experts may replace (`expert_ffns`), and which keys
-# a pretrained file need not have (`head_keys`).
+# Each is an nn.Module with class attributes: `task` (the objective that trains it), `expert_ffns` (the FFNs that may
+# become mixtures of experts) and `head_keys` (the beginnings of keys that a pre-trained file need not have).
 MODELS: dict[str, type[Any]] = {
     "point_mae": PointMAE,
     "point_mae_classifier": PointMAEClassifier,
@@ -38,4 +37,4 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     return model_class(**check_arguments(f"model {name}", model_class, kwargs))
 
 
-__all__ = ["MODELS", "create_model", "load_pretrained", "LoadReport", "ConfigError"]
+__all__ = ["MODELS", "create_model", "load_pretrained", "LoadReport"]

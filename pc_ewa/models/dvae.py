@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.graph import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
+from pc_ewa.models.dgcnn import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv
 

@@ -17,8 +17,7 @@ from pc_ewa.models.mask_transformer import MaskTransformer
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointBERT(nn.Module):

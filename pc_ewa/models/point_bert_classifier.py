@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointBERTClassifier(nn.Module):

@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.graph import NEIGHBOURS
+from pc_ewa.models.dgcnn import NEIGHBOURS
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding, with_class_token
 from pc_ewa.models.point_mae_segmenter import log_probabilities, one_hot, three_depths
 from pc_ewa.models.propagation import FeaturePropagation, GraphPropagation, relu_norm
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointBERTSegmenter(nn.Module):

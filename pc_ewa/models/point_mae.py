@@ -10,8 +10,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import Block, TransformerEncoder
+from pc_ewa.models.transformer import Block, TransformerEncoder, check_sizes
 
 
 class PointMAE(nn.Module):

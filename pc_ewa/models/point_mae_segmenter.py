@@ -11,8 +11,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.objective import at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.propagation import FeaturePropagation, relu_norm
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointMAESegmenter(nn.Module):

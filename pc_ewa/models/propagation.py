@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_ewa import ops
-from pc_ewa.models.graph import NEIGHBOURS, edge_convolution, edge_layer
+from pc_ewa.models.dgcnn import NEIGHBOURS, edge_convolution, edge_layer
 from pc_ewa.models.patches import PointConv
 
 _HIDDEN = 512  # channels between the two layers of GraphPropagation

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pc_ewa.errors import ConfigError
+
 
 class DropPath(nn.Module):
     """Stochastic depth: drops the whole residual branch of a sample with probability `rate` while training."""
@@ -88,3 +90,28 @@ class TransformerEncoder(nn.Module):
             x = block(x + position)
             states.append(x)
         return states
+
+
+def check_sizes(sizes: dict[str, int], mlp_ratio: float = 1.0, **rates: float) -> None:
+    """Check the arguments of a model before it is built.
+
+    Args:
+        sizes: each at least 1; `num_heads` must divide `dim`.
+        mlp_ratio: times `dim`, at least 1.
+        rates: each at least 0 and below 1.
+
+    Raises:
+        ConfigError: an argument outside of its bounds.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value}; it must be at least 1")
+    dim, num_heads = sizes["dim"], sizes["num_heads"]
+    if dim % num_heads:
+        fitting = ", ".join(str(n) for n in range(1, 2 * num_heads) if dim % n == 0)
+        raise ConfigError(f"num_heads={num_heads} does not divide dim={dim}; choose one of {fitting}")
+    if int(dim * mlp_ratio) < 1:
+        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ConfigError(f"{name}={rate}; it must be at least 0 and below 1")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import upcycle
+from pc_ewa.models.dgcnn import DGCNN, neighbour_graph
 from pc_ewa.models.dvae import DiscreteVAE
-from pc_ewa.models.graph import DGCNN, neighbour_graph
 from pc_ewa.validation import check_arguments
 
 Clouds = Callable[..., Tensor]

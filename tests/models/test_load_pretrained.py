@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from pc_ewa.errors import CheckpointError
 from pc_ewa.ewa import upcycle
 from pc_ewa.models import LoadReport, create_model, load_pretrained
-from pc_ewa.models.official import fit_head, read_content, read_weights, rename_keys
+from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
+from pc_ewa.models.checkpoints.read import read_content, read_weights
 
 Build = Callable[..., nn.Module]
 State = dict[str, Tensor]
@@ -144,7 +145,7 @@ def test_the_report_is_a_table_of_parts() -> None:
     assert (
         str(report)
         == """\
-part               loaded  missing  unexpected
+module             loaded  missing  unexpected
 encoder                 2        -           -
 norm                    1        -           -
 cls_head_finetune       1        2           1
@@ -345,7 +346,7 @@ def test_other_architectures_are_refused(other: dict, message: str, classifier: 
 
 def test_a_file_with_mixtures_is_sent_to_the_merge_tool(classifier: Build, tmp_path: Path) -> None:
     torch.save({"model": upcycle(classifier(), 2).state_dict()}, tmp_path / "last.pt")
-    message = r"it holds mixtures of experts; merge it first: python tools/merge_experts\.py CHECKPOINT -o OUT"
+    message = r"it holds mixtures of experts; merge it first: pc-ewa merge CHECKPOINT"
     check_refused(tmp_path / "last.pt", classifier(), message)
 
 
@@ -358,7 +359,7 @@ def test_an_upcycled_model_is_told_to_load_first(classifier: Build, tmp_path: Pa
 @pytest.mark.parametrize("target", ["point_mae", "classifier"])
 def test_a_pretraining_file_with_mixtures_is_sent_there_too(target: str, classifier: Build, tmp_path: Path) -> None:
     torch.save({"model": upcycle(point_mae(), 2).state_dict()}, tmp_path / "last.pt")
-    message = r"it holds mixtures of experts; merge it first: python tools/merge_experts\.py CHECKPOINT -o OUT"
+    message = r"it holds mixtures of experts; merge it first: pc-ewa merge CHECKPOINT"
     check_refused(tmp_path / "last.pt", point_mae() if target == "point_mae" else classifier(), message)
 
 
@@ -409,7 +410,7 @@ def test_weights_of_something_else_are_refused(classifier: Build, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["missing.pth", "missing.safetensors", ""])
 def test_missing_files_and_folders_are_refused(name: str, classifier: Build, tmp_path: Path) -> None:
-    check_refused(tmp_path / name, classifier(), r"is no file; check the path of the checkpoint")
+    check_refused(tmp_path / name, classifier(), r"is not a file")
 
 
 @pytest.mark.parametrize("suffix", ["pth", "old.pth", "safetensors"])
@@ -421,7 +422,7 @@ def test_truncated_files_are_refused(part: float, suffix: str, classifier: Build
     else:
         torch.save(model.state_dict(), path, _use_new_zipfile_serialization=suffix == "pth")
     path.write_bytes(path.read_bytes()[: int(part * path.stat().st_size)])
-    check_refused(path, model, r"is damaged or no ")
+    check_refused(path, model, r"is damaged or not ")
 
 
 @pytest.mark.parametrize(
@@ -431,7 +432,7 @@ def test_truncated_files_are_refused(part: float, suffix: str, classifier: Build
 def test_files_of_another_kind_are_refused(content: bytes, suffix: str, classifier: Build, tmp_path: Path) -> None:
     path = tmp_path / f"page.{suffix}"
     path.write_bytes(content)
-    check_refused(path, classifier(), r"is damaged or no ")
+    check_refused(path, classifier(), r"is damaged or not ")
 
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from pc_ewa.errors import CheckpointError
 from pc_ewa.ewa import expert_layers, merge_experts, upcycle
 from pc_ewa.models import MODELS, create_model, load_pretrained
-from pc_ewa.models.official import fit_head, read_content, read_weights, save_weights
+from pc_ewa.models.checkpoints.keys import fit_head
+from pc_ewa.models.checkpoints.read import read_content, read_weights
+from pc_ewa.models.checkpoints.write import save_weights
 
 Clouds = Callable[..., Tensor]
 SMALL = {"dim": 12, "depth": 3, "num_heads": 3, "num_groups": 8, "group_size": 4, "encoder_width": 8, "encoder_dim": 12,
@@ -226,8 +228,8 @@ def test_point_mae_is_no_point_bert(source: str, title: str, target: str, tmp_pa
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"config": 3}, "extra has 'config', which has its own meaning"),
-        ({"base_model": {}}, "extra has 'base_model', which has its own meaning"),
+        ({"config": 3}, "extra has 'config', which is reserved"),
+        ({"base_model": {}}, "extra has 'base_model', which is reserved"),
         ({"acc": torch.zeros(1)}, "'acc' cannot be kept in a file of weights: .*Tensor is not JSON serializable"),
         ({"path": Path("a")}, "'path' cannot be kept"),
     ],
