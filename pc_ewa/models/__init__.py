@@ -1,4 +1,20 @@
-"""The networks by name."""
+"""Networks on point clouds, by name, and their pre-trained weights.
+
+The networks are built from the same parts and share these arguments. The docstring of a class describes only the
+arguments that it adds, or restricts.
+
+Args:
+    dim: width of the tokens.
+    depth: number of transformer blocks.
+    num_heads: attention heads; must divide `dim`.
+    num_groups: patches per cloud.
+    group_size: points per patch.
+    encoder_dim: width of the patch encoder; a linear layer projects its tokens to `dim`.
+    encoder_width: width of the first layer of the patch encoder, which is most of the cost of a small model.
+    mlp_ratio: hidden width of the FFNs, in units of `dim`.
+    drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first.
+    head_dropout: dropout rate in the head.
+"""
 
 from typing import Any
 
@@ -28,10 +44,19 @@ MODELS: dict[str, type[Any]] = {
 
 
 def create_model(name: str, **kwargs: Any) -> nn.Module:
-    """Build a model by its name in MODELS; the defaults are the official configuration.
+    """Build a model by its name in MODELS. The defaults are the official configuration.
+
+    Args:
+        name: key of MODELS.
+        kwargs: arguments of the model's class.
 
     Raises:
-        ConfigError: an unknown name or argument (the nearest is named), or an impossible value.
+        ConfigError: an unknown name or argument (the message has the nearest known one), or an impossible value.
+
+    Example:
+        >>> model = pc_ewa.create_model("point_mae_classifier", num_classes=10, depth=2)
+        >>> model.eval()(torch.rand(4, 1024, 3)).shape
+        torch.Size([4, 10])
     """
     model_class = choose("model", name, MODELS)
     return model_class(**check_arguments(f"model {name}", model_class, kwargs))
