@@ -11,7 +11,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
-from pc_ewa.models.transformer import Block, TransformerEncoder, check_sizes, trunc_normal_init
+from pc_ewa.models.transformer import Block, TransformerEncoder, check_sizes, drop_path_rates, trunc_normal_init
 
 
 class PointMAE(nn.Module):
@@ -148,7 +148,7 @@ class _Decoder(nn.Module):
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim)
         self.apply(_xavier_init)

@@ -83,7 +83,7 @@ class TransformerEncoder(nn.Module):
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
@@ -97,6 +97,11 @@ class TransformerEncoder(nn.Module):
             x = block(x + position)
             states.append(x)
         return states
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Return drop-path rates that grow linearly from 0 at the first of `depth` blocks to `last`."""
+    return torch.linspace(0, last, depth, device="cpu").tolist()  # numbers, also where a model is built on "meta"
 
 
 def trunc_normal_init(module: nn.Module) -> None:

@@ -1,9 +1,10 @@
-import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+"""Promises that every model keeps, refused arguments, and the parts of the trunk."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from small_models import WITH_FFNS, run, small, tensors
 from torch import Tensor, nn
 
 from pc_ewa.errors import ConfigError
@@ -13,43 +14,16 @@ from pc_ewa.models.transformer import Attention, DropPath, TransformerEncoder
 
 Build = Callable[..., nn.Module]
 Clouds = Callable[..., Tensor]
-SMALL: dict[str, Any] = {
-    **{"dim": 12, "depth": 3, "num_heads": 3, "num_groups": 8, "group_size": 4, "encoder_width": 8, "encoder_dim": 12},
-    **{"num_classes": 5, "num_parts": 6, "num_categories": 3, "levels": (16, 12), "decoder_depth": 1},
-    **{"num_tokens": 12, "tokens_dim": 8, "decoder_dim": 8, "graph_width": 4, "decoder_width": 8},
-    **{"contrast_dim": 8, "queue_size": 16},
-}
-WITH_FFNS = [name for name in MODELS if name != "dvae"]
-
-
-def small_model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    accepted = inspect.signature(MODELS[name]).parameters
-    return create_model(name, **{key: value for key, value in SMALL.items() if key in accepted})
-
-
-def run(model: nn.Module, points: Tensor) -> object:
-    """Segmenters also want to know the category of each cloud."""
-    return model(points, torch.arange(len(points)) % 3) if model.task == "segment" else model(points)
-
-
-def tensors(output: object) -> Iterator[Tensor]:
-    """Every floating-point tensor in whatever a model returns."""
-    if isinstance(output, Tensor):
-        yield from [output] if output.is_floating_point() else []
-    elif isinstance(output, dict | tuple | list):
-        for part in output.values() if isinstance(output, dict) else output:
-            yield from tensors(part)
 
 
 @pytest.mark.parametrize(
     ("name", "upcycled"), [*((name, False) for name in MODELS), *((name, True) for name in WITH_FFNS)]
 )
 def test_every_model_trains_every_parameter(name: str, upcycled: bool, clouds: Clouds) -> None:
-    model = small_model(name)
+    model = small(name)
     if upcycled:
         upcycle(model, 3, "all", init="independent")
-    outputs = list(tensors(run(model, clouds(0, 4, 32))))
+    outputs = [output for output in tensors(run(model, clouds(0, 4, 32))) if output.is_floating_point()]
     assert outputs
     assert all(output.isfinite().all() for output in outputs)
     sum(output.square().sum() for output in outputs if output.requires_grad).backward()  # type: ignore[union-attr]
@@ -66,7 +40,7 @@ def test_every_model_trains_every_parameter(name: str, upcycled: bool, clouds: C
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_deterministic_in_evaluation(name: str, clouds: Clouds) -> None:
-    model, points = small_model(name).eval(), clouds(0, 2, 32)
+    model, points = small(name).eval(), clouds(0, 2, 32)
     first, second = list(tensors(run(model, points))), list(tensors(run(model, points)))
     assert all(output.isfinite().all() for output in first)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -74,8 +48,19 @@ def test_every_model_is_deterministic_in_evaluation(name: str, clouds: Clouds) -
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_built_from_torchs_seed_alone(name: str) -> None:
-    one, two = small_model(name).state_dict(), small_model(name).state_dict()
+    one, two = small(name).state_dict(), small(name).state_dict()
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["point_mae_classifier", "point_bert_classifier", "dvae"])
+def test_models_that_draw_no_mask_compile_to_one_graph(name: str, clouds: Clouds) -> None:
+    """With fullgraph=True a graph break is an error, here for any number of clouds and of points."""
+    model = small(name).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for points in (clouds(0, 2, 32), clouds(1, 3, 40)):
+        expected, found = tensors(run(model, points)), tensors(run(compiled, points))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_samples_of_a_batch_do_not_see_each_other_in_evaluation(classifier: Build, clouds: Clouds) -> None:
