@@ -5,7 +5,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from parity import filled_by_rule
-from torch import Tensor, nn
+from small_models import snapshot
+from torch import Tensor
 
 from pc_ewa import ops
 from pc_ewa.models.point_bert import PointBERT
@@ -25,10 +26,6 @@ def build(**arguments: object) -> PointBERT:
     model = filled_by_rule(PointBERT(**{**SMALL, **arguments}).double())
     model.queue.copy_(F.normalize(model.queue, dim=0))
     return model
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in model.state_dict().items()}
 
 
 class Official:

@@ -37,3 +37,8 @@ def tensors(output: object) -> Iterator[Tensor]:
     elif isinstance(output, dict | tuple | list):
         for item in output.values() if isinstance(output, dict) else output:
             yield from tensors(item)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copy the state_dict."""
+    return {key: value.clone() for key, value in model.state_dict().items()}

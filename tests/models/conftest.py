@@ -15,7 +15,7 @@ def classifier() -> Callable[..., PointMAEClassifier]:
     """Build a small one: `classifier(seed=0, **kwargs)`."""
 
     def build(seed: int = 0, **kwargs: object) -> PointMAEClassifier:
-        return small("point_mae_classifier", seed, **{"depth": 2, **kwargs})
+        return small("point_mae_classifier", seed, **{"depth": 2, "encoder_dim": None, **kwargs})
 
     return build
 

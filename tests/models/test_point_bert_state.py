@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from official_point_bert import TOKENIZER, build, snapshot
+from official_point_bert import TOKENIZER, build
+from small_models import snapshot
 from torch import Tensor
 
 from pc_ewa import ops
