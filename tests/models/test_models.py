@@ -81,40 +81,40 @@ def test_bf16_autocast_stays_close(classifier: Build, clouds: Clouds) -> None:
     torch.testing.assert_close(logits.float(), model(points), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize(("count", "message"), [(7, "n=8 points asked of clouds of 7"), (3, "clouds of 3")])
+@pytest.mark.parametrize(("count", "message"), [(7, "n=8 .* 7"), (3, " 3")])
 def test_clouds_with_too_few_points_are_refused(classifier: Build, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classifier()(torch.randn(2, count, 3))
 
 
 def test_groups_larger_than_the_cloud_are_refused(classifier: Build) -> None:
-    with pytest.raises(ValueError, match="k=20 neighbours asked of clouds of 12"):
+    with pytest.raises(ValueError, match=r"k=20 .* 12"):
         classifier(group_size=20)(torch.randn(2, 12, 3))
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("point_mae_clasifier", {}, r"unknown model 'point_mae_clasifier'; did you mean 'point_mae_classifier'\?"),
-        ("resnet", {}, r"unknown model 'resnet'; choose from .*point_mae_classifier"),
-        ("point_mae_classifier", {"dims": 48}, r"unknown key 'model point_mae_classifier\.dims'; did you mean 'dim'\?"),
-        ("point_mae_classifier", {"heads": 6}, r"unknown key '.*heads'; did you mean 'num_heads'\?"),
-        ("point_mae_classifier", {"dim": "wide"}, r"model point_mae_classifier\.dim='wide': should be a valid integer"),
-        ("point_mae_classifier", {"depth": 1.5}, r"depth=1\.5: should be a valid integer"),
-        ("point_mae_classifier", {"depth": None}, r"depth=None: should be a valid integer"),
-        ("point_mae_classifier", {"num_heads": 5}, r"num_heads=5 does not divide dim=384; choose one of 1, 2, 3, 4, 6"),
-        ("point_mae_classifier", {"num_classes": 0}, r"num_classes=0; it must be at least 1"),
-        ("point_mae_classifier", {"depth": 0}, r"depth=0; it must be at least 1"),
-        ("point_mae_classifier", {"num_heads": 0}, r"num_heads=0; it must be at least 1"),
-        ("point_mae_classifier", {"group_size": -1}, r"group_size=-1; it must be at least 1"),
-        ("point_mae_classifier", {"num_groups": 0}, r"num_groups=0; it must be at least 1"),
-        ("point_mae_classifier", {"encoder_width": 0}, r"encoder_width=0; it must be at least 1"),
-        ("point_mae_classifier", {"drop_path": 1.0}, r"drop_path=1\.0; it must be at least 0 and below 1"),
-        ("point_mae_classifier", {"drop_path": float("nan")}, r"drop_path=nan: should be a finite number"),
-        ("point_mae_classifier", {"mlp_ratio": float("inf")}, r"mlp_ratio=inf: should be a finite number"),
-        ("point_mae_classifier", {"head_dropout": -0.1}, r"head_dropout=-0\.1; it must be at least 0 and below 1"),
-        ("point_mae_classifier", {"encoder_dim": 256}, r"encoder_dim=256 with dim=384; .*: make them equal"),
-        ("point_mae_classifier", {"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 with dim=384 leaves the FFN no hidden unit"),
+        ("point_mae_clasifier", {}, r"'point_mae_clasifier'.*'point_mae_classifier'"),
+        ("resnet", {}, r"'resnet'.*point_mae_classifier"),
+        ("point_mae_classifier", {"dims": 48}, r"model point_mae_classifier\.dims.*'dim'"),
+        ("point_mae_classifier", {"heads": 6}, r"heads'.*'num_heads'"),
+        ("point_mae_classifier", {"dim": "wide"}, r"point_mae_classifier\.dim='wide'.*integer"),
+        ("point_mae_classifier", {"depth": 1.5}, r"depth=1\.5.*integer"),
+        ("point_mae_classifier", {"depth": None}, r"depth=None.*integer"),
+        ("point_mae_classifier", {"num_heads": 5}, r"num_heads=5 .*dim=384.* 1, 2, 3, 4, 6"),
+        ("point_mae_classifier", {"num_classes": 0}, r"num_classes=0"),
+        ("point_mae_classifier", {"depth": 0}, r"depth=0"),
+        ("point_mae_classifier", {"num_heads": 0}, r"num_heads=0"),
+        ("point_mae_classifier", {"group_size": -1}, r"group_size=-1"),
+        ("point_mae_classifier", {"num_groups": 0}, r"num_groups=0"),
+        ("point_mae_classifier", {"encoder_width": 0}, r"encoder_width=0"),
+        ("point_mae_classifier", {"drop_path": 1.0}, r"drop_path=1\.0"),
+        ("point_mae_classifier", {"drop_path": float("nan")}, r"drop_path=nan.*finite"),
+        ("point_mae_classifier", {"mlp_ratio": float("inf")}, r"mlp_ratio=inf.*finite"),
+        ("point_mae_classifier", {"head_dropout": -0.1}, r"head_dropout=-0\.1"),
+        ("point_mae_classifier", {"encoder_dim": 256}, r"encoder_dim=256 .*dim=384"),
+        ("point_mae_classifier", {"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 .*dim=384"),
     ],
     ids=str,
 )
@@ -124,7 +124,7 @@ def test_impossible_models_are_refused(name: str, arguments: dict, message: str)
 
 
 def test_all_wrong_arguments_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"depth='deep': .*; unknown key '.*dims'; did you mean 'dim'\?"):
+    with pytest.raises(ConfigError, match=r"depth='deep'.*dims.*'dim'"):
         create_model("point_mae_classifier", dims=3, depth="deep")
 
 

@@ -79,7 +79,7 @@ def test_a_given_mask_may_hide_different_numbers(clouds: Clouds) -> None:
 
 @pytest.mark.parametrize("mask", [torch.ones(3, 7, dtype=torch.bool), torch.ones(3, 8)], ids=["shape", "type"])
 def test_masks_that_do_not_fit_are_refused(mask: Tensor, clouds: Clouds) -> None:
-    with pytest.raises(ValueError, match=r"mask is \(3, .*; expected \(3, 8\) bool"):
+    with pytest.raises(ValueError, match=r"\(3, .*\(3, 8\) bool"):
         build()(clouds(1, 3, 40).double(), mask)
 
 
@@ -161,17 +161,17 @@ def test_bf16_autocast_trains_with_losses_in_float32(clouds: Clouds) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask_ratio": (0.5, 0.4)}, r"mask_ratio=\(0\.5, 0\.4\) with num_groups=8; give the least share first"),
-        ({"mask_ratio": (0.1, 0.4)}, r"which must hide a patch"),
-        ({"mask_ratio": (0.5, 1.0)}, r"the greatest below 1"),
-        ({"queue_size": 0}, r"queue_size=0; it must be at least 1"),
-        ({"momentum": 1.0}, r"momentum=1\.0; it must be at least 0 and below 1"),
-        ({"contrast_temperature": 0.0}, r"contrast_temperature=0\.0; it must be above 0"),
-        ({"num_heads": 5}, r"num_heads=5 does not divide dim=12"),
-        ({"mlp_ratio": 0.01}, r"mlp_ratio=0\.01 with dim=12 leaves the FFN no hidden unit"),
-        ({"group_size": 6}, r"group_size=6; it must be a multiple of 4"),
-        ({"num_groups": 3}, r"num_groups=3; "),
-        ({"mask_type": "blok"}, r"mask_type='blok': should be 'block' or 'rand'"),
+        ({"mask_ratio": (0.5, 0.4)}, r"mask_ratio=\(0\.5, 0\.4\).*num_groups=8"),
+        ({"mask_ratio": (0.1, 0.4)}, r"mask_ratio=\(0\.1, 0\.4\)"),
+        ({"mask_ratio": (0.5, 1.0)}, r"mask_ratio=\(0\.5, 1\.0\)"),
+        ({"queue_size": 0}, r"queue_size=0"),
+        ({"momentum": 1.0}, r"momentum=1\.0"),
+        ({"contrast_temperature": 0.0}, r"contrast_temperature=0\.0"),
+        ({"num_heads": 5}, r"num_heads=5 .*dim=12"),
+        ({"mlp_ratio": 0.01}, r"mlp_ratio=0\.01 .*dim=12"),
+        ({"group_size": 6}, r"group_size=6.* 4"),
+        ({"num_groups": 3}, r"num_groups=3"),
+        ({"mask_type": "blok"}, r"mask_type='blok'.*'block'.*'rand'"),
         ({"mask_ratio": 0.4}, r"mask_ratio=0\.4"),
     ],
     ids=str,

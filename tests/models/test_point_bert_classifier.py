@@ -116,11 +116,11 @@ def test_evaluation_is_deterministic_and_bf16_close(clouds: Clouds) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"encoder_dim": 0}, r"encoder_dim=0; it must be at least 1"),
-        ({"encoder_dim": None}, r"encoder_dim=None: should be a valid integer"),
-        ({"num_heads": 5}, r"num_heads=5 does not divide dim=384"),
-        ({"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 with dim=384 leaves the FFN no hidden unit"),
-        ({"head_dropout": 1.0}, r"head_dropout=1\.0; it must be at least 0 and below 1"),
+        ({"encoder_dim": 0}, r"encoder_dim=0"),
+        ({"encoder_dim": None}, r"encoder_dim=None.*integer"),
+        ({"num_heads": 5}, r"num_heads=5 .*dim=384"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 .*dim=384"),
+        ({"head_dropout": 1.0}, r"head_dropout=1\.0"),
     ],
     ids=str,
 )

@@ -101,7 +101,7 @@ def test_keys_of_all_processes_are_taken_up_rank_by_rank(clouds: Clouds, monkeyp
 def test_more_keys_than_the_queue_holds_are_refused(clouds: Clouds) -> None:
     model, points = build(queue_size=5), clouds(0, 6, 40).double()
     model(points)
-    with pytest.raises(ValueError, match="6 keys for a queue of 5; make queue_size at least 6"):
+    with pytest.raises(ValueError, match=r"6 keys .* 5.*queue_size.* 6"):
         model.after_step()
 
 

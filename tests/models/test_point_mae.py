@@ -149,11 +149,11 @@ def test_features_are_mean_and_maximum_of_all_tokens_and_ignore_masks(clouds: Cl
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (torch.zeros(2, 8, dtype=torch.bool), r"mask hides \[0, 0\] patches; hide as many in each sample, not none"),
-        (torch.ones(2, 8, dtype=torch.bool), r"mask hides \[8, 8\]"),
-        (torch.arange(16).view(2, 8) < 9, r"mask hides \[8, 1\]"),
-        (torch.zeros(2, 7, dtype=torch.bool), r"mask is \(2, 7\) torch\.bool; expected \(2, 8\) bool"),
-        (torch.zeros(2, 8), r"mask is \(2, 8\) torch\.float32; expected \(2, 8\) bool"),
+        (torch.zeros(2, 8, dtype=torch.bool), r"\[0, 0\]"),
+        (torch.ones(2, 8, dtype=torch.bool), r"\[8, 8\]"),
+        (torch.arange(16).view(2, 8) < 9, r"\[8, 1\]"),
+        (torch.zeros(2, 7, dtype=torch.bool), r"\(2, 7\) .*\(2, 8\) bool"),
+        (torch.zeros(2, 8), r"float32.*\(2, 8\) bool"),
     ],
     ids=["none", "all", "unequal", "shape", "type"],
 )
@@ -165,12 +165,12 @@ def test_masks_that_do_not_fit_are_refused(mask: Tensor, message: str, clouds: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mask_ratio": 0.1}, r"mask_ratio=0\.1 hides 0 of 8 patches; hide some, leave some"),
-        ({"mask_ratio": 1.0}, r"mask_ratio=1\.0; it must be at least 0 and below 1"),
-        ({"decoder_depth": 0}, r"decoder_depth=0; it must be at least 1"),
-        ({"decoder_num_heads": 5}, r"num_heads=5 does not divide dim=12"),
-        ({"mask_type": "blok"}, r"mask_type='blok': should be 'rand' or 'block'"),
-        ({"loss": "l2"}, r"loss='l2': should be 'cdl2' or 'cdl1'"),
+        ({"mask_ratio": 0.1}, r"mask_ratio=0\.1 .*0 of 8"),
+        ({"mask_ratio": 1.0}, r"mask_ratio=1\.0"),
+        ({"decoder_depth": 0}, r"decoder_depth=0"),
+        ({"decoder_num_heads": 5}, r"num_heads=5 .*dim=12"),
+        ({"mask_type": "blok"}, r"mask_type='blok'.*'rand'.*'block'"),
+        ({"loss": "l2"}, r"loss='l2'.*'cdl2'.*'cdl1'"),
     ],
     ids=str,
 )

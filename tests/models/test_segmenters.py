@@ -150,11 +150,11 @@ def test_half_precision_is_near(kind: type[Segmenter], clouds: Callable[..., Ten
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"depth": 2}, "depth=2; a segmenter takes features after three blocks: it must be at least 3"),
-        ({"num_parts": 0}, "num_parts=0; it must be at least 1"),
+        ({"depth": 2}, "depth=2.* 3"),
+        ({"num_parts": 0}, "num_parts=0"),
         ({"num_categories": 0}, "num_categories=0"),
-        ({"num_heads": 5}, "num_heads=5 does not divide dim=12"),
-        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01 with dim=12"),
+        ({"num_heads": 5}, "num_heads=5 .*dim=12"),
+        ({"mlp_ratio": 0.01}, "mlp_ratio=0.01 .*dim=12"),
         ({"head_dropout": 1.0}, "head_dropout=1.0"),
     ],
 )
@@ -166,9 +166,9 @@ def test_impossible_sizes_are_refused(kind: type[Segmenter], arguments: dict[str
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dim": 6}, "dim=6; .*multiple of 4"),
-        ({"num_groups": 3}, "num_groups=3; every point of a level has 4 neighbours"),
-        ({"levels": (16, 3)}, r"levels=\(16, 3\); every point of a level has 4 neighbours"),
+        ({"dim": 6}, "dim=6.* 4"),
+        ({"num_groups": 3}, "num_groups=3.* 4"),
+        ({"levels": (16, 3)}, r"levels=\(16, 3\).* 4"),
         ({"encoder_dim": 0}, "encoder_dim=0"),
     ],
 )
@@ -185,7 +185,7 @@ def test_levels_come_from_a_list_of_two_in_a_configuration() -> None:
 
 def test_clouds_smaller_than_a_level_are_refused(clouds: Callable[..., Tensor]) -> None:
     model = build(PointBERTSegmenter, levels=(10, 20))
-    with pytest.raises(ValueError, match=r"clouds of 19 points, levels=\(10, 20\); give at least 20 points"):
+    with pytest.raises(ValueError, match=r" 19 .*levels=\(10, 20\).* 20"):
         model(clouds(0, 2, 19).double(), torch.tensor([0, 1]))
     assert model(clouds(0, 2, 20).double(), torch.tensor([0, 1])).shape == (2, 20, 7)
 
@@ -194,10 +194,10 @@ def test_clouds_smaller_than_a_level_are_refused(clouds: Callable[..., Tensor]) 
 @pytest.mark.parametrize(
     ("categories", "message"),
     [
-        (torch.tensor([0, 3]), "category 3; the model has 3: choose 0 to 2"),
-        (torch.tensor([-1, 0]), "category -1; the model has 3"),
-        (torch.tensor([0]), "expected one for each of the 2 clouds, int64"),
-        (torch.tensor([0.0, 1.0]), "float32; expected one for each"),
+        (torch.tensor([0, 3]), "category 3.* 0 to 2"),
+        (torch.tensor([-1, 0]), "category -1.* 3"),
+        (torch.tensor([0]), "the 2 clouds, int64"),
+        (torch.tensor([0.0, 1.0]), "float32"),
     ],
 )
 def test_wrong_categories_are_refused(

@@ -123,9 +123,9 @@ def test_what_was_pretrained_with_experts_is_handed_on_once_merged(
 ) -> None:
     given, model = upcycle(distinct(source, seed=1), 2, "all", init="independent"), distinct(target, seed=2)
     torch.save({"model": given.state_dict()}, tmp_path / "last.pt")
-    with pytest.raises(CheckpointError, match=r"holds mixtures of experts; merge it first"):
+    with pytest.raises(CheckpointError, match="pc-ewa merge"):
         load_pretrained(tmp_path / "last.pt", model)
-    with pytest.raises(CheckpointError, match=r"holds mixtures of experts; merge it first"):
+    with pytest.raises(CheckpointError, match="pc-ewa merge"):
         load_pretrained(tmp_path / "last.pt", distinct(source))
     report = load_pretrained(save(merge_experts(given), tmp_path, format), model)
     assert all(key.startswith(model.head_keys) for key in report.missing)  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_point_bert_is_no_point_mae(source: str, title: str, target: str, tmp_pa
     """Even where all widths are the same."""
     torch.save({"base_model": distinct(source).state_dict()}, tmp_path / "other.pth")
     model = distinct(target, seed=2)
-    with pytest.raises(CheckpointError, match=rf"does not fit PointMAE\w*: .*; it looks like {title}$"):
+    with pytest.raises(CheckpointError, match=rf"PointMAE.*{title}$"):
         load_pretrained(tmp_path / "other.pth", model)
     check_equal(model, distinct(target, seed=2))
 
@@ -161,5 +161,5 @@ def test_point_bert_is_no_point_mae(source: str, title: str, target: str, tmp_pa
 )
 def test_point_mae_is_no_point_bert(source: str, title: str, target: str, tmp_path: Path) -> None:
     torch.save({"base_model": distinct(source).state_dict()}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointError, match=rf"does not fit \w+: .*; it looks like {title}$"):
+    with pytest.raises(CheckpointError, match=rf"{title}$"):
         load_pretrained(tmp_path / "other.pth", distinct(target))

@@ -26,17 +26,17 @@ def test_config_names_and_extras_come_back(format: str, tmp_path: Path) -> None:
 
 @formats
 @pytest.mark.parametrize(
-    ("extra", "message"),
+    ("extra", "fact"),
     [
-        ({"config": 3}, "extra has 'config', which is reserved"),
-        ({"base_model": {}}, "extra has 'base_model', which is reserved"),
-        ({"acc": torch.zeros(1)}, "'acc' cannot be kept in a file of weights: .*Tensor is not JSON serializable"),
-        ({"path": Path("a")}, "'path' cannot be kept"),
+        ({"config": 3}, "'config'"),
+        ({"base_model": {}}, "'base_model'"),
+        ({"acc": torch.zeros(1)}, "'acc'.*Tensor"),
+        ({"path": Path("a")}, "'path'"),
     ],
     ids=str,
 )
-def test_extras_that_would_be_lost_are_refused(extra: dict, message: str, format: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_extras_that_would_be_lost_are_refused(extra: dict, fact: str, format: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=fact):
         save_weights(nn.Linear(2, 2), tmp_path / f"a.{SUFFIX[format]}", format, {}, [], extra)  # type: ignore[arg-type]
     assert os.listdir(tmp_path) == []
 
@@ -44,13 +44,13 @@ def test_extras_that_would_be_lost_are_refused(extra: dict, message: str, format
 @formats
 def test_a_model_with_mixtures_is_not_written(format: str, tmp_path: Path) -> None:
     model = upcycle(distinct("point_mae_classifier"), 2, "all")
-    with pytest.raises(ValueError, match=r"the model has 3 mixtures of experts; merge_experts\(\) it first"):
+    with pytest.raises(ValueError, match=r"3 mixtures.*merge_experts\(\)"):
         save(model, tmp_path, format)
     assert os.listdir(tmp_path) == []
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="format='onnx'; choose from official, safetensors"):
+    with pytest.raises(ValueError, match=r"'onnx'.*official, safetensors"):
         save_weights(nn.Linear(2, 2), tmp_path / "a.onnx", "onnx", {}, [], {})  # type: ignore[arg-type]
 
 
@@ -62,13 +62,13 @@ def test_a_write_that_fails_leaves_the_old_file(format: str, tmp_path: Path, mon
     model = distinct("point_mae_classifier", seed=1)
     path = save(model, tmp_path, format)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=rf"cannot write {path}: No space left on device; free some space"):
+    with pytest.raises(CheckpointError, match=rf"{path}.*No space left"):
         save(distinct("point_mae_classifier", seed=2), tmp_path, format)
     assert os.listdir(tmp_path) == [path.name]
     fresh = distinct("point_mae_classifier")
     load_pretrained(path, fresh)
     check_equal(fresh, model)
-    with pytest.raises(CheckpointError, match=r"cannot write .*No such file or directory"):
+    with pytest.raises(CheckpointError, match=r"none.*No such file"):
         save(model, tmp_path / "none", format)
 
 
