@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from pc_ewa.errors import CheckpointError, exit_on_error
-from pc_ewa.models.official import WeightsFormat
+from pc_ewa.models.checkpoints.write import WeightsFormat
 from pc_ewa.train.restore import restore
 
 EPILOG = """\
