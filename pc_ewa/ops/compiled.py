@@ -53,7 +53,7 @@ def library(scalar: Scalar) -> ctypes.CDLL:
                 return ctypes.CDLL(str(path))
     compiler = find_compiler()
     name = f"kernels-{_fingerprint(scalar, compiler)}"
-    cache = _cache_folder()
+    cache = cache_folder()
     with suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")):
             if path.name == f"{name}-{_digest(path)}.so":  # else damaged, and to load it could crash
@@ -136,7 +136,8 @@ def _compile_here(scalar: Scalar, compiler: tuple[str, ...], target: Path) -> Pa
     return target
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """Return the folder that keeps what was compiled on this machine."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(base) / "pc_ewa"
 

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from benchmarks.grouping import load
-from benchmarks.memory import can_weigh, peak_of
-from benchmarks.report import Table, Target, as_text, number
-from benchmarks.step import timed_step
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from pc_ewa import ops
+from pc_ewa.benchmark.grouping import load
+from pc_ewa.benchmark.memory import can_weigh, peak_of
+from pc_ewa.benchmark.report import Table, Target, as_text, number
+from pc_ewa.benchmark.step import timed_step
 from pc_ewa.config import Experiment
 from pc_ewa.data import Clouds, read_hdf5
 from pc_ewa.data.hdf5 import new_file, write_attributes, write_columns
@@ -26,7 +26,6 @@ from pc_ewa.progress import progress
 from pc_ewa.train.batches import Batches
 from pc_ewa.train.distributed import join_world
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "official_size.yaml"
 WORKERS = 8  # of Point-MAE's loader
 SUSTAINED = 2 * 2 * WORKERS  # batches at a time: half of them may be waiting when the clock starts
 CANDIDATES = 1200  # farthest points from which it draws 1,024
@@ -39,7 +38,7 @@ class Size(NamedTuple):
     points: int = 8192
 
 
-def measure(rounds: int, size: Size, config: Path = CONFIG) -> list[Target]:
+def measure(rounds: int, size: Size, config: str | Path = "official_size") -> list[Target]:
     """Open, draw, train and print."""
     experiment = load(config, torch.device("cpu"), "fp32")
     with tempfile.TemporaryDirectory() as folder:
@@ -89,7 +88,11 @@ def open_all(path: Path) -> tuple[float, float | None]:
     def both() -> list[Clouds]:
         return [read_hdf5(path, split, name="large") for split in ("train", "test")]
 
-    peak = peak_of(both) if can_weigh() else both() and None
+    peak = None
+    if can_weigh():
+        peak = peak_of(both)
+    else:
+        both()
     return time.perf_counter() - began, peak
 
 

@@ -4,19 +4,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarks.contest import PAUSE, Contender, compete, ours
-from benchmarks.report import Report, Table, Target, number
-from benchmarks.step import timed_step
 
 from pc_ewa import ops
+from pc_ewa.benchmark.contest import PAUSE, Contender, compete, ours
+from pc_ewa.benchmark.report import Report, Table, Target, number
+from pc_ewa.benchmark.step import timed_step
+from pc_ewa.bundled import bundled
 from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.train.distributed import join_world
 
-DATASETS = Path(__file__).parent.parent.parent / "datasets"
 LIMIT = 2.0  # percent of a step in fp32
 
 
-def grouping(report: Report, config: Path, pause: float | None) -> None:
+def grouping(report: Report, config: str | Path, pause: float | None) -> None:
     """Time dense training steps in fp32 and bf16, and the grouping of one batch, in turn."""
     fp32, bf16 = (load(config, report.device, precision) for precision in ("fp32", "bf16"))
     batch, count = fp32.train.batch_size, fp32.data.num_points
@@ -43,7 +43,7 @@ def grouping(report: Report, config: Path, pause: float | None) -> None:
     report.targets.append(Target("Grouping, share of an fp32 training step", share, LIMIT, " %", at_most=True))
 
 
-def load(config: Path, device: torch.device, precision: str) -> Experiment:
+def load(config: str | Path, device: torch.device, precision: str) -> Experiment:
     """The experiment without experts."""
-    changes = ["ewa=null", f"train.precision={precision}", f"device={device}", f"data.root={DATASETS}"]
+    changes = ["ewa=null", f"train.precision={precision}", f"device={device}", f"data.root={bundled('datasets')}"]
     return load_experiment(config, changes)

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
-from benchmarks.contest import Contender
 from torch import Tensor
+
+from pc_ewa.benchmark.contest import Contender
 
 Prepared = tuple[Callable[[], Any], Callable[[Any], Any]]
 

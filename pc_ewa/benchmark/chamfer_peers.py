@@ -5,8 +5,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from benchmarks.peers import Peer, Prepared, expansion
 from torch import Tensor
+
+from pc_ewa.benchmark.peers import Peer, Prepared, expansion
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from benchmarks.chamfer_peers import Loss, both_ways, cdist, expanded, plain_cdist
-from benchmarks.contest import OURS, REFERENCE, ops_backend, synchronize
-from benchmarks.exact import exact_chamfer, exact_distances, matches
-from benchmarks.memory import can_weigh, peak_of
-from benchmarks.peers import cdist_knn, expansion_knn, plain_cdist_knn
 from torch import Tensor
 
 from pc_ewa import ops
+from pc_ewa.benchmark.chamfer_peers import Loss, both_ways, cdist, expanded, plain_cdist
+from pc_ewa.benchmark.contest import OURS, REFERENCE, ops_backend, synchronize
+from pc_ewa.benchmark.exact import exact_chamfer, exact_distances, matches
+from pc_ewa.benchmark.memory import can_weigh, peak_of
+from pc_ewa.benchmark.peers import cdist_knn, expansion_knn, plain_cdist_knn
 
 OFFSETS = (0, 1000)
 EXPANSION = "torch, |a|²+|b|²-2ab"

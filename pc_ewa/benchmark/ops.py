@@ -6,21 +6,27 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from benchmarks import precision
-from benchmarks import report as reports
-from benchmarks.chamfer_peers import CHAMFER, both_ways
-from benchmarks.contest import OURS, Contender, Score, Verdict, compete, ours
-from benchmarks.exact import exact_chamfer, exact_distances, judge_chamfer, judge_fps, judge_knn, percent, relative
-from benchmarks.grouping import grouping
-from benchmarks.peers import FPS, KNN, Peer, contenders
-from benchmarks.report import Report, Table, Target, number
 from torch import Tensor
 
 from pc_ewa import ops
+from pc_ewa.benchmark import precision
+from pc_ewa.benchmark import report as reports
+from pc_ewa.benchmark.chamfer_peers import CHAMFER, both_ways
+from pc_ewa.benchmark.contest import OURS, Contender, Score, Verdict, compete, ours
+from pc_ewa.benchmark.exact import (
+    exact_chamfer,
+    exact_distances,
+    judge_chamfer,
+    judge_fps,
+    judge_knn,
+    percent,
+    relative,
+)
+from pc_ewa.benchmark.grouping import grouping
+from pc_ewa.benchmark.peers import FPS, KNN, Peer, contenders
+from pc_ewa.benchmark.report import Report, Table, Target, number
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.validation import choose
-
-REPOSITORY = Path(__file__).parent.parent.parent
 
 
 class Case(NamedTuple):
@@ -44,7 +50,7 @@ class Plan(NamedTuple):
     chamfer: Sequence[Case] = (Case((1216, 32), 2), Case((8, 2048), 4))  # clouds, points of each side
     weighed: Sequence[str] = tuple(precision.CHAMFER)  # whose memory is measured
     precision: tuple[int, int] = (1, 2048)  # clouds, points of each side
-    config: Path = REPOSITORY / "configs" / "official_size.yaml"
+    config: str | Path = "official_size"
     pause: float | None = None  # seconds before each timing, if not the usual
 
 
