@@ -247,7 +247,7 @@ def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Ex
 
 def _resolve_data(data: Data, where: str) -> Data:
     """Check the arguments of the dataset, and fill in their defaults."""
-    loader = choose(f"{where}.name", data.name, DATASETS)
+    loader = choose(f"{where}.name", data.name, DATASETS).load
     try:
         arguments = check_arguments(where, loader, data.arguments, skip=["split", "root"], beside=Data.model_fields)
     except ConfigError as error:

@@ -2,22 +2,18 @@
 
 import argparse
 import sys
-from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import yaml
 
-from pc_ewa.data.catalog import CATALOG, Archive, Entry
 from pc_ewa.data.convert import Converted, convert
-from pc_ewa.data.download import download
-from pc_ewa.data.layout import Layout
-from pc_ewa.data.readers import EXTENSIONS
-from pc_ewa.data.source import Source
-from pc_ewa.data.unpack import unpack
-from pc_ewa.errors import ConfigError, DataError, Error, exit_on_error
+from pc_ewa.data.dataset import Archive
+from pc_ewa.data.formats.readers import EXTENSIONS
+from pc_ewa.data.own_files import source as own_source
+from pc_ewa.data.prepare import describe, get_source, listed, size_in_words, table_of_datasets, unread_kinds
+from pc_ewa.errors import ConfigError, DataError, exit_on_error
 from pc_ewa.validation import choose
 
 EPILOG = """\
@@ -40,9 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_intermixed_args(arguments)
     if options.list:
-        _list(Path(options.root))
+        _print_table(table_of_datasets(Path(options.root)))
     elif options.name is None:
-        raise ConfigError(f"which dataset? Choose from {', '.join(CATALOG)}; or give files FOLDER, or --list")
+        raise ConfigError(f"which dataset? Choose from {', '.join(listed())}; or give files FOLDER, or --list")
     elif options.name == "files":
         _files(options)
     else:
@@ -53,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("name", nargs="?", help=f"a dataset ({', '.join(CATALOG)}), or: files")
+    parser.add_argument("name", nargs="?", help=f"a dataset ({', '.join(listed())}), or: files")
     parser.add_argument(
         "values", nargs="*", metavar="key=value", help="options of the dataset, as in variant=obj_bg; for files: FOLDER"
     )
@@ -79,60 +75,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _prepare(options: argparse.Namespace) -> None:
     """Download and unpack if need be, convert, and say what came out."""
-    name, entry = options.name, choose("dataset", options.name, CATALOG)
+    name, dataset = options.name, choose("dataset", options.name, listed())
     if options.output is not None:
         raise ConfigError(f"-o is for files; {name} goes to its folder in --root, where training finds it")
     values = _key_values(options.values)
     points = options.points
-    if points is not None and "stored_points" in entry.arguments(
-        name, values
-    ):  # then it is for the source to draw them
+    if points is not None and "stored_points" in dataset.source_arguments(values):  # the source draws them itself
         values, points = values | {"stored_points": points}, None
-    arguments = entry.arguments(name, values)
+    arguments = dataset.source_arguments(values)
     folder = Path(options.root) / name
-    path = folder / entry.file_name(name, arguments)
+    path = dataset.prepared(folder, **arguments)
     if path.exists() and not options.again:
         print(f"{path} is there already; nothing to do (--again makes it anew, as asked now)")
         return
-    print(f"{entry.title}\nlicence: {entry.licence}\n{entry.terms}\n", flush=True)
-    opener = entry.opener()
+    print(f"{dataset.title}\nlicence: {dataset.licence}\n{dataset.terms}\n", flush=True)
     if options.folder is not None:
-        source = opener(Path(options.folder), **arguments)
+        source = dataset.open(Path(options.folder), **arguments)
     else:
-        source = _published(name, entry, folder, arguments, options)
+        consent = partial(_ask, name, options.accept)
+        source = get_source(dataset, folder, arguments, consent, archive=options.archive, say=_say)
     convert(source, path, num_points=points)
     _report(path)
     settings = {"name": name, "root": options.root} | values
     print(f"\nthis file is all that training needs: {' '.join(f'data.{key}={settings[key]}' for key in settings)}")
 
 
-def _published(name: str, entry: Entry, folder: Path, arguments: dict[str, Any], options: argparse.Namespace) -> Source:
-    """Open the published files in the folder of the dataset; if they are not there, get them."""
-    opener = entry.opener()
-    try:
-        return opener(folder, **arguments)
-    except DataError as error:
-        if entry.has_files(folder):
-            print(f"the files in {folder} are of no use: {error}", flush=True)
-        if not entry.archives:
-            raise DataError(f"no program can download {name}: {entry.manual}") from error
-    known = {archive.file: archive for archive in entry.archives}
-    present = [file for file in known if (folder / file).exists()]
-    archive = choose("archive", options.archive or (present or list(known))[0], known)
-    if not (folder / archive.file).exists():
-        _ask(name, archive, options.accept)
-    try:
-        file = download(
-            archive.urls, folder / archive.file, size=None if archive.digests else archive.size, digests=archive.digests
-        )
-    except DataError as error:
-        raise DataError(f"{error}; or by hand: {entry.manual}") from error
-    made = unpack(file, folder)
-    print(f"unpacked to {made}; once converted, {file.name} and this folder can be removed", flush=True)
-    return opener(folder, **arguments)
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
-def _ask(name: str, archive: Archive, accepted: bool) -> None:
+def _ask(name: str, accepted: bool, archive: Archive) -> None:
     """Download nothing without consent: a question on a terminal, an option elsewhere.
 
     Raises:
@@ -143,7 +115,7 @@ def _ask(name: str, archive: Archive, accepted: bool) -> None:
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise DataError(f"to download {name} you must consent to its terms: read them above, then add --accept")
     try:
-        answer = input(f"Do you consent? Then {archive.file} ({_size(archive.size)}) is downloaded. [y/N] ")
+        answer = input(f"Do you consent? Then {archive.file} ({size_in_words(archive.size)}) is downloaded. [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
@@ -159,10 +131,8 @@ def _files(options: argparse.Namespace) -> None:
         raise DataError(f"{output} is there already; choose another -o, or add --again")
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed is {options.seed}; choose one from 0 to {2**32 - 1}")
-    from pc_ewa.data.files import source
-
     points, share = options.points or 2048, options.test_fraction
-    shapes = source(folder, stored_points=points, up_axis=options.up, test_fraction=share, seed=options.seed)
+    shapes = own_source(folder, stored_points=points, up_axis=options.up, test_fraction=share, seed=options.seed)
     done = convert(shapes, output, dtype="float32", skip_defects=True)  # units may differ from file to file
     _report(output)
     _report_skipped(done)
@@ -171,16 +141,8 @@ def _files(options: argparse.Namespace) -> None:
 
 
 def _report(path: Path) -> None:
-    """Print how many shapes of each class and split are in a prepared file."""
-    with h5py.File(path, "r") as file:
-        layout, shape = Layout(file, path), file["data"].shape
-    splits = list(layout.used_splits())
-    rows = [["class", *splits]]
-    for label, name in enumerate([*layout.class_names, "all"]):
-        mine = layout.labels == label if label < len(layout.class_names) else np.ones(len(layout.labels), bool)
-        counts = [int((mine & (layout.splits == layout.split_names.index(split))).sum()) for split in splits]
-        rows.append([name, *(f"{count:,}" for count in counts)])
-    print(f"{path}: {shape[0]:,} shapes of {shape[1]:,} points, {layout.up_axis} up")
+    line, rows = describe(path)
+    print(line)
     _print_table(rows, right=True)
 
 
@@ -195,34 +157,10 @@ def _report_skipped(done: Converted) -> None:
 
 def _report_ignored(folder: Path) -> None:
     """Say which files were not looked at, as nobody reads such ones."""
-    names = [path.suffix.lower() or path.name for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
-    unknown = Counter(name for name in names if name not in EXTENSIONS)
+    unknown = unread_kinds(folder)
     if unknown:
         kinds = ", ".join(f"{name} ({count})" for name, count in unknown.most_common(_LISTED))
         print(f"\nignored files of other kinds: {kinds}; read are {' '.join(EXTENSIONS)}")
-
-
-def _list(root: Path) -> None:
-    rows = [["dataset", "download", "licence", f"in {root}"]]
-    for name, entry in CATALOG.items():
-        size = _size(entry.archives[0].size) if entry.archives else "by hand" if entry.source else "bundled"
-        rows.append([name, size, entry.licence, _state(name, entry, root / name)])
-    _print_table(rows)
-
-
-def _state(name: str, entry: Entry, folder: Path) -> str:
-    """Say what of a dataset is on this machine."""
-    prepared = sorted(path.name for path in folder.glob(f"{name}*.h5"))
-    if prepared:
-        return f"ready: {', '.join(prepared)}"
-    if not entry.has_files(folder):
-        origin = entry.drawn_from
-        return "absent" if origin is None else f"drawn from {origin}"
-    try:
-        source = entry.opener()(folder, **entry.arguments(name, {}))
-    except Error as error:
-        return f"not usable: {error}"
-    return f"published files, {len(source.items):,} shapes: prepare them to load faster"
 
 
 def _key_values(values: list[str]) -> dict[str, Any]:
@@ -241,11 +179,6 @@ def _count(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
     return number
-
-
-def _size(number: int | None) -> str:
-    """Say how large a file is."""
-    return "size unknown" if number is None else f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"
 
 
 def _print_table(rows: list[list[str]], right: bool = False) -> None:

@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pc_ewa.config import Data
-from pc_ewa.data import Clouds, MissingSplitError, shapenetpart
+from pc_ewa.data import Clouds, MissingSplitError
 from pc_ewa.data.convert import convert
-from pc_ewa.data.shapenetpart import CATEGORIES, PARTS
+from pc_ewa.data.published import shapenetpart
+from pc_ewa.data.published.shapenetpart import CATEGORIES, PARTS
 from pc_ewa.data.source import Source
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.train.splits import load_splits
@@ -291,7 +292,7 @@ def test_files_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"prepare_data.py shapenetpart"):
+    with pytest.raises(DataError, match=r"pc-ewa prepare shapenetpart"):
         shapenetpart.load("train", tmp_path)
     (tmp_path / "shapenetpart").mkdir()
     with pytest.raises(DataError, match=r"holds no shapenetpart in any published format"):

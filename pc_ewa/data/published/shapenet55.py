@@ -14,8 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc_ewa.data.clouds import Clouds, join
-from pc_ewa.data.lists import FRESH, names_in, one_line, read_file, read_lines, refuse_missing, refuse_repeated, shown
-from pc_ewa.data.prepared import load_prepared, open_source
+from pc_ewa.data.dataset import Dataset
+from pc_ewa.data.formats.text_files import (
+    FRESH,
+    names_in,
+    one_line,
+    read_file,
+    read_lines,
+    refuse_missing,
+    refuse_repeated,
+    shown,
+)
+from pc_ewa.data.published.find import load_prepared, open_source
 from pc_ewa.data.source import Item, Sample, Source
 from pc_ewa.errors import DataError
 
@@ -40,7 +50,11 @@ _SYNSETS = """
 
 SYNSETS: dict[str, str] = {entry.split()[0]: entry.strip()[9:] for entry in _SYNSETS.split(",")}
 
-_LICENCE = "ShapeNet terms of use, non-commercial research and education: https://shapenet.org/terms"
+SHAPENET_TERMS = (
+    "ShapeNet is for non-commercial research and education. Register with ShapeNet and accept its terms before you use "
+    "any file made from it: https://shapenet.org (Register, and Terms of Use)."
+)
+SHAPENET_LICENCE = "ShapeNet terms of use, non-commercial research and education: https://shapenet.org/terms"
 _ENTRY = re.compile(r"(\d{8})-[\w.-]{1,200}\.npy", re.ASCII)
 _LARGEST_FILE = 2**20  # bytes; float64 would take 196,736
 
@@ -73,11 +87,6 @@ def source(folder: Path) -> Source:
     return open_source(NAME, folder, [_published])
 
 
-def file_name() -> str:
-    """Return the name of the prepared file."""
-    return FILE
-
-
 def _published(folder: Path, whole: bool = False) -> Source | None:
     """Return all shapes, in the order of the lists; `whole` puts those of test into train."""
     places = (folder, folder / "ShapeNet55-34", folder / "ShapeNet55")
@@ -105,7 +114,7 @@ def _published(folder: Path, whole: bool = False) -> Source | None:
         refuse_repeated(path, names, seen)
         refuse_missing(path, names, (name for name in names if name not in present))
     names_of_classes = tuple(SYNSETS[synset] for synset in sorted(SYNSETS))
-    return Source(NAME, items, names_of_classes, "y", _LICENCE, num_points=NUM_POINTS)
+    return Source(NAME, items, names_of_classes, "y", SHAPENET_LICENCE, num_points=NUM_POINTS)
 
 
 def _lists(base: Path) -> Path:
@@ -134,3 +143,19 @@ def _read(path: str) -> Sample:
         raise DataError(f"{path} has {len(content)} bytes of points, not {NUM_POINTS * 3 * dtype.itemsize}; {FRESH}")
     points: NDArray[np.float32] = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
     return Sample(points)
+
+
+DATASET = Dataset(
+    name=NAME,
+    load=load,
+    source=source,
+    title="ShapeNet-55: 52,470 shapes of 8,192 points in 55 categories (41,952 train, 10,518 test)",
+    licence="non-commercial research and education, after registration",
+    terms=SHAPENET_TERMS,
+    manual=(
+        "get the archive with a browser from https://drive.google.com/file/d/1jUB5yD7DP97-EqqU2A9mmr61JpNwZBVK "
+        "and unpack it to datasets/shapenet55/ShapeNet55-34/shapenet_pc/*.npy; the lists are not in it: put "
+        "train.txt and test.txt of data/ShapeNet55-34/ShapeNet-55 of https://github.com/lulutang0608/Point-BERT "
+        "into datasets/shapenet55/ShapeNet55-34/ShapeNet-55"
+    ),
+)

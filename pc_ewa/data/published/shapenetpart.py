@@ -16,8 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc_ewa.data.clouds import Clouds, MissingSplitError, join
-from pc_ewa.data.lists import FRESH, names_in, one_line, read_lines, read_text, refuse_missing, refuse_repeated, shown
-from pc_ewa.data.prepared import load_prepared, open_source
+from pc_ewa.data.dataset import Dataset
+from pc_ewa.data.formats.text_files import (
+    FRESH,
+    names_in,
+    one_line,
+    read_lines,
+    read_text,
+    refuse_missing,
+    refuse_repeated,
+    shown,
+)
+from pc_ewa.data.published.find import load_prepared, open_source
+from pc_ewa.data.published.shapenet55 import SHAPENET_LICENCE, SHAPENET_TERMS
 from pc_ewa.data.source import Item, Sample, Source, check_sample, resize
 from pc_ewa.errors import ConfigError, DataError
 
@@ -70,7 +81,6 @@ SPLITS = ("train", "val", "test")
 
 _FOLDER = "shapenetcore_partanno_segmentation_benchmark_v0_normal"
 _DEFAULT_POINTS, _MOST_POINTS = 2048, 100_000
-_LICENCE = "ShapeNet terms of use, non-commercial research and education: https://shapenet.org/terms"
 _ENTRY = re.compile(r"shape_data/(\d{8})/([\w-][\w.-]{0,200})", re.ASCII)
 _LARGEST_FILE = 2**24  # bytes; the published ones have 0.2 million
 
@@ -133,7 +143,7 @@ def _published(folder: Path, *, stored_points: int) -> Source | None:
             seen: set[str] = set()
             for split in SPLITS:
                 items += _items(base, split, stored_points, seen)
-            return Source(NAME, items, tuple(CATEGORIES), "y", _LICENCE, SPLITS, stored_points, PART_NAMES)
+            return Source(NAME, items, tuple(CATEGORIES), "y", SHAPENET_LICENCE, SPLITS, stored_points, PART_NAMES)
     return None
 
 
@@ -205,3 +215,20 @@ def _table(path: str) -> NDArray[np.float64]:
     if table.shape[1] != 7:
         raise DataError(f"{path} has {table.shape[1]} columns, not the 7 of x y z nx ny nz part; {FRESH}")
     return table
+
+
+DATASET = Dataset(
+    name=NAME,
+    load=load,
+    source=source,
+    file_name=file_name,
+    title="ShapeNetPart: 16,881 shapes in 16 categories, each point labelled with one of 50 parts",
+    licence="non-commercial research and education, after registration",
+    terms=SHAPENET_TERMS,
+    manual=(
+        "get shapenetcore_partanno_segmentation_benchmark_v0_normal.zip with a browser from "
+        "https://drive.google.com/file/d/1W3SEE-dY1sxvlECcOwWSDYemwHEUbJIS (Stanford's address is dead) and unpack "
+        "it to datasets/shapenetpart/shapenetcore_partanno_segmentation_benchmark_v0_normal"
+    ),
+    parts=PARTS,
+)

@@ -11,8 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data import Clouds, MissingSplitError, shapenet55, write_hdf5
+from pc_ewa.data import Clouds, MissingSplitError, write_hdf5
 from pc_ewa.data.convert import convert
+from pc_ewa.data.published import shapenet55
 from pc_ewa.data.source import Source
 from pc_ewa.errors import DataError
 
@@ -76,7 +77,7 @@ def test_the_card_says_the_same(repository: Path) -> None:
 
 def test_in_place_and_prepared_are_the_same(full: Path, tmp_path: Path) -> None:
     root = full.parent
-    convert(shapenet55.source(full), tmp_path / "shapenet55" / shapenet55.file_name())
+    convert(shapenet55.source(full), tmp_path / "shapenet55" / shapenet55.FILE)
     for split, whole, count in (("train", False, 55), ("test", False, 3), ("train", True, 58), ("test", True, 3)):
         plain = shapenet55.load(split, root, whole=whole)
         prepared = shapenet55.load(split, tmp_path, whole=whole)
@@ -271,7 +272,7 @@ def test_files_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPat
 
 def test_nothing_there(tmp_path: Path) -> None:
     for whole in (False, True):
-        with pytest.raises(DataError, match=r"prepare_data.py shapenet55"):
+        with pytest.raises(DataError, match=r"pc-ewa prepare shapenet55"):
             shapenet55.load("train", tmp_path, whole=whole)
         (tmp_path / "shapenet55").mkdir(exist_ok=True)
         with pytest.raises(DataError, match=r"holds no shapenet55 in any published format"):

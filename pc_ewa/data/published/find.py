@@ -54,4 +54,4 @@ def load_prepared(
 
 
 def _remedy(name: str) -> str:
-    return f"python tools/prepare_data.py {name} gets it, or says how"
+    return f"pc-ewa prepare {name} gets it, or says how"

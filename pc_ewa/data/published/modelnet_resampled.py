@@ -1,7 +1,6 @@
-"""ModelNet40 and ModelNet10 in every format they are published in; the cards in datasets/ compare them.
+"""`modelnet40_normal_resampled`: ModelNet as PointNet++ published it, and the caches that Point-BERT made of it.
 
-Wu et al., 3D ShapeNets: A Deep Representation for Volumetric Shapes, CVPR 2015. The Princeton meshes are the origin;
-the others are points drawn from them. Labels are positions in the alphabetical list of classes in all of them.
+A text file for each shape, lists of them, and `modelnet40_train_8192pts_fps.dat` with farthest points of all shapes.
 """
 
 import re
@@ -12,30 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from pc_ewa.data.meshes import sample_surface
-from pc_ewa.data.modelnet_files import CLASSES, SPLITS, Variant, check_classes, files_in, find, list_lines, new_source
-from pc_ewa.data.modelnet_shards import shards
-from pc_ewa.data.prepared import Format
-from pc_ewa.data.readers import read_shape
+from pc_ewa.data.formats.pickles import read_pickle
+from pc_ewa.data.published.modelnet_common import (
+    CLASSES,
+    SPLITS,
+    Variant,
+    check_classes,
+    files_in,
+    find,
+    list_lines,
+    new_source,
+)
 from pc_ewa.data.source import Item, Sample, Source, check_sample
-from pc_ewa.data.unpickle import read_pickle
 from pc_ewa.errors import DataError
 
-MESH_POINTS = 8192  # drawn from each mesh
 
-
-def formats(variant: Variant) -> list[Format]:
-    """Return the formats in the order they are looked for: those of the published experiments first."""
-    found: list[Format] = [partial(_caches, variant), partial(_resampled, variant)]
-    if variant == "40":
-        found.append(shards)
-    return [*found, partial(_meshes, variant)]
-
-
-# --- modelnet40_normal_resampled: a text file for each shape, and lists of them
-
-
-def _resampled(variant: Variant, folder: Path) -> Source | None:
+def resampled(variant: Variant, folder: Path) -> Source | None:
+    """Find the lists, and the text files that they name."""
     home = find(folder, "modelnet40_normal_resampled", [f"modelnet{variant}_{split}.txt" for split in SPLITS])
     if home is None:
         return None
@@ -83,10 +75,8 @@ def _read_text(path: Path) -> Sample:
     return check_sample(Sample(points), str(path))
 
 
-# --- modelnet40_train_8192pts_fps.dat: the caches of Point-BERT and Point-MAE, which read the above
-
-
-def _caches(variant: Variant, folder: Path) -> Source | None:
+def caches(variant: Variant, folder: Path) -> Source | None:
+    """Find the caches; names come from the lists where those are there too."""
     home = next((h for h in (folder, folder / "modelnet40_normal_resampled") if _cache_sizes(variant, h)), None)
     if home is None:
         return None
@@ -154,37 +144,3 @@ def sample_of(value: Any, where: str) -> Sample:
         found = f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
         raise DataError(f"{where} is {found}, no array (points, 6); get a fresh copy")
     return check_sample(Sample(value[:, :3]), where)
-
-
-# --- ModelNet40/airplane/train/airplane_0001.off: the meshes
-
-
-def _meshes(variant: Variant, folder: Path) -> Source | None:
-    classes = CLASSES[variant]
-    home = next((h for h in (folder, folder / f"ModelNet{variant}") if (h / classes[0] / "train").is_dir()), None)
-    if home is None or (variant == "10" and (home / "airplane").exists()):  # those of ModelNet40 are not aligned
-        return None
-    items = []
-    for label, kind in enumerate(classes):
-        for split in SPLITS:
-            place = home / kind / split
-            names = sorted(name for name in files_in(place) if name.endswith(".off") and name[0] != ".")
-            if not names:
-                raise DataError(f"{place}: no .off files; unpack ModelNet{variant}.zip again")
-            items += [Item(name[:-4], label, split, partial(_read_mesh, place / name)) for name in names]
-    return new_source(variant, f"points drawn from ModelNet{variant}.zip", items, "z", MESH_POINTS)
-
-
-def _read_mesh(path: Path) -> Sample:
-    """Draw points, the same every time; centre them and scale them to the unit sphere, as meshes have any unit."""
-    vertices, faces = read_shape(path)
-    if faces is None:
-        raise DataError(f"{path}: no faces to draw points from; get a fresh copy")
-    random = np.random.RandomState(np.frombuffer(path.stem.encode("utf-8", "surrogateescape"), np.uint8))
-    try:
-        points = sample_surface(vertices, faces, MESH_POINTS, random)
-    except ValueError as error:
-        raise DataError(f"{path}: {error}; get a fresh copy") from error
-    points -= points.mean(0)
-    points /= np.linalg.norm(points, axis=1).max() or 1.0
-    return check_sample(Sample(points.astype(np.float32)), str(path))

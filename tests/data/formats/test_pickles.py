@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data.unpickle import read_pickle
+from pc_ewa.data.formats.pickles import read_pickle
 from pc_ewa.errors import DataError
 
 CLOUD = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -174,7 +174,7 @@ def test_the_array_by_hand_is_sound(tmp_path: Path) -> None:
 
 
 def test_too_many_instructions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pc_ewa.data.unpickle._MOST_INSTRUCTIONS", 1000)
+    monkeypatch.setattr("pc_ewa.data.formats.pickles._MOST_INSTRUCTIONS", 1000)
     path = write(tmp_path, b"\x80\x03" + b"N" * 2000 + b".")
     with pytest.raises(DataError, match="too many instructions"):
         read_pickle(path)

@@ -12,9 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data import Clouds, MissingSplitError, fewshot, write_hdf5
+from pc_ewa.data import Clouds, MissingSplitError, write_hdf5
 from pc_ewa.data.convert import convert
-from pc_ewa.data.modelnet_files import CLASSES
+from pc_ewa.data.published import modelnet_fewshot as fewshot
+from pc_ewa.data.published.modelnet_common import CLASSES
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.validation import check_arguments
 
@@ -127,7 +128,7 @@ def test_beside_a_prepared_fold_the_others_are_not_drawn(tmp_path: Path) -> None
 
 
 def test_without_published_folds_they_are_drawn_from_modelnet40(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no published folds in .*modelnet_fewshot.*prepare_data\.py modelnet40"):
+    with pytest.raises(DataError, match=r"no published folds in .*modelnet_fewshot.*pc-ewa prepare modelnet40"):
         fewshot.load("train", tmp_path)
     write_modelnet40(tmp_path)
     expected = fewshot.generate(TRAIN, TEST, 10, 20, 3, 7)

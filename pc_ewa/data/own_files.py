@@ -15,9 +15,10 @@ from typing import NamedTuple, get_args
 import numpy as np
 
 from pc_ewa.data.clouds import Clouds, UpAxis
+from pc_ewa.data.dataset import Dataset
 from pc_ewa.data.folders import entries, walk
-from pc_ewa.data.meshes import sample_surface
-from pc_ewa.data.readers import EXTENSIONS, read_shape
+from pc_ewa.data.formats.meshes import sample_surface
+from pc_ewa.data.formats.readers import EXTENSIONS, read_shape
 from pc_ewa.data.source import Item, Sample, Source, resize
 from pc_ewa.errors import ConfigError, DataError
 
@@ -51,7 +52,7 @@ def load(
 ) -> Clouds:
     """Read a split of your own folder, every file of it; `path` is taken as it is, `root` plays no part.
 
-    `python tools/prepare_data.py files FOLDER -o mine.h5` does so once and for all: {name: hdf5, path: mine.h5}.
+    `pc-ewa prepare files FOLDER -o mine.h5` does so once and for all: {name: hdf5, path: mine.h5}.
 
     Raises:
         MissingSplitError: no shapes in this split.
@@ -61,7 +62,7 @@ def load(
     if os.path.isfile(folder):
         raise ConfigError(f"{folder} is a file, not a folder of shapes; an HDF5 file goes with data: {{name: hdf5}}")
     opened = source(folder, stored_points=stored_points, up_axis=up_axis, test_fraction=test_fraction, seed=seed)
-    log.info("python tools/prepare_data.py files %s -o mine.h5 makes later starts quick", folder)
+    log.info("pc-ewa prepare files %s -o mine.h5 makes later starts quick", folder)
     return opened.clouds(split)
 
 
@@ -236,3 +237,13 @@ def _drawn(found: Mapping[str, Found], test_fraction: float, seed: int) -> dict[
         for i in _random(label, seed).permutation(len(names))[:share]:
             splits[names[i]] = "test"
     return splits
+
+
+DATASET = Dataset(
+    name=NAME,
+    load=load,
+    title="a folder of your own shapes, one folder per class",
+    licence="yours",
+    manual="data.path is the folder; `pc-ewa prepare files FOLDER -o mine.h5` makes later starts quick",
+    own_files=True,
+)

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data import Clouds, MissingSplitError, modelnet10, modelnet40, read_hdf5
+from pc_ewa.data import Clouds, MissingSplitError, read_hdf5
 from pc_ewa.data.convert import convert
-from pc_ewa.data.meshes import sample_surface
-from pc_ewa.data.modelnet_files import CLASSES
-from pc_ewa.data.readers import read_shape
+from pc_ewa.data.formats.meshes import sample_surface
+from pc_ewa.data.formats.readers import read_shape
+from pc_ewa.data.published.modelnet import MODELNET10, MODELNET40
+from pc_ewa.data.published.modelnet_common import CLASSES
 from pc_ewa.data.source import Source
 from pc_ewa.errors import DataError
 
@@ -144,18 +145,18 @@ def test_points_labels_names_and_splits_in_place_and_converted(tmp_path: Path, f
         home, expected = WRITERS[form](tmp_path / "modelnet40"), shapes(CLASSES["40"])
     path = str(home) if inside else None
     for split in SPLITS:
-        clouds = modelnet40.load(split, tmp_path, path=path)
+        clouds = MODELNET40.load(split, tmp_path, path=path)
         check(clouds, split, expected)
         assert (clouds.class_names, clouds.up_axis, clouds.name) == (CLASSES["40"], "y", "modelnet40")
     with pytest.raises(MissingSplitError):
-        modelnet40.load("val", tmp_path, path=path)
+        MODELNET40.load("val", tmp_path, path=path)
     prepared = tmp_path / "modelnet40" / "modelnet40.h5"
-    done = convert(modelnet40.source(home if inside else home.parent), prepared)
+    done = convert(MODELNET40.source(home if inside else home.parent), prepared)
     assert (done.shapes, done.skipped) == (80, [])
     shutil.rmtree(home)
     for split in SPLITS:
-        check(modelnet40.load(split, tmp_path), split, expected, tolerance=2e-5)
-        check(modelnet40.load(split, tmp_path, path=str(prepared)), split, expected, tolerance=2e-5)
+        check(MODELNET40.load(split, tmp_path), split, expected, tolerance=2e-5)
+        check(MODELNET40.load(split, tmp_path, path=str(prepared)), split, expected, tolerance=2e-5)
     with h5py.File(prepared) as file:
         assert "academic" in file.attrs["licence"]
         assert "40 train and 40 test shapes" in file.attrs["licence"]
@@ -164,24 +165,24 @@ def test_points_labels_names_and_splits_in_place_and_converted(tmp_path: Path, f
 @pytest.mark.parametrize("writer", [write_resampled, write_meshes])
 def test_modelnet10(tmp_path: Path, writer: Callable[[Path, str], Path]) -> None:
     home = writer(tmp_path / "anywhere", "10")
-    found = modelnet10.source(tmp_path / "anywhere")
+    found = MODELNET10.source(tmp_path / "anywhere")
     assert (list(found.class_names), len(found.items)) == (TEN, 20)
     assert [item.label for item in found.items if item.split == "test"] == list(range(10))
-    clouds = modelnet10.load("train", tmp_path, path=str(home))
+    clouds = MODELNET10.load("train", tmp_path, path=str(home))
     assert (clouds.name, len(clouds)) == ("modelnet10", 10)
     with pytest.raises(DataError, match="holds no modelnet40"):
-        modelnet40.source(home)
+        MODELNET40.source(home)
 
 
 def test_meshes_of_modelnet40_are_not_taken_for_modelnet10(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no modelnet10 .*python tools/prepare_data\.py modelnet10"):
-        modelnet10.source(write_meshes(tmp_path))
+    with pytest.raises(DataError, match=r"holds no modelnet10 .*pc-ewa prepare modelnet10"):
+        MODELNET10.source(write_meshes(tmp_path))
 
 
 def test_meshes_become_clouds_in_the_unit_sphere(tmp_path: Path) -> None:
     home = write_meshes(tmp_path / "modelnet40")
-    found = modelnet40.source(home.parent)
-    again = modelnet40.source(home)
+    found = MODELNET40.source(home.parent)
+    again = MODELNET40.source(home)
     assert (found.up_axis, found.num_points, len(found.items)) == ("z", 8192, 80)
     assert [(item.name, item.split) for item in found.items[:2]] == [
         ("airplane_0001", "train"),
@@ -201,8 +202,8 @@ def test_meshes_become_clouds_in_the_unit_sphere(tmp_path: Path) -> None:
 
 
 def test_caches_and_shards_without_lists_of_names(tmp_path: Path) -> None:
-    caches = modelnet40.source(write_caches(tmp_path / "a", lists=False).parent)
-    shards = modelnet40.source(write_shards(tmp_path / "b", names=False).parent)
+    caches = MODELNET40.source(write_caches(tmp_path / "a", lists=False).parent)
+    shards = MODELNET40.source(write_shards(tmp_path / "b", names=False).parent)
     assert [item.name for item in (caches.items[0], caches.items[79])] == ["train_00000", "test_00039"]
     assert [item.name for item in (shards.items[0], shards.items[79])] == [
         "ply_data_train0_0000",
@@ -216,12 +217,12 @@ def test_the_caches_come_before_the_texts_and_those_before_the_others(tmp_path: 
     for writer in (write_caches, write_shards, write_meshes):
         writer(tmp_path)
     write_resampled(tmp_path)
-    assert "caches" in modelnet40.source(tmp_path).licence
+    assert "caches" in MODELNET40.source(tmp_path).licence
     for split in SPLITS:
         (tmp_path / "modelnet40_normal_resampled" / f"modelnet40_{split}_8192pts_fps.dat").unlink()
-    assert modelnet40.source(tmp_path).licence.count("as modelnet40_normal_resampled") == 1
+    assert MODELNET40.source(tmp_path).licence.count("as modelnet40_normal_resampled") == 1
     shutil.rmtree(tmp_path / "modelnet40_normal_resampled")
-    assert "ply_hdf5" in modelnet40.source(tmp_path).licence
+    assert "ply_hdf5" in MODELNET40.source(tmp_path).licence
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -230,10 +231,10 @@ def test_links_are_followed(tmp_path: Path) -> None:
     path = home / "bed" / "bed_0001.txt"
     path.rename(tmp_path / "elsewhere.txt")
     path.symlink_to(tmp_path / "elsewhere.txt")
-    assert len(modelnet40.load("train", tmp_path)) == 40
+    assert len(MODELNET40.load("train", tmp_path)) == 40
     (tmp_path / "elsewhere.txt").unlink()
     with pytest.raises(DataError, match=r"bed_0001\.txt: listed in modelnet40_train\.txt, but not there"):
-        modelnet40.load("train", tmp_path)
+        MODELNET40.load("train", tmp_path)
 
 
 def write(content: bytes | str) -> Callable[[Path], object]:
@@ -392,7 +393,7 @@ def test_defects_are_named_with_the_file(
     shutil.move(tmp_path / "file", home / file)
     damage(home / file)
     with pytest.raises(DataError, match=defect) as caught:
-        read_all(modelnet40.source(home))
+        read_all(MODELNET40.source(home))
     message = str(caught.value)
     assert str(home) in message
     assert (home / file).name in message or f"{(home / file).parent}: " in message
@@ -412,12 +413,12 @@ def test_denied_files_are_refused(pristine: dict[str, Path], monkeypatch: pytest
         with monkeypatch.context() as patch:
             patch.setattr(method, denied)
             with pytest.raises(DataError, match=f"cannot read {pristine[form]}.*denied"):
-                read_all(modelnet40.source(pristine[form]))
+                read_all(MODELNET40.source(pristine[form]))
 
 
 def test_missing_data_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"modelnet40 is no folder; python tools/prepare_data\.py modelnet40"):
-        modelnet40.load("train", tmp_path)
+    with pytest.raises(DataError, match=r"modelnet40 is no folder; pc-ewa prepare modelnet40"):
+        MODELNET40.load("train", tmp_path)
 
 
 EDITS = st.lists(
@@ -449,7 +450,7 @@ def test_damaged_bytes_are_refused_or_read_soundly(
     message = None
     try:
         path.write_bytes(content)
-        source = modelnet40.source(pristine[form])
+        source = MODELNET40.source(pristine[form])
         items = [item for item in source.items if item.split == "test"]
         for item in [*items[:3:2], *items[-1:]]:
             points = item.read().points

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pc_ewa.data import MissingSplitError, read_hdf5
 from pc_ewa.data.convert import convert
-from pc_ewa.data.files import load, source
+from pc_ewa.data.own_files import load, source
 from pc_ewa.data.source import Source
 from pc_ewa.errors import ConfigError, DataError
 

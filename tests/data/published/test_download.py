@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data.download import download
+from pc_ewa.data.published.download import download
 from pc_ewa.errors import DataError
 
 BODY = bytes(range(256)) * 40

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data import pcd, readers
-from pc_ewa.data.readers import EXTENSIONS, Shape, read_shape
+from pc_ewa.data.formats import pcd, readers
+from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
 from pc_ewa.errors import DataError
 
 POINTS = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0.5], [-2.5, 3, 1e-3]], np.float32)

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data.unpack import unpack
+from pc_ewa.data.published.unpack import unpack
 from pc_ewa.errors import DataError
 
 FILES = {"set/list.txt": b"a\nb\n", "set/a/1.bin": bytes(range(256)) * 9, "set/b/leer.txt": b"", "set/b/\xe9.txt": b"x"}

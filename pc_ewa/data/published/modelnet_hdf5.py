@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from pc_ewa.data.lists import read_text
-from pc_ewa.data.modelnet_files import CLASSES, SPLITS, check_classes, find, list_lines, new_source
+from pc_ewa.data.formats.text_files import read_text
+from pc_ewa.data.published.modelnet_common import CLASSES, SPLITS, check_classes, find, list_lines, new_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample
 from pc_ewa.errors import DataError
 

@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc_ewa.data.clouds import Clouds
-from pc_ewa.data.lists import FRESH, one_line
-from pc_ewa.data.prepared import load_prepared, open_source
+from pc_ewa.data.dataset import Archive, Dataset
+from pc_ewa.data.formats.text_files import FRESH, one_line
+from pc_ewa.data.published.find import load_prepared, open_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample, resize
 from pc_ewa.errors import DataError
 from pc_ewa.validation import choose
@@ -187,3 +188,34 @@ class _File:
 
     def _fail(self, defect: str) -> Any:
         raise DataError(f"{self.path}: {defect}; {FRESH}")
+
+
+DATASET = Dataset(
+    name=NAME,
+    load=load,
+    source=source,
+    file_name=file_name,
+    title="ScanObjectNN: scans of real objects in 15 classes (variants pb_t50_rs, obj_bg, obj_only)",
+    licence="research use, on the terms of its form",
+    terms=(
+        "The authors ask everybody to fill in their form before the download: https://forms.gle/ZZRnnmaUdwfRucoy7 "
+        "(project page: https://hkust-vgd.github.io/scanobjectnn). Do that first: the files here come from the "
+        "authors' server, which does not answer at times, or from a copy that others keep."
+    ),
+    archives=(
+        Archive(
+            "h5_files.zip",
+            (
+                "https://hkust-vgd.ust.hk/scanobjectnn/h5_files.zip",
+                "http://hkust-vgd.ust.hk/scanobjectnn/h5_files.zip",
+                "https://download.cs.stanford.edu/orion/scanobjectnn/h5_files.zip",
+            ),
+            size=13_099_259_542,
+            digests=("md5:36876af479f9ad39abad5ebcd89038dd",),
+        ),
+    ),
+    manual=(
+        "main_split/ and main_split_nobg/ of h5_files.zip in datasets/scanobjectnn/h5_files; single files are "
+        "copied at https://huggingface.co/datasets/cminst/ScanObjectNN"
+    ),
+)

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pc_ewa.data import modelnet40
 from pc_ewa.data.clouds import Clouds, MissingSplitError
-from pc_ewa.data.modelnet import label_of, sample_of
-from pc_ewa.data.modelnet_files import CLASSES, SPLITS
-from pc_ewa.data.prepared import load_prepared, open_source
+from pc_ewa.data.dataset import Dataset
+from pc_ewa.data.formats.pickles import read_pickle
+from pc_ewa.data.published.find import load_prepared, open_source
+from pc_ewa.data.published.modelnet import LICENCE, MODELNET40, TERMS
+from pc_ewa.data.published.modelnet_common import CLASSES, SPLITS
+from pc_ewa.data.published.modelnet_resampled import label_of, sample_of
 from pc_ewa.data.source import Item, Source
-from pc_ewa.data.unpickle import read_pickle
 from pc_ewa.errors import ConfigError, DataError
 
 NAME = "modelnet_fewshot"
@@ -55,11 +56,11 @@ def load(
     # Drawn folds are never prepared: where any fold is, the others are published ones too, or missing.
     if path is not None or any(_settings(root / NAME)) or any((root / NAME).glob(f"{NAME}_*.h5")):
         published = [partial(_published, way, shot, fold)]
-        return load_prepared(NAME, split, root / NAME, _prepared(way, shot, fold), published, path)
+        return load_prepared(NAME, split, root / NAME, file_name(way=way, shot=shot, fold=fold), published, path)
     if split not in SPLITS:
         raise MissingSplitError(f"{NAME}: there is no split {split!r}; choose one of: {', '.join(SPLITS)}")
     try:
-        clouds = modelnet40.load(split, root)
+        clouds = MODELNET40.load(split, root)
     except DataError as error:
         raise DataError(f"{NAME}: no published folds in {root / NAME}, and to draw them from: {error}") from error
     return _draw(clouds, split, way, shot, fold, seed)
@@ -131,7 +132,8 @@ def _check(way: int, shot: int, fold: int, seed: int) -> None:
         raise ConfigError(f"seed={seed}: should be from 0 to 2**32 - 1")
 
 
-def _prepared(way: int, shot: int, fold: int) -> str:
+def file_name(*, way: int, shot: int, fold: int) -> str:
+    """Return the name of the prepared file of a fold."""
     return f"{NAME}_{way}way_{shot}shot_{fold}.h5"
 
 
@@ -186,3 +188,19 @@ def _item(entry: Any, way: int, classes: dict[int, int], split: str, where: str)
         raise DataError(f"{where} has label {label}, which is another class before; get a fresh copy")
     number = where.rpartition(" ")[2]
     return Item(f"{split}_{int(number):03}", label, split, partial(sample_of, entry[0], where))
+
+
+DATASET = Dataset(
+    name=NAME,
+    load=load,
+    source=source,
+    file_name=file_name,
+    title="ModelNet few-shot: {5,10} ways x {10,20} shots x 10 folds, drawn from ModelNet40",
+    licence=LICENCE,
+    terms=TERMS,
+    manual=(
+        "it needs no file of its own, folds are drawn from modelnet40: prepare that; or get the published ones, "
+        "which the Point-BERT page links to, as datasets/modelnet_fewshot/ModelNetFewshot/5way_10shot/0.pkl ..."
+    ),
+    drawn_from=MODELNET40.name,
+)

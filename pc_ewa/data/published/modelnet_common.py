@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from pc_ewa.data.clouds import UpAxis
-from pc_ewa.data.lists import FRESH, read_lines
+from pc_ewa.data.formats.text_files import FRESH, read_lines
 from pc_ewa.data.source import Item, Source
 from pc_ewa.errors import DataError
 

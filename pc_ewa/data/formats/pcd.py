@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pc_ewa.data.ply import MAX_HEADER, numbers
+from pc_ewa.data.formats.ply import MAX_HEADER, numbers
 
 _HEADER = re.compile(rb"((?:[^\n]*\n)*?)DATA[ \t]+(\w+)[ \t]*\r?\n")
 _KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS")

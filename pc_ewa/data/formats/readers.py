@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pc_ewa.data.pcd import parse_pcd
-from pc_ewa.data.ply import Lists, numbers, parse_ply
+from pc_ewa.data.formats.pcd import parse_pcd
+from pc_ewa.data.formats.ply import Lists, numbers, parse_ply
 from pc_ewa.errors import DataError
 
 _COMMENTS = (b"#", b"%", b"//")

@@ -10,7 +10,7 @@ import pytest
 
 from pc_ewa.data import MissingSplitError, load_dataset
 
-DATASETS = Path(__file__).parents[2] / "datasets"
+DATASETS = Path(__file__).parents[3] / "datasets"
 HOME = DATASETS / "sweethome3d"
 FILE = HOME / "sweethome3d_1024.h5"
 

@@ -11,9 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pc_ewa.data import Clouds, scanobjectnn
+from pc_ewa.data import Clouds
 from pc_ewa.data.convert import convert
-from pc_ewa.data.scanobjectnn import CLASS_NAMES, VARIANTS, VariantName
+from pc_ewa.data.published import scanobjectnn
+from pc_ewa.data.published.scanobjectnn import CLASS_NAMES, VARIANTS, VariantName
 from pc_ewa.errors import ConfigError, DataError
 
 TRAIN, TEST = 17, 15
@@ -293,7 +294,7 @@ def test_a_file_that_goes_away_or_may_not_be_read(folder: Path, monkeypatch: pyt
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"prepare_data.py scanobjectnn"):
+    with pytest.raises(DataError, match=r"pc-ewa prepare scanobjectnn"):
         scanobjectnn.load("train", tmp_path)
     (tmp_path / "scanobjectnn").mkdir()
     with pytest.raises(DataError, match=r"holds no scanobjectnn in any published format"):
