@@ -44,11 +44,10 @@ def _find(path: str | Path) -> Path:
     beside = sorted(map(str, folder.glob("[!.]*.y*ml")))
     if beside:
         raise ConfigError(f"{path} is not a file; there are {', '.join(beside)}")
-    bundled = bundled_configs()
-    close = difflib.get_close_matches(path.with_suffix("").as_posix(), bundled, n=3, cutoff=0.5)
-    raise ConfigError(
-        f"{path} is neither a file nor the name of a bundled config; choose {', '.join(close or bundled)}"
-    )
+    names = bundled_configs()
+    close = difflib.get_close_matches(path.with_suffix("").as_posix(), names, n=3, cutoff=0.5)
+    choices = close or [name for name in names if "/" not in name]
+    raise ConfigError(f"{path} is not a file, nor the name of a bundled config; choose {', '.join(choices)}")
 
 
 class _Loader(yaml.SafeLoader):

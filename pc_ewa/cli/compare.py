@@ -60,10 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(describe_folders([Path(path) for path in options.what]))
         return
-    if any(Path(path).is_dir() for path in options.what[:1]):
-        raise ConfigError(
-            f"{next(p for p in options.what if not Path(p).is_dir())} is not a folder; name finished runs"
-        )
+    if Path(options.what[0]).is_dir():
+        other = next(path for path in options.what if not Path(path).is_dir())
+        raise ConfigError(f"{other} is not a folder; name finished runs")
     compare(options)
 
 

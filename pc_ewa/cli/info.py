@@ -37,10 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("pc_ewa.ops").setLevel(logging.ERROR)  # what it would log is printed here
     for section in (versions, machine, ops, files):
         for title, text in section():
-            print(f"{title:<15}{text}", flush=True)
+            print(f"{title:<16}{text}", flush=True)
         print()
     for title, text in datasets(Path(options.root)):
-        print(f"{title:<15}{text}", flush=True)
+        print(f"{title:<16}{text}", flush=True)
 
 
 Rows = Iterator[tuple[str, str]]
@@ -67,11 +67,8 @@ def machine() -> Rows:
         yield "GPU", f"none that torch {torch.__version__} can use"
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         device = torch.cuda.get_device_properties(index)
-        memory = f"{device.total_memory / 2**30:.0f} GiB"
-        yield (
-            f"cuda:{index}",
-            f"{device.name}, {memory}, compute {device.major}.{device.minor}, CUDA {torch.version.cuda}",
-        )
+        able = f"compute {device.major}.{device.minor}, {device.total_memory / 2**30:.0f} GiB"
+        yield f"cuda:{index}", f"{device.name}, {able}, CUDA {torch.version.cuda}"
 
 
 def ops() -> Rows:
@@ -103,19 +100,12 @@ def files() -> Rows:
 def datasets(root: Path) -> Rows:
     """Yield what of each dataset is on this machine."""
     try:
-        catalog = importlib.import_module("pc_ewa.data.catalog")
+        prepare = importlib.import_module("pc_ewa.data.prepare")
     except ModuleNotFoundError as error:
         explained = package.missing_package(error, "pc_ewa.data")
         if explained is None:
             raise
         yield "datasets", str(explained)
         return
-    for name, entry in catalog.CATALOG.items():
-        prepared = sorted(path.name for path in (root / name).glob(f"{name}*.h5"))
-        if name == "sweethome3d":
-            yield name, "ready: bundled"
-        elif prepared:
-            yield name, f"ready: {', '.join(prepared)}"
-        else:
-            there = entry.has_files(root / name)
-            yield name, f"published files in {root / name}" if there else f"absent: pc-ewa prepare {name}"
+    for name, dataset in prepare.listed().items():
+        yield name, prepare.state(dataset, root / name)

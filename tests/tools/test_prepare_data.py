@@ -231,7 +231,7 @@ def test_from_a_folder_with_options(tool: Tool, toy: Dataset, tmp_path: Path) ->
     code, _, err = tool(*command, "siez=small")
     assert (code, err) == (2, "error: unknown key 'dataset toy.siez'; did you mean 'size'?\n")
     assert "'all' or 'small'" in tool(*command, "size=no").err
-    assert "'size' is no option; write key=value" in tool(*command, "size").err
+    assert "'size' is not an option; write key=value" in tool(*command, "size").err
     assert "are no YAML" in tool(*command, "size=[").err
     assert "unknown archive" in tool("prepare_data", "modelnet40", "--root", tmp_path, "--archive", "x", "--accept").err
     code, out, _ = tool(*command, "size=all", "fold=3")
@@ -289,7 +289,7 @@ def test_the_list(tool: Tool, server: list[str], tmp_path: Path) -> None:
     [
         ([], "which dataset? Choose from modelnet40, "),
         (["modelnet4"], "unknown dataset 'modelnet4'; did you mean 'modelnet40'?"),
-        (["sweethome3d"], "there is nothing to prepare: it comes with the repository"),
+        (["sweethome3d"], "there is nothing to prepare: it comes with"),
         (["files", "-o", "a.h5"], "give one folder and an output"),
         (["files", "a"], "give one folder and an output"),
         (["files", "none", "-o", "a.h5", "--seed", "-1"], "--seed is -1; choose one from 0 to 4294967295"),

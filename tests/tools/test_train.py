@@ -1,4 +1,4 @@
-"""tools/pretrain.py, what it leaves to tools/finetune.py, and the commands that a run suggests when it is done."""
+"""`pc-ewa train` for every kind of model, and the commands that a run suggests when it is done."""
 
 import os
 import runpy
@@ -9,49 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
+from pc_ewa import cli
 from pc_ewa.train.summary import describe_summary, next_commands
 
 Tool = Callable[..., Any]
 Finished = Callable[[str], dict[str, Any]]
-TOOLS = {
-    "classify": "finetune",
-    "segment": "finetune",
-    "pretrain": "pretrain",
-    "tokenize": "pretrain",
-    "point_bert": "pretrain",
-}
-
-
-def train_module(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    """`python -m pc_ewa.train`, which is what tools/run_train.sh runs."""
-    monkeypatch.setattr(sys, "argv", ["pc_ewa.train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_module("pc_ewa.train", run_name="__main__", alter_sys=False)
-    return stop.value.code
-
-
-@pytest.mark.parametrize("kind", TOOLS)
-def test_each_tool_names_the_other_for_what_it_does_not_train(
-    kind: str, tool: Tool, kinds: dict[str, Path], tmp_path: Path
-) -> None:
-    right = TOOLS[kind]
-    (wrong,) = {"finetune", "pretrain"} - {right}
-    name = yaml.safe_load(kinds[kind].read_text())["model"]["name"]
-    line = f"error: {kinds[kind]} is for {name}: use python tools/{right}.py {kinds[kind]}\n"
-    assert tool(wrong, kinds[kind], f"output={tmp_path}/run") == (2, "", line)
-    assert os.listdir(tmp_path) == []
+KINDS = ("classify", "segment", "pretrain", "tokenize", "point_bert")
 
 
 @pytest.mark.parametrize("kind", ["classify", "pretrain"])
 def test_the_module_trains_any_of_them(
     kind: str, kinds: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (kinds[kind], f"output={tmp_path}/run", "train.steps=1")
-    assert train_module(monkeypatch, *arguments, "--check") == 0
+    """As `python -m pc_ewa train`, which is what torchrun and tools/run_train.sh start."""
+
+    def train(*more: str) -> int | str | None:
+        arguments = [str(kinds[kind]), f"output={tmp_path}/run", "train.steps=1", *more]
+        monkeypatch.setattr(sys, "argv", ["pc_ewa", "train", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("pc_ewa", run_name="__main__", alter_sys=False)
+        return stop.value.code
+
+    assert train("--check") == 0
     assert not (tmp_path / "run").exists()
-    assert train_module(monkeypatch, *arguments) == 0
+    assert train() == 0
     assert (tmp_path / "run" / "checkpoints" / "merged_last.pt").is_file()
 
 
@@ -103,57 +85,67 @@ def test_what_cannot_be_pretrained_is_one_line(
 
 
 def suggested(summary: dict[str, Any]) -> list[list[str]]:
-    """The commands as a shell would split them, without the interpreter."""
+    """The commands as a shell would split them, by the name that pc-ewa has for them."""
     commands = []
     for line in next_commands(summary):
         assert f"  {line}" in describe_summary(summary).splitlines()
-        interpreter, *rest = shlex.split(line, comments=True)
-        assert interpreter == "bash" or "python" in Path(interpreter).name
-        commands.append(rest)
+        commands.append(split(line))
     return commands
 
 
-@pytest.mark.parametrize("kind", TOOLS)
+def split(line: str) -> list[str]:
+    """Split a command of pc-ewa, or one of a script in tools/ that does the same."""
+    program, *words = shlex.split(line, comments=True)
+    if program == "pc-ewa":
+        return words
+    assert program == "bash" or "python" in Path(program).name
+    scripts = {"run_train": "train", "finetune": "train", "pretrain": "train"}
+    return [scripts.get(Path(words[0]).stem, Path(words[0]).stem), *words[1:]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_suggested_command_runs_as_it_is_printed(
     kind: str,
-    tool: Tool,
     finished: Finished,
-    parts_file: Path,
+    toy_parts_file: Path,
     repository: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On the toy shapes in place of ModelNet40 and ShapeNet-55; what would train is checked up to its first step."""
     monkeypatch.chdir(repository)
-    toy = [f"data={{name: hdf5, path: {parts_file}, num_points: 48}}", "train.batch_size=8", "device=cpu", "--check"]
-    for script, *arguments in suggested(finished(kind)):
-        if script == "tools/evaluate.py":
-            result = tool("evaluate", *arguments, f"--json={parts_file.parent}/{kind}.json")
-            assert (result.code, result.err) == (0, ""), arguments
-        elif script == "tools/run_train.sh":
-            assert train_module(monkeypatch, *arguments, "--check") == 0
+    data = f"data={{name: hdf5, path: {toy_parts_file}, num_points: 48}}"
+    for command in suggested(finished(kind)):
+        if command[0] == "evaluate":
+            more = [f"--json={toy_parts_file.parent}/{kind}.json"]
+        elif command[1].startswith(finished(kind)["output"]):  # the run's own config
+            more = ["--check"]
         else:
-            assert Path(arguments[0]).is_file()
-            probe = ["probe=null"] if script == "tools/pretrain.py" else []
-            assert tool(Path(script).stem, *arguments, *toy, *probe) == (0, "", ""), arguments
+            more = [
+                data,
+                "train.batch_size=8",
+                "device=cpu",
+                "--check",
+                *(["probe=null"] if "pretrain" in command[1] else []),
+            ]
+        assert cli.main([*command, *more]) == 0, command
 
 
 def test_each_kind_gets_the_commands_that_make_sense_for_it(finished: Finished) -> None:
-    scripts = {kind: [command[0] for command in suggested(finished(kind))] for kind in TOOLS}
-    evaluate, finetune, again = "tools/evaluate.py", "tools/finetune.py", "tools/run_train.sh"
-    assert scripts == {
-        "classify": [evaluate, again, again],
-        "segment": [evaluate, again, again],
-        "pretrain": [evaluate, finetune, again, again],
-        "tokenize": ["tools/pretrain.py", again],  # no features for an SVM, no FFNs for experts
-        "point_bert": [evaluate, finetune, again, again],
+    commands = {kind: suggested(finished(kind)) for kind in KINDS}
+    assert {kind: [command[0] for command in some] for kind, some in commands.items()} == {
+        "classify": ["evaluate", "train", "train"],
+        "segment": ["evaluate", "train", "train"],
+        "pretrain": ["evaluate", "train", "train", "train"],
+        "tokenize": ["train", "train"],  # no features for an SVM, no FFNs for experts
+        "point_bert": ["evaluate", "train", "train", "train"],
     }
     for kind in ("pretrain", "point_bert"):
-        svm, tune, *_ = suggested(finished(kind))
+        svm, tune, *_ = commands[kind]
         merged = f"{finished(kind)['output']}/checkpoints/merged_last.pt"
         assert svm[1:] == [merged, "--protocol", "svm"]
         assert tune[tune.index("--from") + 1] == merged
-    tokenizer = suggested(finished("tokenize"))[0]
-    assert tokenizer[1] == "configs/pretrain/point_bert_shapenet55.yaml"
+    tokenizer = commands["tokenize"][0]
+    assert "pretrain/point_bert_shapenet55" in tokenizer[1]
     assert f"tokenizer={finished('tokenize')['output']}/checkpoints/merged_last.pt" in tokenizer
 
 
@@ -166,17 +158,17 @@ def test_suggestions_survive_odd_folders_and_keep_sizes_and_places(
     assert code == 0
     lines = out.partition("next:\n")[2].splitlines()
     assert len(lines) == 4
-    _, tune, rival, _ = (shlex.split(line, comments=True) for line in lines)
-    assert tune[3:] == [
+    _, tune, rival, _ = map(split, lines)
+    assert tune[2:] == [
         "--from",
         f"{output}/checkpoints/merged_last.pt",
         "model.dim=16",
-        "model.depth=3",
+        "model.depth=2",
         "model.num_heads=2",
-        "model.num_groups=4",
+        "model.num_groups=8",
         "model.group_size=8",
         "model.encoder_width=8",
         f"data.root={root}",
         f"output={output}_point_mae_classifier",
     ]
-    assert rival == ["bash", "tools/run_train.sh", f"{output}/config.yaml", "ewa.num_experts=4", f"output={output}_ewa"]
+    assert rival == ["train", f"{output}/config.yaml", "ewa.num_experts=4", f"output={output}_ewa"]
