@@ -2,7 +2,7 @@
 # bash tools/run_train.sh [CONFIG.yaml] [key=value ...]
 #   Sets up what is missing, then trains, merges the experts, evaluates and reports. The same command resumes a run.
 #   CONFIG.yaml (from the root of the repository) defaults to configs/quickstart.yaml; key=value changes a key of it,
-#   as in train.lr=1e-3.
+#   as in train.lr=1e-3. It is `pc-ewa train`, with an environment and a process for each GPU.
 #   GPUS=2 ...                              processes on this machine (default: one per GPU; without a GPU, one)
 #   NODES=4 NODE_RANK=0 MASTER=10.0.0.1 ... start once on every node, each with its own NODE_RANK (PORT=29500)
 set -euo pipefail

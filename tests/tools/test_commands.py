@@ -178,6 +178,24 @@ def test_a_missing_package_is_one_line_with_the_extra_that_brings_it(
     assert any(remedy in done.stderr for remedy in remedies)
 
 
+def test_outside_of_its_environment_a_clone_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remedy(module: str) -> str:
+        error = package.missing_package(ModuleNotFoundError(name=module), "pc-ewa train", "train")
+        return str(error).rpartition(": ")[2]
+
+    monkeypatch.setattr(package, "checkout", lambda: tmp_path)
+    assert remedy("wandb") == "pip install 'pc-ewa[train]'"
+    assert remedy("torch") == f"bash {tmp_path}/tools/run_train.sh makes an environment that has it"
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").touch()
+    assert remedy("wandb") == f"source {tmp_path}/.venv/bin/activate"
+    monkeypatch.chdir(tmp_path)
+    assert remedy("wandb") == remedy("torch.nn") == "source .venv/bin/activate"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert remedy("wandb") == "pip install 'pc-ewa[train]'"
+    assert remedy("torch") == "pip install 'pc-ewa'"
+
+
 def test_a_missing_module_of_ours_keeps_its_traceback() -> None:
     @command("train", extra="train")
     def main(arguments: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""tools/setup.sh and the scripts that source it, with environments that have a stand-in for pip: nothing is installed."""
+"""tools/setup.sh and the scripts that source it, in environments with a stand-in for pip: nothing is installed."""
 
 import json
 import os
@@ -22,9 +22,8 @@ def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder)
     pip = packages(folder) / "pip"
     pip.mkdir()
-    (pip / "__main__.py").write_text(
-        "import sys\nopen(sys.prefix + '/asked', 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
-    )
+    note = "import sys\nwith open(sys.prefix + '/asked', 'a') as file:\n    print(*sys.argv[1:], file=file)\n"
+    (pip / "__main__.py").write_text(note)
     return folder
 
 
