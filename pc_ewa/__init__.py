@@ -4,6 +4,7 @@ Importing the package loads nothing: a public name brings its module, and torch,
 """
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from pc_ewa.errors import CheckpointError, ConfigError, DataError, Error, TrainingError
     from pc_ewa.ewa import ExpertAverager, Gate, balance_loss, dense_state_dict, merge_experts, upcycle
     from pc_ewa.models import create_model, load_pretrained
+
+    __version__: str
 
 __all__ = [
     "create_model",
@@ -43,11 +46,23 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "ops":
         return import_module("pc_ewa.ops")
+    if name == "__version__":
+        return import_module("pc_ewa.package").version()
     for home, names in _HOMES.items():
         if name in names:
-            value = globals()[name] = getattr(import_module(f"pc_ewa.{home}"), name)
+            value = globals()[name] = getattr(_import(home, name), name)
             return value
     raise AttributeError(f"module 'pc_ewa' has no attribute {name!r}")
+
+
+def _import(home: str, name: str) -> ModuleType:
+    """Import a module of ours; where an optional package is missing, the error names the extra that brings it."""
+    try:
+        return import_module(f"pc_ewa.{home}")
+    except ModuleNotFoundError as error:
+        from pc_ewa.package import missing_package
+
+        raise missing_package(error, f"pc_ewa.{name}") or error from None
 
 
 def __dir__() -> list[str]:

@@ -237,7 +237,7 @@ def _resolve_ewa(ewa: Ewa) -> Ewa:
 
 def _resolve_data(data: Data, where: str) -> Data:
     """Check the arguments of the dataset, and fill in their defaults."""
-    loader = choose(f"{where}.name", data.name, DATASETS)
+    loader = choose(f"{where}.name", data.name, DATASETS).load
     try:
         arguments = check_arguments(where, loader, data.arguments, skip=["split", "root"], beside=Data.model_fields)
     except ConfigError as error:

@@ -1,32 +1,29 @@
 """Configs as plain values: YAML files as people write them, and `key=value` overrides."""
 
+import difflib
 import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from pc_ewa.bundled import bundled_configs, find_config
 from pc_ewa.errors import ConfigError
 
 MAX_DEPTH, MAX_NODES = 50, 100_000
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of keys and values.
+    """Read a YAML file of keys and values, by its path or by the name of a bundled one.
 
     Raises:
         ConfigError: no such file, or one that holds something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        folder = path if path.is_dir() else path.parent
-        found = [*folder.glob("[!.]*.y*ml")] or [*Path("configs").rglob("[!.]*.y*ml")]
-        there = ", ".join(sorted(map(str, found)))
-        raise ConfigError(f"{path} is no file; " + (f"there are {there}" if there else "check the path"))
+    path = _find(path)
     try:
         content = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from None
+        raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         held = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{path} holds {held}; expected keys and values, see configs/quickstart.yaml")
@@ -57,6 +54,21 @@ def parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
+
+
+def _find(path: str | Path) -> Path:
+    found = find_config(path)
+    if found is not None:
+        return found
+    path = Path(path)
+    folder = path if path.is_dir() else path.parent
+    beside = sorted(map(str, folder.glob("[!.]*.y*ml")))
+    if beside:
+        raise ConfigError(f"{path} is not a file; there are {', '.join(beside)}")
+    names = bundled_configs()
+    close = difflib.get_close_matches(path.with_suffix("").as_posix(), names, n=3, cutoff=0.5)
+    choices = close or [name for name in names if "/" not in name]
+    raise ConfigError(f"{path} is not a file, nor the name of a bundled config; choose {', '.join(choices)}")
 
 
 class _Loader(yaml.SafeLoader):
@@ -100,11 +112,11 @@ _Loader.add_implicit_resolver(
 def _apply(content: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"{override!r} is no override; write key=value, such as train.lr=1e-3")
+        raise ConfigError(f"{override!r} is not an override; write key=value, such as train.lr=1e-3")
     try:
         value = parse_yaml(text)
     except ValueError:
-        raise ConfigError(f"{override[:200]!r}: the value is no YAML; quote it") from None
+        raise ConfigError(f"{override[:200]!r}: the value is not YAML; quote it") from None
     *sections, last = key.split(".")
     for section in sections:
         # `ewa.num_experts=8` also switches a section on that is absent or null.

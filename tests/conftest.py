@@ -21,10 +21,11 @@ from pc_ewa.train import run
 REPOSITORY = Path(__file__).parent.parent
 CLASSES = ("sphere", "cube", "torus")
 
-# The other models, as small as they can be; the sizes of the tokenizer are those of Point-BERT's.
+# Every model, as small as it can be; the sizes of the tokenizer are those of Point-BERT's.
 _BACKBONE = "dim: 16, depth: 2, num_heads: 2, num_groups: 8, group_size: 8, encoder_width: 8"
 _TOKENIZER = "encoder_dim: 8, num_tokens: 16, tokens_dim: 8, decoder_dim: 8, graph_width: 4, decoder_width: 8"
 TINY = {
+    "point_mae_classifier": _BACKBONE,
     "point_mae": f"{_BACKBONE}, decoder_depth: 1",
     "dvae": f"num_groups: 8, group_size: 8, encoder_width: 8, {_TOKENIZER}",
     "point_bert": f"{_BACKBONE}, {_TOKENIZER}, contrast_dim: 8, queue_size: 16",

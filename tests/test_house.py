@@ -4,7 +4,6 @@ import inspect
 import re
 import subprocess
 import sys
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -48,6 +47,14 @@ def test_public_names_are_those_listed() -> None:
         pc_ewa.upcylce  # noqa: B018
 
 
+def test_the_contracts_know_every_room() -> None:
+    """A new module or folder has a place among the layers."""
+    layers = re.search(r"layers = \[(.+?)\]", (REPOSITORY / "pyproject.toml").read_text(), re.DOTALL)
+    assert layers
+    rooms = {path.stem for path in (REPOSITORY / "pc_ewa").glob("[!_]*") if path.suffix in ("", ".py")}
+    assert rooms == set(re.findall(r"pc_ewa\.(\w+)", layers[1]))
+
+
 def test_open3d_imports_and_works(one_thread_environment: dict[str, str]) -> None:
     code = """
 import open3d
@@ -66,32 +73,6 @@ def test_the_layers_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 def test_the_data_home_is_no_package() -> None:
     """It would hide Hugging Face's `datasets`, or be hidden by it."""
     assert list((REPOSITORY / "datasets").rglob("*.py")) == []
-
-
-def test_torch_comes_first_and_pinned() -> None:
-    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
-    names = [line for line in lines if line and not line.startswith("#")]
-    assert re.match(r"torch==\d+\.\d+\.\d+", names[0])
-    assert {re.split("[<>=]", line)[0] for line in names} >= {"torch", "h5py", "open3d", "einops", "wandb"}
-
-
-def test_no_line_of_gitignore_hides_the_package() -> None:
-    """`data/` would hide pc_ewa/data as well; `/data/` does not."""
-    patterns = [line for line in (REPOSITORY / ".gitignore").read_text().splitlines() if line and line[0] not in "#!/"]
-    folders = ("pc_ewa", "tests", "tools", "configs")
-    paths = [path.relative_to(REPOSITORY) for folder in folders for path in (REPOSITORY / folder).rglob("*")]
-    kept = [path for path in paths if "__pycache__" not in path.parts]
-    assert "pc_ewa/data/clouds.py" in map(str, kept)
-    hidden = [path for path in kept if any(fnmatch(part, p.strip("/")) for part in path.parts for p in patterns)]
-    assert hidden == []
-
-
-def test_bundled_data_is_not_ignored() -> None:
-    lines = (REPOSITORY / ".gitignore").read_text().splitlines()
-    bundled = REPOSITORY / "datasets" / "sweethome3d"
-    for path in ("README.md", "ATTRIBUTION.md", "sweethome3d_1024.h5"):
-        assert (bundled / path).is_file()
-        assert any(fnmatch(f"/datasets/sweethome3d/{path}", line[1:]) for line in lines if line.startswith("!"))
 
 
 def test_every_public_name_has_a_docstring() -> None:

@@ -1,102 +1,10 @@
-"""Compare variants of an experiment over seeds, or finished runs: mean ± deviation, paired differences, a verdict."""
+"""Compare variants or finished runs: `pc-ewa compare`, from a clone."""
 
-import argparse
-import shlex
 import sys
 from pathlib import Path
 
-from pc_ewa.errors import ConfigError, exit_on_error
-
-EPILOG = """\
-examples:
-  python tools/compare.py configs/compare/furniture.yaml --check          # what is done, what is to do
-  python tools/compare.py configs/compare/furniture.yaml                  # runs it, or goes on with it
-  python tools/compare.py configs/compare/furniture.yaml seeds=[0] sweep=null output=runs/quick
-  python tools/compare.py runs/ewa_0 runs/ewa_1 runs/dense_0 runs/dense_1 # folders of finished runs
-
-A comparison runs its variants with the same seeds and the same sweep, whose value is chosen for each variant on
-validation. A finished run is never run again; one that breaks is reported, and the rest goes on (exit code 1).
-Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .json.
-
-Of folders, those whose configs differ only in seed, output and wandb count as one setting:
-  for seed in 0 1 2; do
-    bash tools/run_train.sh configs/quickstart.yaml seed=$seed output=runs/ewa_$seed
-    bash tools/run_train.sh configs/quickstart.yaml seed=$seed ewa=null output=runs/dense_$seed
-  done
-  python tools/compare.py runs/dense_* runs/ewa_*
-
-± is the sample standard deviation over seeds; intervals are 95 % t intervals of differences paired by seed."""
-
-
-@exit_on_error
-def main(arguments: list[str] | None = None) -> None:
-    """Parse, and compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "what",
-        nargs="+",
-        metavar="CONFIG [key=value ...] | FOLDER ...",
-        help="a comparison, such as configs/compare/furniture.yaml, and changes of its keys; or run folders",
-    )
-    parser.add_argument("--check", action="store_true", help="list the runs and check everything, then stop")
-    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU 1)")
-    parser.add_argument("--only", metavar="A,B", help="run these variants; the tables show all that is finished")
-    parser.add_argument("--no-costs", action="store_true", help="do not measure parameters, FLOPs and times")
-    parser.add_argument("--save", metavar="FOLDER", help="also copy results and curves there, as docs/results has them")
-    options = parser.parse_intermixed_args(arguments)
-    if all(Path(path).is_dir() for path in options.what):
-        refuse_flags(options)
-        from pc_ewa.compare.folders import describe_folders
-
-        print(describe_folders([Path(path) for path in options.what]))
-        return
-    if any(Path(path).is_dir() for path in options.what[:1]):
-        raise ConfigError(f"{next(p for p in options.what if not Path(p).is_dir())} is no folder; name finished runs")
-    compare(options)
-
-
-def refuse_flags(options: argparse.Namespace) -> None:
-    """Refuse flags that say how to run, where there are only finished runs to read."""
-    for name in ("check", "jobs", "only", "no_costs", "save"):
-        given = getattr(options, name)
-        if given is not None and given is not False:
-            raise ConfigError(
-                f"--{name.replace('_', '-')} is for a comparison, not for folders of finished runs; leave it out"
-            )
-
-
-def compare(options: argparse.Namespace) -> None:
-    """Check the comparison, and make it."""
-    from pc_ewa.compare import Options, check_runs, load_plan, outline
-    from pc_ewa.compare import compare as compare_plan
-    from pc_ewa.compare.execute import Stopped
-
-    path, *overrides = options.what
-    command = shlex.join(["python", "tools/compare.py", *options.what])
-    plan = load_plan(path, overrides, command)
-    only = tuple(filter(None, (options.only or "").split(",")))
-    unknown = [variant for variant in only if variant not in plan.variants]
-    if unknown:
-        raise ConfigError(f"--only {options.only}: no variant {unknown[0]!r}; choose from {', '.join(plan.variants)}")
-    if options.jobs is not None and options.jobs < 1:
-        raise ConfigError(f"--jobs {options.jobs}; give a whole number from 1 on")
-    if options.check:
-        print(outline(plan, only), flush=True)
-        check_runs(plan)
-        return
-    save = Path(options.save) if options.save else None
-    try:
-        broken = compare_plan(plan, Options(options.jobs, only, not options.no_costs, save))
-    except Stopped:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
-    for run in broken:
-        print(f"broken: {run.run}: {run.error}", file=sys.stderr)
-    if broken:
-        sys.exit(1)
-
+sys.path.append(str(Path(__file__).parents[1]))  # last: an installed pc_ewa goes first
+from pc_ewa.cli.compare import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,7 +2,7 @@
 # bash tools/run_train.sh [CONFIG.yaml] [key=value ...]
 #   Sets up what is missing, then trains, merges the experts, evaluates and reports. The same command resumes a run.
 #   CONFIG.yaml (from the root of the repository) defaults to configs/quickstart.yaml; key=value changes a key of it,
-#   as in train.lr=1e-3.
+#   as in train.lr=1e-3. It is `pc-ewa train`, with an environment and a process for each GPU.
 #   GPUS=2 ...                              processes on this machine (default: one per GPU; without a GPU, one)
 #   NODES=4 NODE_RANK=0 MASTER=10.0.0.1 ... start once on every node, each with its own NODE_RANK (PORT=29500)
 set -euo pipefail
@@ -21,7 +21,7 @@ whole NODES "${NODES:-1}"
 GPUS="${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
 whole GPUS "$GPUS"
 if [ "${NODES:-1}" = 1 ] && [ "$GPUS" = 1 ]; then
-  exec "$PYTHON" -m pc_ewa.train "$@"
+  exec "$PYTHON" -m pc_ewa train "$@"
 fi
 
 if [ "${NODES:-1}" = 1 ]; then
@@ -31,6 +31,6 @@ else
   shape=(--nnodes "$NODES" --node-rank "$NODE_RANK" --master-addr "$MASTER" --master-port "${PORT:-29500}")
 fi
 # A mistake in the config shall be one line, not one traceback per process.
-"$PYTHON" -m pc_ewa.train --check "$@"
+"$PYTHON" -m pc_ewa train --check "$@"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$("$PYTHON" -c "import os; print(max(1, (os.cpu_count() or 1) // $GPUS))")}"
-exec "$PYTHON" -m torch.distributed.run "${shape[@]}" --nproc-per-node "$GPUS" -m pc_ewa.train "$@"
+exec "$PYTHON" -m torch.distributed.run "${shape[@]}" --nproc-per-node "$GPUS" -m pc_ewa train "$@"

@@ -16,17 +16,21 @@ setup() {
   PYTHON="$environment/bin/python"
   new_enough "$PYTHON" || fail "$PYTHON is older than Python 3.10; activate a newer environment"
 
+  local other
+  other="$(other_clone)" || fail "$PYTHON does not run; remove $environment, or activate another environment"
+  [ -z "$other" ] || fail "$environment has the pc-ewa of $other installed, and this is $PWD; run 'deactivate' to use $PWD/.venv, or activate another environment"
+
   # What is installed is marked by a checksum of what was asked for: a second start installs nothing.
   local file missing=()
   for file in "$@"; do
     [ -e "$(mark "$environment" "$file")" ] || missing+=("$file")
   done
   [ "${#missing[@]}" = 0 ] && return
-  echo "installing ${missing[*]} into $environment (once; about 2 GB and a few minutes in all)"
+  echo "installing ${missing[*]} into $environment (once$(size_in_words))"
   # torch first and by its exact pin: no other package can then bring a second one.
   local pip=("$PYTHON" -m pip install --disable-pip-version-check)
   [ -t 1 ] || pip+=(--quiet)  # on a terminal pip shows its progress bars
-  "${pip[@]}" "$(grep -o '^torch==[0-9.]*' requirements.txt)" || fail "torch could not be installed; see above"
+  "${pip[@]}" "$(torch_pin)" || fail "torch could not be installed; see above"
   "${pip[@]}" $(printf -- '-r %s ' "${missing[@]}") || fail "the requirements could not be installed; see above"
   "${pip[@]}" --no-deps -e . || fail "the package could not be installed; see above"
   for file in "${missing[@]}"; do
@@ -37,6 +41,40 @@ setup() {
 # mark ENVIRONMENT FILE: the file that says that FILE, as it is now, is installed for this folder.
 mark() {
   echo "$1/.pc-ewa-$(cat "$2" pyproject.toml <(echo "$PWD") | cksum | cut -d' ' -f1)"
+}
+
+# other_clone: print the folder that the environment's editable pc-ewa is in, if it is there and not this one.
+other_clone() {
+  # -I: this folder's own metadata is not to be found.
+  "$PYTHON" -I - "$PWD" <<'PYTHON'
+import importlib.metadata, json, os, sys, urllib.parse
+
+try:
+    origin = importlib.metadata.distribution("pc-ewa").read_text("direct_url.json")
+except importlib.metadata.PackageNotFoundError:
+    origin = None
+origin = json.loads(origin or "{}")
+if origin.get("dir_info", {}).get("editable"):
+    folder = urllib.parse.unquote(urllib.parse.urlsplit(origin["url"]).path)
+    if os.path.isdir(folder) and not os.path.samefile(folder, sys.argv[1]):
+        print(folder)
+PYTHON
+}
+
+# size_in_words: how much there is to install, if torch or open3d is missing; they are most of it.
+size_in_words() {
+  "$PYTHON" -I - "$(torch_pin)" <<'PYTHON'
+import importlib.metadata, sys
+
+installed = {d.metadata["Name"]: d.version.partition("+")[0] for d in importlib.metadata.distributions()}
+gigabytes = ("torch==" + installed.get("torch", "") != sys.argv[1]) + ("open3d" not in installed)
+if gigabytes:
+    print(f"; about {gigabytes} GB and a few minutes", end="")
+PYTHON
+}
+
+torch_pin() {
+  grep -o '^torch==[0-9.]*' requirements.txt
 }
 
 make_environment() {

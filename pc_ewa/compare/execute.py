@@ -94,7 +94,7 @@ class Executor:
     def _start(self, run: Run) -> subprocess.Popen[bytes]:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // self.jobs))
-        command = [sys.executable, "-m", "pc_ewa.train", self.plan.comparison.experiment, *run.overrides]
+        command = [sys.executable, "-m", "pc_ewa", "train", self.plan.comparison.experiment, *run.overrides]
         log_file(run).unlink(missing_ok=True)  # not emptied: whoever may still write to it keeps it
         with log_file(run).open("wb") as log:
             # A session of its own: Ctrl-C reaches this process alone, which passes it on once, in order.

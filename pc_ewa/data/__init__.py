@@ -1,43 +1,45 @@
-"""Datasets by name: a new one is a file here with `load(split, root, *, ...)`, and a line in DATASETS."""
+"""Datasets by name: a new one is a module with a `Dataset` record, and a line in DATASETS."""
 
-from collections.abc import Callable
 from pathlib import Path
 
-from pc_ewa.data import (
-    fewshot,
-    files,
-    hdf5,
-    modelnet10,
-    modelnet40,
+from pc_ewa.data import hdf5, own_files
+from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
+from pc_ewa.data.dataset import Dataset
+from pc_ewa.data.hdf5 import read_hdf5, write_hdf5
+from pc_ewa.data.published import (
+    modelnet,
+    modelnet_fewshot,
     scanobjectnn,
     shapenet55,
     shapenetpart,
     sweethome3d,
 )
-from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
-from pc_ewa.data.hdf5 import read_hdf5, write_hdf5
 from pc_ewa.validation import check_arguments, choose
 
 __all__ = [
     "DATASETS",
     "load_dataset",
     "Clouds",
+    "Dataset",
     "UpAxis",
     "read_hdf5",
     "write_hdf5",
     "MissingSplitError",
 ]
 
-DATASETS: dict[str, Callable[..., Clouds]] = {
-    "sweethome3d": sweethome3d.load,
-    "modelnet40": modelnet40.load,
-    "modelnet10": modelnet10.load,
-    "modelnet_fewshot": fewshot.load,
-    "scanobjectnn": scanobjectnn.load,
-    "shapenet55": shapenet55.load,
-    "shapenetpart": shapenetpart.load,
-    "files": files.load,
-    "hdf5": hdf5.load,
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        modelnet.MODELNET40,
+        modelnet.MODELNET10,
+        scanobjectnn.DATASET,
+        shapenet55.DATASET,
+        shapenetpart.DATASET,
+        modelnet_fewshot.DATASET,
+        sweethome3d.DATASET,
+        own_files.DATASET,
+        hdf5.DATASET,
+    )
 }
 
 
@@ -48,11 +50,11 @@ def load_dataset(name: str, split: str, root: str | Path = "datasets", **options
         name: a key of DATASETS.
         split: "train" or "test"; some datasets have "val" as well.
         root: the folder that holds one folder per dataset.
-        **options: what this dataset takes beyond that, such as `path` for "hdf5".
+        **options: of this dataset, such as `path` for "hdf5".
 
     Raises:
         ConfigError: an unknown dataset or option; the nearest is named.
-        DataError: data that is missing or damaged, or a split it does not have.
+        DataError: missing or damaged files, or a split that the dataset does not have.
     """
-    loader = choose("dataset", name, DATASETS)
-    return loader(split, Path(root), **check_arguments(f"dataset {name}", loader, options, skip=["split", "root"]))
+    load = choose("dataset", name, DATASETS).load
+    return load(split, Path(root), **check_arguments(f"dataset {name}", load, options, skip=["split", "root"]))

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pc_ewa.data.clouds import Clouds, UpAxis
+from pc_ewa.data.dataset import Dataset
 from pc_ewa.data.layout import DEFAULT_SPLITS, Layout
 from pc_ewa.errors import DataError
 
@@ -151,3 +152,13 @@ def _one_line_errors(what: str, remedy: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py uses all four
         raise DataError(f"{what}: {' '.join(str(error).split())}; {remedy}") from error
+
+
+DATASET = Dataset(
+    name="hdf5",
+    load=load,
+    title="a file of your own in our HDF5 layout",
+    licence="yours",
+    manual="data.path is the file; `pc-ewa prepare files FOLDER -o mine.h5` makes one from a folder of shapes",
+    own_files=True,
+)

@@ -1,28 +1,31 @@
-"""Which parts the shapes of each class have."""
+"""The parts that shapes of each class can have, for part segmentation."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from pc_ewa.data import DATASETS
 from pc_ewa.data.clouds import Clouds
-from pc_ewa.data.shapenetpart import CATEGORIES, NAME, PARTS
 from pc_ewa.errors import DataError
+
+_ROWS = 1024  # shapes in memory at a time
 
 
 def parts_of_classes(splits: Sequence[Clouds]) -> list[list[int]]:
-    """Return the parts of each class: for ShapeNetPart the published ones, else those that occur in any of the splits.
+    """Return the part labels of each class: the published ones, else those that occur in any of the splits.
 
     Raises:
-        DataError: a dataset without parts, or a class whose shapes have none because there are no shapes.
+        DataError: a dataset without parts, or a class without a shape, whose parts are unknown.
     """
     first = splits[0]
-    if first.name == NAME and first.class_names == tuple(CATEGORIES):
-        return [list(PARTS[category]) for category in CATEGORIES]
+    published = DATASETS[first.name].parts if first.name in DATASETS else {}
+    if published and first.class_names == tuple(published):
+        return [list(parts) for parts in published.values()]
     counts = np.zeros((first.num_classes, 256), dtype=np.int64)
     for clouds in splits:
         labels = clouds.labels.cpu().numpy()
-        for start in range(0, len(clouds), 1024):
-            chunk = range(start, min(start + 1024, len(clouds)))
+        for start in range(0, len(clouds), _ROWS):
+            chunk = range(start, min(start + _ROWS, len(clouds)))
             parts = clouds.part_labels(chunk).cpu().numpy()
             np.add.at(counts, (labels[chunk.start : chunk.stop, None], parts), 1)
     absent = [name for name, row in zip(first.class_names, counts, strict=True) if not row.any()]

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import mean, stdev
 from typing import Any
 
-from pc_ewa.data.fewshot import TEST_SHAPES
+from pc_ewa.data.published.modelnet_fewshot import TEST_SHAPES
 
 SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # way, shot: those that every paper reports
 

@@ -144,16 +144,20 @@ def _compile_here(scalar: Scalar, compiler: tuple[str, ...], target: Path) -> Pa
     return target
 
 
+def cache_folder() -> Path:
+    """Return the folder that keeps what was compiled on this machine; without a home the path is not absolute."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "pc_ewa"
+
+
 def _private_cache() -> Path:
-    """Make and return the folder of the libraries that are kept.
+    """Make and return that folder.
 
     Raises:
         OSError: it cannot be made, or others could put a library there.
     """
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    if not os.path.isabs(base):  # without a home: whoever owns the working directory would choose the library
-        raise OSError(f"{base} is not an absolute path")
-    cache = Path(base) / "pc_ewa"
+    cache = cache_folder()
+    if not cache.is_absolute():  # whoever owns the working directory would choose the library
+        raise OSError(f"{cache} is not an absolute path")
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_private(cache):
         log.warning("%s can be written by others: the kernels are compiled for this process alone", cache)

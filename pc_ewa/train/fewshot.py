@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from pc_ewa.config import Experiment, load_experiment
-from pc_ewa.data.fewshot import FOLDS, NAME
+from pc_ewa.data.published.modelnet_fewshot import FOLDS, NAME
 from pc_ewa.errors import ConfigError, TrainingError
 from pc_ewa.eval.fewshot import SETTINGS, FewShot, Fold
 from pc_ewa.train.runner import check_folder, run

@@ -1,10 +1,20 @@
+import hashlib
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 
-from pc_ewa.data import MissingSplitError, load_dataset, write_hdf5
+from pc_ewa.config import load_experiment
+from pc_ewa.data import DATASETS, Clouds, Dataset, MissingSplitError, load_dataset, read_hdf5, write_hdf5
+from pc_ewa.data.convert import convert
+from pc_ewa.data.prepare import get_source, state, table_of_datasets
+from pc_ewa.data.source import Item, Sample, Source
 from pc_ewa.errors import ConfigError, DataError
+
+HOME = Path(__file__).parents[2]
+CONFIG = HOME / "configs" / "quickstart.yaml"
 
 
 @pytest.fixture
@@ -69,3 +79,59 @@ def test_wrong_names_and_options_say_what_there_is(name: str, options: dict[str,
 def test_a_folder_is_no_hdf5_file(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is a folder; a folder of shapes is loaded with name: files, not hdf5"):
         load_dataset("hdf5", "train", path=str(tmp_path))
+
+
+@pytest.mark.parametrize("dataset", DATASETS.values(), ids=list(DATASETS))
+def test_records(dataset: Dataset) -> None:
+    assert DATASETS[dataset.name] is dataset
+    assert all(text and "\n" not in text for text in (dataset.title, dataset.licence, dataset.manual))
+    assert dataset.own_files or dataset.terms
+    for archive in dataset.archives:
+        assert all(url.startswith(("https://", "http://")) and url.endswith(f"/{archive.file}") for url in archive.urls)
+        assert archive.digests, "what is unpacked is checked first"
+        for digest in archive.digests:
+            kind, value = digest.split(":")
+            assert len(value) == hashlib.new(kind).digest_size * 2
+            assert int(value, 16)
+    if dataset.source is None:
+        with pytest.raises(DataError, match="nothing to prepare"):
+            dataset.open(Path("."))
+    else:
+        assert dataset.prepared(Path("a"), **dataset.source_arguments({})).name.startswith(dataset.name)
+        with pytest.raises(ConfigError, match="no_such_option"):
+            dataset.source_arguments({"no_such_option": 1})
+
+
+@pytest.mark.parametrize("dataset", [d for d in DATASETS.values() if not d.own_files], ids=lambda dataset: dataset.name)
+def test_every_published_dataset_has_a_card(dataset: Dataset) -> None:
+    card = HOME / "datasets" / dataset.name / "README.md"
+    assert dataset.name in card.read_text("utf-8")
+
+
+def test_a_new_dataset_is_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its line in DATASETS it loads by name, resolves in a config, is listed and is prepared."""
+
+    def source(folder: Path, *, size: Literal["all", "half"] = "all") -> Source:
+        items = [
+            Item(name, label, split, partial(Sample, np.eye(3, dtype=np.float32) * (label + 1)))
+            for split in ("train", "test")
+            for label, name in enumerate(("a", "b"))
+        ]
+        return Source("dice", items, ("cat", "dog"), "z", "CC0")
+
+    def load(split: str, root: Path, *, size: Literal["all", "half"] = "all") -> Clouds:
+        return source(root / "dice", size=size).clouds(split)
+
+    dice = Dataset("dice", load, source, title="Dice", licence="CC0", terms="none", manual="throw them")
+    monkeypatch.setitem(DATASETS, dice.name, dice)
+
+    assert len(load_dataset("dice", "train", size="half")) == 2
+    data = load_experiment(CONFIG, ["data={name: dice}"]).data
+    assert (data.name, data.arguments["size"]) == ("dice", "all")
+    with pytest.raises(ConfigError, match=r"data.siez.*'size'"):
+        load_experiment(CONFIG, ["data={name: dice, siez: half}"])
+    assert table_of_datasets(tmp_path)[-1] == ["dice", "by hand", "CC0", "absent"]
+    path = dice.prepared(tmp_path / "dice")
+    convert(get_source(dice, tmp_path / "dice", dice.source_arguments({}), consent=lambda archive: None), path)
+    assert len(read_hdf5(path, "test", name="dice")) == 2
+    assert state(dice, tmp_path / "dice") == "ready: dice.h5"

@@ -5,7 +5,7 @@ import torch
 
 from pc_ewa.data import Clouds
 from pc_ewa.data.parts import parts_of_classes
-from pc_ewa.data.shapenetpart import CATEGORIES
+from pc_ewa.data.published.shapenetpart import CATEGORIES
 from pc_ewa.errors import DataError
 
 

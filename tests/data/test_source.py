@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pc_ewa.data import Clouds, MissingSplitError, read_hdf5
 from pc_ewa.data.convert import convert
-from pc_ewa.data.prepared import load_prepared
+from pc_ewa.data.published.find import load_prepared
 from pc_ewa.data.source import Item, Sample, Source, resize
 from pc_ewa.errors import DataError
 
@@ -143,10 +143,10 @@ def test_prepared_comes_first_then_the_published_files(tmp_path: Path) -> None:
     def load(path: Path | None = None) -> Clouds:
         return load_prepared("toy", "train", tmp_path / "toy", "toy.h5", [lambda folder: None, toy], path)
 
-    with pytest.raises(DataError, match=r"toy is no folder; python tools/prepare_data.py toy gets it, or says how"):
+    with pytest.raises(DataError, match=r"toy is no folder; pc-ewa prepare toy gets it, or says how"):
         load()
     (tmp_path / "toy").mkdir()
-    with pytest.raises(DataError, match=r"toy holds no toy in any published format; python tools/prepare_data.py toy"):
+    with pytest.raises(DataError, match=r"toy holds no toy in any published format; pc-ewa prepare toy"):
         load()
     (tmp_path / "toy" / "published").touch()
     assert load().points.dtype == torch.float32

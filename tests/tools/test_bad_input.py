@@ -181,7 +181,7 @@ def test_a_wrong_config_is_one_line(
 def test_overrides_of_a_checkpoints_config_are_checked_too(tool: Tool, trained: Any) -> None:
     checkpoint = trained.folder / "checkpoints" / "merged_last.pt"
     assert_refused(tool("evaluate", checkpoint, "data.rot=x"), "unknown key 'data.rot'; did you mean 'root'?")
-    assert_refused(tool("evaluate", checkpoint, "--config", "none.yaml"), "none.yaml is no file")
+    assert_refused(tool("evaluate", checkpoint, "--config", "none.yaml"), "none.yaml is not a file")
 
 
 def test_the_process_says_so_with_one_line_and_exit_code_2(

@@ -1,4 +1,4 @@
-"""tools/benchmark.py: it runs and judges rightly; its figures are for a quiet machine to tell."""
+"""`pc-ewa benchmark` runs and judges rightly; its numbers are for a quiet machine to measure."""
 
 import datetime
 import importlib
@@ -16,15 +16,9 @@ Tool = Callable[..., Any]
 LIBRARIES = ("fpsample", "torch_quickfps", "torch_cluster", "open3d", "scipy", "faiss", "pykeops", "chamferdist")
 
 
-@pytest.fixture(autouse=True)
-def beside_the_script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Python finds what lies beside a script that it runs."""
-    monkeypatch.syspath_prepend(repository / "tools")
-
-
 @pytest.fixture
 def module() -> Callable[[str], Any]:
-    return lambda name: importlib.import_module(f"benchmarks.{name}")
+    return lambda name: importlib.import_module(f"pc_ewa.benchmark.{name}")
 
 
 @pytest.fixture
@@ -65,7 +59,7 @@ def test_precision_is_measured_and_saved(tool: Tool, tmp_path: Path) -> None:
     assert cancelled
     assert float(cancelled[1]) < 99, "the page warns of cdist off centre"
     text = page.read_text()
-    assert f"python tools/benchmark.py {' '.join(arguments)}" in text
+    assert f"pc-ewa benchmark {' '.join(arguments)}" in text
     assert datetime.date.today().isoformat() in text
     assert re.search(r"^\| ours +\| +100 % \|", text, re.MULTILINE)
     assert "None in this run." in text, "no target was measured"

@@ -120,7 +120,7 @@ def test_a_comparison_from_its_file_to_its_table(tool: Tool, toys: Path) -> None
         assert dense["scores"]["merged"][str(seed)] == summary["test_accuracy_merged"]
     assert dense["costs"]["params_inference"] == summary["params_merged"]
     assert dense["costs"]["peak_memory"] > 0
-    assert results["command"] == "python tools/compare.py toys.yaml"
+    assert results["command"] == "pc-ewa compare toys.yaml"
     assert list(results["variants"]) == ["dense"]
     assert results["left_out"] == [{"title": "bad", "why": "no value of the sweep has a score on every seed"}]
     assert (folder / "curves.png").is_file()
@@ -135,13 +135,13 @@ def test_a_comparison_from_its_file_to_its_table(tool: Tool, toys: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.yaml"], "none.yaml is no file"),
+        (["none.yaml"], "none.yaml is not a file"),
         (["toys.yaml", "sweeps=null"], "unknown key 'sweeps'; did you mean 'sweep'?"),
         (["toys.yaml", "--only", "dense,rup"], "--only dense,rup: no variant 'rup'; choose from dense, bad"),
         (["toys.yaml", "--jobs", "0"], "--jobs 0; give a whole number from 1 on"),
         (["toys.yaml", "--save", "toys.yaml"], "--save toys.yaml: File exists; name a folder for the copies"),
         (["toys.yaml", 'output="a\\0b"'], "no folder has a NUL in its name"),
-        ([".", "toys.yaml"], "toys.yaml is no folder; name finished runs"),
+        ([".", "toys.yaml"], "toys.yaml is not a folder; name finished runs"),
     ],
 )
 def test_a_wrong_command_is_one_line(tool: Tool, toys: Path, arguments: list[str], message: str) -> None:

@@ -205,7 +205,7 @@ def test_svm_of_untrained_weights_needs_a_config_and_no_pretraining_data(
     tool: Tool, kinds: dict[str, Path], tmp_path: Path
 ) -> None:
     config = ("--config", kinds["pretrain"], f"output={tmp_path}/run", "data.path=none.h5")
-    assert_refused(tool("evaluate", "random", "--protocol=svm"), '"random" needs --config CONFIG.yaml')
+    assert_refused(tool("evaluate", "random", "--protocol=svm"), '"random" needs --config CONFIG')
     table, content, place = evaluate(tool, "random", "--protocol=svm", *config)
     assert place == tmp_path / "run" / "random.svm.test.json"
     assert_accuracy_printed(table, content)
@@ -281,7 +281,7 @@ def test_the_head_of_a_file_for_more_classes_is_cut_and_that_is_said(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol=fewshot"], "--protocol fewshot needs --config, such as configs/finetune/fewshot.yaml"),
+        (["--protocol=fewshot"], "--protocol fewshot needs --config, such as finetune/fewshot"),
         (["--protocol=fewshot", "--config=CONFIG"], "data.name=hdf5; few-shot needs modelnet_fewshot, as in configs/"),
         (
             ["--protocol=fewshot", "--config=CONFIG", "--split=val"],

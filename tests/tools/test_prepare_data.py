@@ -5,7 +5,6 @@ import hashlib
 import io
 import sys
 import threading
-import types
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,11 +16,13 @@ import numpy as np
 import pytest
 
 from pc_ewa.data import DATASETS
-from pc_ewa.data.catalog import CATALOG, Archive, Entry
+from pc_ewa.data.clouds import Clouds
+from pc_ewa.data.dataset import Archive, Dataset
 from pc_ewa.data.hdf5 import read_hdf5
-from pc_ewa.data.prepared import open_source
+from pc_ewa.data.prepare import listed
+from pc_ewa.data.published.find import open_source
 from pc_ewa.data.source import Item, Sample, Source
-from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.errors import DataError
 
 Tool = Callable[..., Any]
 
@@ -58,20 +59,28 @@ def toy_zip() -> bytes:
     return memory.getvalue()
 
 
+def load(split: str, root: Path) -> Clouds:
+    return read_hdf5(root / "toy" / "toy.h5", split, name="toy")
+
+
 @pytest.fixture
-def entry(monkeypatch: pytest.MonkeyPatch) -> Entry:
+def toy(monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """The toy dataset, without an archive."""
-    module = types.ModuleType("toy_format")
-    module.source = source  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "toy_format", module)
-    monkeypatch.setattr(source, "__module__", "toy_format")
-    made = Entry("Toy: a toy", "CC0", "Be kind: https://example.org", (), "ask a friend", "toy_format:source")
-    monkeypatch.setitem(CATALOG, "toy", made)
+    made = Dataset(
+        "toy",
+        load,
+        source,
+        title="Toy: a toy",
+        licence="CC0",
+        terms="Be kind: https://example.org",
+        manual="ask a friend",
+    )
+    monkeypatch.setitem(DATASETS, "toy", made)
     return made
 
 
 @pytest.fixture
-def server(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def server(toy: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Serve the toy dataset; the list is of the requests."""
     monkeypatch.setenv("no_proxy", "*")
     folder, requests = tmp_path / "served", []
@@ -91,7 +100,7 @@ def server(entry: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     urls = tuple(f"http://127.0.0.1:{http.server_address[1]}/{name}" for name in ("dead.zip", "toy.zip"))
     digest = f"md5:{hashlib.md5(toy_zip()).hexdigest()}"
     archive = Archive("toy.zip", urls, size=len(toy_zip()), digests=(digest,))
-    monkeypatch.setitem(CATALOG, "toy", dataclasses.replace(entry, archives=(archive,)))
+    monkeypatch.setitem(DATASETS, "toy", dataclasses.replace(toy, archives=(archive,)))
     yield requests
     http.shutdown()
     thread.join()
@@ -215,14 +224,14 @@ def test_dead_mirrors(tool: Tool, server: list[str], tmp_path: Path) -> None:
     assert err.endswith("or by hand: ask a friend\n")
 
 
-def test_from_a_folder_with_options(tool: Tool, entry: Entry, tmp_path: Path) -> None:
+def test_from_a_folder_with_options(tool: Tool, toy: Dataset, tmp_path: Path) -> None:
     with zipfile.ZipFile(io.BytesIO(toy_zip())) as archive:
         archive.extractall(tmp_path / "mine")
     command = ("prepare_data", "toy", "--root", tmp_path / "data", "--from", tmp_path / "mine")
     code, _, err = tool(*command, "siez=small")
     assert (code, err) == (2, "error: unknown key 'dataset toy.siez'; did you mean 'size'?\n")
     assert "'all' or 'small'" in tool(*command, "size=no").err
-    assert "'size' is no option; write key=value" in tool(*command, "size").err
+    assert "'size' is not an option; write key=value" in tool(*command, "size").err
     assert "are no YAML" in tool(*command, "size=[").err
     assert "unknown archive" in tool("prepare_data", "modelnet40", "--root", tmp_path, "--archive", "x", "--accept").err
     code, out, _ = tool(*command, "size=all", "fold=3")
@@ -239,14 +248,13 @@ def test_from_a_folder_with_options(tool: Tool, entry: Entry, tmp_path: Path) ->
 def test_the_prepared_file_is_where_the_module_says(
     tool: Tool, server: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        sys.modules["toy_format"], "file_name", lambda *, size, fold: f"toy_{size}_{fold}.h5", raising=False
-    )
+    named = dataclasses.replace(DATASETS["toy"], file_name=lambda *, size, fold: f"toy_{size}_{fold}.h5")
+    monkeypatch.setitem(DATASETS, "toy", named)
     assert tool("prepare_data", "toy", "fold=2", "--root", tmp_path / "data", "--accept").code == 0
     assert (tmp_path / "data" / "toy" / "toy_all_2.h5").is_file()
 
 
-def test_by_hand_only(tool: Tool, entry: Entry, tmp_path: Path) -> None:
+def test_by_hand_only(tool: Tool, toy: Dataset, tmp_path: Path) -> None:
     code, out, err = tool("prepare_data", "toy", "--root", tmp_path, "--accept")
     assert (code, err) == (2, "error: no program can download toy: ask a friend\n")
     assert "Be kind" in out
@@ -259,7 +267,7 @@ def test_the_list(tool: Tool, server: list[str], tmp_path: Path) -> None:
         lines = out.splitlines()
         column = lines[0].index(f"in {tmp_path}")
         assert all(line[column - 2 : column] == "  " and line[column] != " " for line in lines[2:])
-        assert [line.split()[0] for line in lines[2:]] == list(CATALOG)
+        assert [line.split()[0] for line in lines[2:]] == list(listed())
         return lines[-1][column:]
 
     assert state() == "absent"
@@ -281,7 +289,7 @@ def test_the_list(tool: Tool, server: list[str], tmp_path: Path) -> None:
     [
         ([], "which dataset? Choose from modelnet40, "),
         (["modelnet4"], "unknown dataset 'modelnet4'; did you mean 'modelnet40'?"),
-        (["sweethome3d"], "there is nothing to prepare: it comes with the repository"),
+        (["sweethome3d"], "there is nothing to prepare: it comes with"),
         (["files", "-o", "a.h5"], "give one folder and an output"),
         (["files", "a"], "give one folder and an output"),
         (["files", "none", "-o", "a.h5", "--seed", "-1"], "--seed is -1; choose one from 0 to 4294967295"),
@@ -322,32 +330,6 @@ def test_own_files(tool: Tool, tmp_path: Path) -> None:
     code, _, err = tool(*command, "--again")
     assert (code, err.count("\n")) == (2, 1)
     assert "no shape could be read; 7 were left out, the first: " in err
-
-
-@pytest.mark.parametrize("name", sorted(CATALOG))
-def test_entries_of_the_catalog(name: str) -> None:
-    entry = CATALOG[name]
-    assert "\n" not in entry.title + entry.licence + entry.terms + entry.manual
-    for archive in entry.archives:
-        assert all(url.startswith(("https://", "http://")) and url.endswith(f"/{archive.file}") for url in archive.urls)
-        for digest in archive.digests:
-            kind, value = digest.split(":")
-            assert len(value) == hashlib.new(kind).digest_size * 2
-            assert int(value, 16)
-    if entry.source is not None:
-        arguments = entry.arguments(name, {})
-        assert entry.file_name(name, arguments).startswith(name)
-        with pytest.raises(ConfigError):
-            entry.arguments(name, {"no_such_option": 1})
-
-
-def test_a_format_that_is_not_installed(entry: Entry) -> None:
-    with pytest.raises(DataError, match=r"cannot be read here, No module named 'pc_ewa\.data\.none'"):
-        dataclasses.replace(entry, source="pc_ewa.data.none:source").opener()
-
-
-def test_every_dataset_is_in_the_catalog() -> None:
-    assert set(DATASETS) - {"hdf5", "files"} == set(CATALOG)
 
 
 def test_files_of_other_kinds_are_named(tool: Tool, tmp_path: Path) -> None:

@@ -1,0 +1,172 @@
+"""What data costs: opening a large converted set, and drawing batches, beside a training step and Point-MAE's way."""
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from pc_ewa import ops
+from pc_ewa.benchmark.grouping import load
+from pc_ewa.benchmark.memory import can_weigh, peak_of
+from pc_ewa.benchmark.report import Table, Target, as_text, number
+from pc_ewa.benchmark.step import timed_step
+from pc_ewa.config import Experiment
+from pc_ewa.data import Clouds, read_hdf5
+from pc_ewa.data.hdf5 import new_file, write_attributes, write_columns
+from pc_ewa.progress import progress
+from pc_ewa.train.batches import Batches
+from pc_ewa.train.distributed import join_world
+
+WORKERS = 8  # of Point-MAE's loader
+SUSTAINED = 2 * 2 * WORKERS  # batches at a time: half of them may be waiting when the clock starts
+CANDIDATES = 1200  # farthest points from which it draws 1,024
+
+
+class Size(NamedTuple):
+    """Shapes in the file and points of each; ModelNet40 by default."""
+
+    shapes: int = 12_311
+    points: int = 8192
+
+
+def measure(rounds: int, size: Size, config: str | Path = "official_size") -> list[Target]:
+    """Open, draw, train and print."""
+    experiment = load(config, torch.device("cpu"), "fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "large.h5"
+        write(path, size)
+        with multiprocessing.get_context("spawn").Pool(1) as fresh:
+            seconds, peak = fresh.apply(open_all, (path,))
+        clouds = read_hdf5(path, "train", name="large")
+        ours, peer, step = race(clouds, experiment, rounds)
+    batch, count = experiment.train.batch_size, experiment.data.num_points
+    stored = f"{size.shapes} clouds of {size.points} points ({size.shapes * size.points * 6 / 1e6:.0f} MB, int16)"
+    rows = [
+        [f"opening {stored}", f"{seconds:.2f} s", ""],
+        ["memory for that", "not measured: needs Linux" if peak is None else f"{peak:.0f} MB", ""],
+        [f"a batch of {batch} x {count}, drawn and augmented", f"{number(ours)} ms", f"{number(step / ours)}x"],
+        [f"the same in the way of Point-MAE, {WORKERS} workers", f"{number(peer)} ms", f"{number(step / peer)}x"],
+        [f"a training step of {experiment.model.name}, batch included", f"{number(step)} ms", ""],
+    ]
+    table = Table(f"Data, {torch.get_num_threads()} threads", ["", "", "faster than a step"], rows)
+    print(as_text(table))
+    return [
+        Target("Opening", seconds, 1, " s", at_most=True),
+        Target("A batch, times as fast as a training step", step / ours, 20),
+    ]
+
+
+def write(path: Path, size: Size) -> None:
+    """A converted file of random surfaces, four fifths of it to train."""
+    random = np.random.default_rng(0)
+    with new_file(path) as file:
+        write_attributes(file, [str(c) for c in range(40)], ["train", "test"], "y", None)
+        data = file.create_dataset("data", (*size, 3), np.int16)
+        data.attrs["scale"] = 32767
+        for begin in progress(range(0, size.shapes, 256), "writing"):
+            some = min(256, size.shapes - begin)
+            points = random.standard_normal((some, size.points, 3), dtype=np.float32)
+            points /= np.linalg.norm(points, axis=-1, keepdims=True)
+            data[begin : begin + some] = (points * 32767).astype(np.int16)
+        numbers = np.arange(size.shapes)
+        write_columns(file, numbers % 40, (numbers // 40 % 5 == 4).astype(np.uint8), [f"shape_{i}" for i in numbers])
+
+
+def open_all(path: Path) -> tuple[float, float | None]:
+    """Seconds to open both splits in this process, and the peak of memory in MB."""
+    began = time.perf_counter()
+
+    def both() -> list[Clouds]:
+        return [read_hdf5(path, split, name="large") for split in ("train", "test")]
+
+    peak = None
+    if can_weigh():
+        peak = peak_of(both)
+    else:
+        both()
+    return time.perf_counter() - began, peak
+
+
+def race(clouds: Clouds, experiment: Experiment, rounds: int) -> tuple[float, float, float]:
+    """Milliseconds a batch of ours and in Point-MAE's way, and of a training step: medians, taking turns."""
+    device = torch.device("cpu")
+    batches = Batches(clouds, experiment, 1, device)
+    peer = peer_batches(clouds, experiment)
+    times: tuple[list[float], list[float], list[float]] = ([], [], [])
+    with join_world("cpu") as world:
+        train = timed_step(experiment, world)
+        for number_ in progress(range(rounds + 1), "timing"):
+            measured = (
+                _seconds(lambda n=number_: batches.draw(n, 0)),
+                _seconds(lambda: [next(peer) for _ in range(SUSTAINED)]) / SUSTAINED,
+                train(number_),
+            )
+            if number_:  # the first warms up
+                for column, value in zip(times, measured, strict=True):
+                    column.append(value)
+    ours, theirs, step = (statistics.median(column) * 1e3 for column in times)
+    return ours, theirs, step
+
+
+class PerItem(Dataset[tuple[torch.Tensor, int]]):
+    """Point-MAE's dataset: one cloud at a time, normalised by numpy. Read from its facts, not from its code."""
+
+    def __init__(self, points: NDArray[np.float32], labels: list[int]) -> None:
+        self.points, self.labels = points, labels
+
+    def __len__(self) -> int:
+        """Return the number of shapes."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Centre a cloud, and scale it to the unit sphere."""
+        points = self.points[index].copy()
+        points -= points.mean(0)
+        points /= np.sqrt((points**2).sum(1)).max()
+        return torch.from_numpy(points), self.labels[index]
+
+
+def peer_batches(clouds: Clouds, experiment: Experiment) -> Iterator[torch.Tensor]:
+    """Batches in Point-MAE's way, without end: workers, then FPS (ours, on the CPU), a subset, ScaleAndTranslate.
+
+    It has all clouds in memory, so it gets no more of them here than memory should hold.
+    """
+    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: its way
+    few = clouds.select(range(min(len(clouds), 1024)))
+    points, labels = few.batch(range(len(few)))
+    loader = DataLoader(
+        PerItem(points.numpy(), labels.tolist()),
+        experiment.train.batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=WORKERS,
+        persistent_workers=True,
+    )
+    count = experiment.data.num_points
+    while True:
+        for batch, _ in loader:
+            chosen = ops.farthest_point_sample(batch, CANDIDATES)[:, np.random.choice(CANDIDATES, count, False)]
+            yield augment(ops.gather_points(batch, chosen))
+
+
+def augment(points: torch.Tensor) -> torch.Tensor:
+    """ScaleAndTranslate: a loop over the batch."""
+    for cloud in points:
+        scale, shift = np.random.uniform(2 / 3, 3 / 2, 3), np.random.uniform(-0.2, 0.2, 3)
+        cloud.mul_(torch.from_numpy(scale).float()).add_(torch.from_numpy(shift).float())
+    return points
+
+
+def _seconds(call: object) -> float:
+    began = time.perf_counter()
+    call()  # type: ignore[operator]
+    return time.perf_counter() - began

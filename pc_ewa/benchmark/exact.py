@@ -1,0 +1,74 @@
+"""The exact answers, in float64, and how a result is judged by them."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pc_ewa import ops
+from pc_ewa.benchmark.contest import Verdict, ops_backend
+from pc_ewa.ops.reference import nearest
+
+TIE = 1e-6  # distances this close, relatively, are a tie that float32 cannot break
+CHUNK = 2**24  # distances held at a time
+
+
+def exact_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
+    """The k smallest squared distances (B, M, k), ascending, in float64."""
+    rows = max(1, CHUNK // (points.shape[0] * points.shape[1]))
+    wide = points.double()
+    parts = []
+    for part in torch.split(queries.double(), rows, dim=1):
+        squared = sum((part[:, :, None, axis] - wide[:, None, :, axis]).square_() for axis in range(3))
+        parts.append(torch.as_tensor(squared).topk(k, largest=False).values)
+    return torch.cat(parts, dim=1)
+
+
+def matches(index: Tensor, queries: Tensor, points: Tensor, distances: Tensor) -> Tensor:
+    """Whether each neighbour (B, M, k) belongs to the k nearest; of neighbours that tie, any will do."""
+    index = index.sort(-1).values
+    neighbours = ops.gather_points(points.double(), index)
+    squared = (neighbours - queries.double()[:, :, None]).square().sum(-1)
+    again = torch.nn.functional.pad(index[..., 1:] == index[..., :-1], (1, 0))
+    return (squared <= distances[..., -1:] * (1 + TIE)) & ~again
+
+
+def exact_chamfer(x: Tensor, y: Tensor) -> float:
+    """The Chamfer distance in float64."""
+    to_y, _, to_x, _ = nearest(x.double(), y.double(), None, None)
+    return (to_y.mean() + to_x.mean()).item()
+
+
+def judge_fps(index: Tensor, points: Tensor) -> Verdict:
+    """The points chosen are those of the reference from the same first point (open3d does not tell the order)."""
+    with ops_backend("reference"):
+        right = ops.farthest_point_sample(points, index.shape[1], start=index[:, 0].to(points.device))
+    same = (right.cpu().sort(1).values == index.cpu().sort(1).values).double().mean().item()
+    if same < 1:
+        return Verdict(False, f"no, {percent(same)} of the points")
+    return Verdict(True, "yes, from a start of its own" if bool(index[:, 0].any()) else "yes")
+
+
+def judge_knn(index: Tensor, queries: Tensor, points: Tensor, distances: Tensor) -> Verdict:
+    """All sets of neighbours are those of float64."""
+    share = matches(index.to(points.device), queries, points, distances).all(-1).double().mean().item()
+    return Verdict(share == 1, "yes" if share == 1 else f"no, {percent(share)} of the sets")
+
+
+def judge_chamfer(value: Tensor, exact: float) -> Verdict:
+    """The value is that of float64 up to 1e-5."""
+    error = abs(value.item() / exact - 1)
+    return Verdict(error < 1e-5, "yes" if error < 1e-5 else f"no, off by {relative(error)}")
+
+
+def relative(error: float) -> str:
+    """A relative error: its order while that is all that matters."""
+    return f"{error:.0e}" if error < 1e-3 else f"{100 * error:.3g} %"
+
+
+def percent(share: float) -> str:
+    """As many digits as it takes to see that it is not 100 %."""
+    if share == 1:
+        return "100 %"
+    digits = 1 if share < 0.999 else 5
+    return f"{math.floor(share * 100 * 10**digits) / 10**digits:.{digits}f} %"

@@ -1,0 +1,64 @@
+"""The command `pc-ewa`: one module for each subcommand, that parses, calls the package and prints.
+
+Nothing heavy is imported before it is needed, so that --help answers at once.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from pc_ewa.errors import ConfigError, exit_on_error
+
+COMMANDS = {
+    "train": "train, merge the experts, evaluate: a whole experiment, resumed where it stopped",
+    "evaluate": "measure a checkpoint: accuracy, mIoU or loss, linear SVM, few-shot folds",
+    "merge": "merge the experts of a checkpoint, or convert it to another format",
+    "compare": "compare variants of an experiment over seeds, or finished runs",
+    "prepare": "get a dataset and convert it to one file, or convert shapes of your own",
+    "benchmark": "time training steps, the point-cloud ops or data on this machine",
+    "info": "print versions, devices and what a bug report needs",
+}
+
+
+@exit_on_error
+def _refuse(name: str) -> None:
+    from pc_ewa.validation import nearest
+
+    raise ConfigError(f"unknown command {name!r}; {nearest(name, COMMANDS)}")
+
+
+def describe_commands() -> str:
+    """Return the text of `pc-ewa --help`."""
+    rows = "\n".join(f"  {name:<10} {summary}" for name, summary in COMMANDS.items())
+    return f"""\
+usage: pc-ewa COMMAND [arguments]
+
+Point-cloud transformers trained with Experts Weights Averaging.
+
+commands:
+{rows}
+
+options:
+  -h, --help show this help, or that of a command: pc-ewa train --help
+  --version  show the version
+
+examples:
+  pc-ewa train quickstart
+  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, that of the process if `arguments` is None, and return its exit code."""
+    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(describe_commands())
+    elif name == "--version":
+        from pc_ewa.package import version
+
+        print(f"pc-ewa {version()}")
+    elif name in COMMANDS:
+        code: int = import_module(f"pc_ewa.cli.{name}").main(rest)
+        return code
+    else:
+        return _refuse(name)
+    return 0

@@ -1,0 +1,117 @@
+"""`pc-ewa benchmark`: what things take on this machine."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pc_ewa.cli.command import Parser, add_config_overrides, command
+from pc_ewa.errors import ConfigError
+
+DESCRIPTION = """\
+Time `step`, a training step with EWA and without, `ops`, the point-cloud ops beside other libraries, or `data`."""
+
+EPILOG = """\
+examples:
+  pc-ewa benchmark step quickstart
+  pc-ewa benchmark step official_size --pairs 5
+  pc-ewa benchmark step quickstart train.precision=bf16 device=cuda
+  pc-ewa benchmark ops
+  pc-ewa benchmark ops --only knn --rounds 3
+  pc-ewa benchmark ops --save performance.md
+  pc-ewa benchmark data
+
+`pc-ewa benchmark step --help`, `ops --help` and `data --help` explain their options."""
+
+DESCRIPTIONS = {
+    "step": """\
+A step is all of it: drawing and augmenting the batch, forward, backward, clipping, AdamW, averaging. Dense and EWA
+steps take turns, so that a drift of the speed of the machine falls on both; the ratio is the median over the pairs.""",
+    "ops": """\
+In each round every contender runs once, in an order that rotates; ratios are medians over the rounds. Libraries that
+are not installed are listed; requirements-peers.txt has them all. PC_EWA_OPS chooses our backend, OMP_NUM_THREADS the
+threads of all. On 2 cores with everything installed it takes about 10 minutes; stop other work first.""",
+    "data": """\
+Writes a converted set of random clouds, as large as ModelNet40 with 8,192 points unless you say otherwise (605 MB in
+the temporary folder), opens it in a fresh process, and draws batches from it: ours, Point-MAE's way, and a training
+step of the official 22.1 M model take turns.""",
+}
+
+
+def create_parser(what: str | None = None) -> Parser:
+    """Describe the arguments of the command, or those of one of its benchmarks."""
+    if what is None:
+        parser = Parser(prog="pc-ewa benchmark", description=DESCRIPTION, epilog=EPILOG)
+        parser.add_argument("what", choices=tuple(BENCHMARKS), help="what to time; its arguments follow")
+        return parser
+    parser = Parser(prog=f"pc-ewa benchmark {what}", description=DESCRIPTIONS[what])
+    if what == "step":
+        parser.add_argument("config", help="the experiment: a YAML file with an ewa section, or a bundled one's name")
+        add_config_overrides(parser)
+        parser.add_argument("--pairs", type=int, default=15, help="pairs of steps to time (default: 15)")
+    elif what == "ops":
+        parser.add_argument("--rounds", type=int, default=9, help="how often each contender runs (default: 9)")
+        parser.add_argument("--only", metavar="SECTION", help="fps, knn, chamfer, grouping or precision (default: all)")
+        parser.add_argument(
+            "--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (default: auto)"
+        )
+        parser.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
+    else:
+        parser.add_argument("--rounds", type=int, default=9, help="batches and steps to time (default: 9)")
+        parser.add_argument("--shapes", type=int, default=12_311, help="clouds in the file (default: 12311)")
+        parser.add_argument("--points", type=int, default=8192, help="points of each (default: 8192)")
+    return parser
+
+
+@command("benchmark", extra="train")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, measure, print."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    what = create_parser().parse_args(arguments[:1]).what
+    BENCHMARKS[what](create_parser(what).parse_intermixed_args(arguments[1:]), shlex.join(arguments))
+
+
+def time_step(options: argparse.Namespace, _: str) -> None:
+    """Check the arguments, then compare the steps."""
+    from pc_ewa.benchmark.step import compare_steps
+    from pc_ewa.config import load_experiment
+
+    if options.pairs < 1:
+        raise ConfigError(f"--pairs {options.pairs}; time at least one")
+    experiment = load_experiment(options.config, options.overrides)
+    if experiment.ewa is None:
+        raise ConfigError(f"{options.config} has no ewa section to compare; add ewa.num_experts=4")
+    print(compare_steps(experiment, options.pairs))
+
+
+def time_ops(options: argparse.Namespace, arguments: str) -> None:
+    """Check the arguments, then run the sections; each prints as it ends."""
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds {options.rounds}; time at least one")
+    page = options.save
+    if page and page.is_dir():
+        raise ConfigError(f"--save {page}: that is a folder; name a file in it")
+    if page and not page.parent.is_dir():
+        raise ConfigError(f"--save {page}: there is no folder {page.parent}; make it, or choose another")
+    from pc_ewa.benchmark.ops import measure
+    from pc_ewa.benchmark.report import write_page
+
+    report = measure(options.only, options.rounds, options.device)
+    if page:
+        write_page(page, report, f"pc-ewa benchmark {arguments}")
+
+
+def time_data(options: argparse.Namespace, _: str) -> None:
+    """Check the arguments, then open, draw and train."""
+    if options.rounds < 1:
+        raise ConfigError(f"--rounds {options.rounds}; time at least one")
+    if options.shapes < 200 or options.points < 1200:
+        raise ConfigError(f"--shapes {options.shapes} --points {options.points}; at least 200 and 1200")
+    from pc_ewa.benchmark.data import Size, measure
+
+    for target in measure(options.rounds, Size(options.shapes, options.points)):
+        print(target.describe())
+
+
+BENCHMARKS = {"step": time_step, "ops": time_ops, "data": time_data}

@@ -1,0 +1,64 @@
+"""What the commands share: a parser whose mistakes are one line, and the handling of errors."""
+
+import argparse
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pc_ewa.errors import ConfigError, exit_on_error
+from pc_ewa.package import missing_package
+
+Main = Callable[[Sequence[str] | None], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that reports a mistake in one line, and whose arguments all have a help text.
+
+    Example:
+        >>> parser = Parser(prog="pc-ewa merge", description="Merge the experts of a checkpoint.")
+        >>> _ = parser.add_argument("checkpoint", help="a checkpoint with mixtures of experts")
+        >>> parser.parse_args(["last.pt"]).checkpoint
+        'last.pt'
+    """
+
+    def __init__(self, *, prog: str, description: str, epilog: str = "") -> None:
+        style = argparse.RawDescriptionHelpFormatter  # examples keep their lines
+        super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=style)
+
+    def add_argument(self, *names: str, help: str, **options: Any) -> argparse.Action:  # type: ignore[override]
+        """Add an argument; `help` is required."""
+        return super().add_argument(*names, help=help, **options)
+
+    def error(self, message: str) -> Any:
+        """Raise ConfigError in place of printing the usage and exiting."""
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def add_config_overrides(parser: Parser, help: str = "change keys of the config, as in train.lr=1e-3") -> None:
+    """Let a command take `key=value` arguments, which may stand anywhere among the others."""
+    # Without a default argparse says that key=value is missing when another argument is.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
+
+
+def command(name: str, extra: str | None = None) -> Callable[[Main], Callable[[Sequence[str] | None], int]]:
+    """Decorate the main function of a command; the result returns the exit code.
+
+    A problem that the user can solve is one line on stderr and exit code 2. So is a package that is not installed.
+
+    Args:
+        name: of the command.
+        extra: the extra of pc-ewa that has all that the command needs, None for those that need the core alone.
+    """
+
+    def decorate(main: Main) -> Callable[[Sequence[str] | None], int]:
+        @exit_on_error
+        @functools.wraps(main)
+        def explained(arguments: Sequence[str] | None = None) -> None:
+            try:
+                main(arguments)
+            except ModuleNotFoundError as error:
+                raise missing_package(error, f"pc-ewa {name}", extra) or error from None
+
+        return explained
+
+    return decorate

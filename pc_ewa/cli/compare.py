@@ -1,0 +1,107 @@
+"""`pc-ewa compare`: variants over seeds, or finished runs side by side."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pc_ewa.cli.command import Parser, command
+from pc_ewa.errors import ConfigError
+
+DESCRIPTION = """\
+Compare variants of an experiment over seeds, or finished runs: mean ± deviation, paired differences, a verdict."""
+
+EPILOG = """\
+examples:
+  pc-ewa compare compare/furniture --check          # what is done, what is to do
+  pc-ewa compare compare/furniture                  # runs it, or goes on with it
+  pc-ewa compare compare/furniture seeds=[0] sweep=null output=runs/quick
+  pc-ewa compare runs/ewa_0 runs/ewa_1 runs/dense_0 runs/dense_1 # folders of finished runs
+
+A comparison runs its variants with the same seeds and the same sweep, whose value is chosen for each variant on
+validation. A finished run is never run again; one that breaks is reported, and the rest goes on (exit code 1).
+Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .json.
+
+Of folders, those whose configs differ only in seed, output and wandb count as one setting:
+  for seed in 0 1 2; do
+    pc-ewa train quickstart seed=$seed output=runs/ewa_$seed
+    pc-ewa train quickstart seed=$seed ewa=null output=runs/dense_$seed
+  done
+  pc-ewa compare runs/dense_* runs/ewa_*
+
+± is the sample standard deviation over seeds; intervals are 95 % t intervals of differences paired by seed."""
+
+
+def create_parser() -> Parser:
+    """Describe the arguments."""
+    parser = Parser(prog="pc-ewa compare", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "what",
+        nargs="+",
+        metavar="CONFIG [key=value ...] | FOLDER ...",
+        help="a comparison, such as compare/furniture, and changes of its keys; or run folders",
+    )
+    parser.add_argument("--check", action="store_true", help="list the runs and check everything, then stop")
+    parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU 1)")
+    parser.add_argument("--only", metavar="A,B", help="run these variants; the tables show all that is finished")
+    parser.add_argument("--no-costs", action="store_true", help="do not measure parameters, FLOPs and times")
+    parser.add_argument("--save", metavar="FOLDER", help="also copy results and curves there, as docs/results has them")
+    return parser
+
+
+@command("compare", extra="compare")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, and compare."""
+    options = create_parser().parse_intermixed_args(arguments)
+    if all(Path(path).is_dir() for path in options.what):
+        refuse_flags(options)
+        from pc_ewa.compare.folders import describe_folders
+
+        print(describe_folders([Path(path) for path in options.what]))
+        return
+    if Path(options.what[0]).is_dir():
+        other = next(path for path in options.what if not Path(path).is_dir())
+        raise ConfigError(f"{other} is not a folder; name finished runs")
+    compare(options)
+
+
+def refuse_flags(options: argparse.Namespace) -> None:
+    """Refuse flags that say how to run, where there are only finished runs to read."""
+    for name in ("check", "jobs", "only", "no_costs", "save"):
+        given = getattr(options, name)
+        if given is not None and given is not False:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} is for a comparison, not for folders of finished runs; leave it out"
+            )
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Check the comparison, and make it."""
+    from pc_ewa.compare import Options, check_runs, load_plan, outline
+    from pc_ewa.compare import compare as compare_plan
+    from pc_ewa.compare.execute import Stopped
+
+    path, *overrides = options.what
+    command = shlex.join(["pc-ewa", "compare", *options.what])
+    plan = load_plan(path, overrides, command)
+    only = tuple(filter(None, (options.only or "").split(",")))
+    unknown = [variant for variant in only if variant not in plan.variants]
+    if unknown:
+        raise ConfigError(f"--only {options.only}: no variant {unknown[0]!r}; choose from {', '.join(plan.variants)}")
+    if options.jobs is not None and options.jobs < 1:
+        raise ConfigError(f"--jobs {options.jobs}; give a whole number from 1 on")
+    if options.check:
+        print(outline(plan, only), flush=True)
+        check_runs(plan)
+        return
+    save = Path(options.save) if options.save else None
+    try:
+        broken = compare_plan(plan, Options(options.jobs, only, not options.no_costs, save))
+    except Stopped:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    for run in broken:
+        print(f"broken: {run.run}: {run.error}", file=sys.stderr)
+    if broken:
+        sys.exit(1)

@@ -1,0 +1,202 @@
+"""`pc-ewa evaluate`: what a checkpoint reaches."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc_ewa.cli.command import Parser, add_config_overrides, command
+from pc_ewa.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from pc_ewa.eval import FewShot, Score
+    from pc_ewa.train.restore import Restored
+
+DESCRIPTION = """\
+Measure a checkpoint: accuracy, mIoU or loss by what it is made for; a linear SVM on its features; few-shot folds."""
+
+EPILOG = """\
+examples:
+  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt
+  pc-ewa evaluate runs/quickstart/checkpoints/best.pt --split val
+  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt --votes 10
+  pc-ewa evaluate modelnet_1k.pth --config finetune/modelnet40
+  pc-ewa evaluate part_seg.pth --config finetune/shapenetpart
+  pc-ewa evaluate runs/quickstart_pretrain/checkpoints/merged_last.pt --protocol svm
+  pc-ewa evaluate random --config quickstart_pretrain --protocol svm    # untrained weights
+  pc-ewa evaluate pretrain.pth --protocol fewshot --config finetune/fewshot output=runs/fewshot
+
+Our own checkpoints know their config; "random" is the config's model as its seed draws it. A checkpoint that
+still has its mixtures is measured as it would be merged, a gated one as it is, and by its averaged weights if the run
+averaged them. The table is printed, and everything written as JSON.
+
+  score    what the model is made for: accuracy and confusions, mIoU of parts, or the pre-training loss. --votes K takes
+           the mean logits over K random subsets and augmentations of each cloud, and says "voted" beside the result.
+  svm      a linear SVM on frozen features of probe.data, or of data if there is no probe; fitted to all training
+           shapes when it is measured on test, C chosen among them.
+  fewshot  4 settings x 10 folds, each trained from the checkpoint and measured; the same command goes on where it was
+           stopped, fold by fold."""
+
+
+def create_parser() -> Parser:
+    """Describe the arguments."""
+    parser = Parser(prog="pc-ewa evaluate", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "checkpoint", help='a file of ours (last.pt, merged_last.pt, ...), an official one, or "random"'
+    )
+    add_config_overrides(parser, "change keys of the config, as in data.root=/data")
+    parser.add_argument("--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one")
+    parser.add_argument(
+        "--protocol",
+        choices=("score", "svm", "fewshot"),
+        default="score",
+        help="see below (default: score)",
+    )
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="which split to measure (default: test)"
+    )
+    parser.add_argument("--votes", type=int, default=1, metavar="K", help="score of classifiers: mean of K votes")
+    parser.add_argument("--folds", type=int, default=10, metavar="N", help="fewshot: the first N folds (default: 10)")
+    parser.add_argument(
+        "--setting", action="append", metavar="WAYxSHOT", help="fewshot: as 5x10, repeatable (default: all)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="where to write (default: beside the checkpoint)")
+    return parser
+
+
+@command("evaluate", extra="train")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, evaluate, print."""
+    options = create_parser().parse_intermixed_args(arguments)
+    check(options)
+    result: FewShot | Score
+    if options.protocol == "fewshot":
+        title, result, place = fewshot(options)
+    else:
+        restored = restored_from(options)
+        place = json_path(options, restored)
+        check_place(place)
+        title, result = measure(restored, options)
+    content = {"checkpoint": options.checkpoint, "protocol": options.protocol, "split": options.split}
+    write_json(place, content | result.to_json())  # before anything is printed: a closed pipe loses nothing
+    print(f"{title}\n{result.table()}\n\nwritten to {place}")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is loaded."""
+    if options.votes < 1:
+        raise ConfigError(f"--votes {options.votes}; give 1 (one plain look at each cloud) or more")
+    if options.votes > 1 and options.protocol != "score":
+        raise ConfigError(f"--votes is for --protocol score, not for {options.protocol}")
+    if not 1 <= options.folds <= 10:
+        raise ConfigError(f"--folds {options.folds}; give 1 to 10")
+    if options.checkpoint == "random" and not options.config:
+        raise ConfigError('"random" needs --config CONFIG, to know which model')
+    if options.protocol == "fewshot" and not options.config:
+        raise ConfigError("--protocol fewshot needs --config, such as finetune/fewshot")
+    if options.protocol == "fewshot" and options.split != "test":
+        raise ConfigError(f"--split {options.split}; --protocol fewshot measures every fold on its test shapes")
+    if options.protocol != "fewshot" and (options.folds != 10 or options.setting):
+        raise ConfigError("--folds and --setting are for --protocol fewshot")
+    if options.json:
+        check_place(Path(options.json))
+
+
+def restored_from(options: argparse.Namespace) -> "Restored":
+    """Build the model, with the weights of the checkpoint or untrained."""
+    from pc_ewa.train.restore import restore, untrained
+
+    if options.checkpoint == "random":
+        return untrained(options.config, options.overrides)
+    return restore(options.checkpoint, options.config, options.overrides)
+
+
+def measure(restored: "Restored", options: argparse.Namespace) -> tuple[str, "Score"]:
+    """Evaluate by the protocol asked for; also says what was measured on what."""
+    from pc_ewa.eval import evaluate_linear_svm, evaluate_voted
+    from pc_ewa.train.splits import load_splits
+
+    experiment = restored.experiment
+    data = experiment.probe.data if options.protocol == "svm" and experiment.probe else experiment.data
+    score: Score
+    common: dict[str, Any] = {
+        "normalize": data.normalize,
+        "batch_size": 2 * experiment.train.batch_size,
+        "precision": experiment.train.precision,
+    }
+    if options.protocol == "svm":
+        splits = load_splits(data, experiment.seed)
+        device = restored.place()
+        score = evaluate_linear_svm(
+            restored.model,
+            splits.to_fit(options.split),
+            splits.named(options.split),
+            data.num_points,
+            device=device,
+            **common,
+        )
+    elif options.votes > 1:
+        if experiment.task != "classify":
+            raise ConfigError(f"--votes {options.votes} with {experiment.model.name}; only classifiers vote")
+        clouds, device = restored.splits().named(options.split), restored.place()
+        augment = experiment.augment
+        common |= {"scale": augment.scale or (1.0, 1.0), "shift": augment.shift}
+        score = evaluate_voted(
+            restored.model, clouds, data.num_points, votes=options.votes, seed=experiment.seed, device=device, **common
+        )
+    else:
+        score = restored.evaluate(options.split)
+    notes = [f"note: {note}" for note in restored.notes]
+    return "\n".join([*notes, f"{options.checkpoint} on {options.split} of {data.name}"]), score
+
+
+def fewshot(options: argparse.Namespace) -> tuple[str, "FewShot", Path]:
+    """Train and measure the folds; also says what from, and where the result goes."""
+    from pc_ewa.eval.fewshot import SETTINGS
+    from pc_ewa.train.fewshot import run_fewshot
+
+    settings = tuple(dict.fromkeys(map(parse_setting, options.setting or []))) or SETTINGS
+    start = None if options.checkpoint == "random" else options.checkpoint
+    if start and not Path(start).is_file():
+        raise CheckpointError(f"{start} is no file; check the path of the checkpoint")
+    result, output = run_fewshot(options.config, options.overrides, start, settings, options.folds)
+    return f"\nfew-shot from {start or 'scratch'}", result, Path(options.json or f"{output}/fewshot.json")
+
+
+def parse_setting(text: str) -> tuple[int, int]:
+    """Read "5x10" as 5 way, 10 shot."""
+    from pc_ewa.eval.fewshot import SETTINGS
+
+    way, _, shot = text.partition("x")
+    if not (way.isdigit() and shot.isdigit()) or (int(way), int(shot)) not in SETTINGS:
+        raise ConfigError(f"--setting {text}; choose from {', '.join(f'{w}x{s}' for w, s in SETTINGS)}")
+    return int(way), int(shot)
+
+
+def json_path(options: argparse.Namespace, restored: "Restored") -> Path:
+    """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured."""
+    if options.json:
+        return Path(options.json)
+    voted = f"_voted{options.votes}" if options.votes > 1 else ""
+    name = f"{Path(options.checkpoint).stem}.{options.protocol}{voted}.{options.split}.json"
+    return (
+        Path(restored.experiment.output) if options.checkpoint == "random" else Path(options.checkpoint).parent
+    ) / name
+
+
+def check_place(path: Path) -> None:
+    """Refuse a place that cannot be written, before hours are spent on what would go there."""
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if path.is_dir() or (nearest != path and not nearest.is_dir()) or not os.access(nearest, os.W_OK):
+        raise ConfigError(f"{path} cannot be written; choose another place with --json FILE")
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write the result; a folder that cannot be written is an error with a way out."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another with --json FILE") from None

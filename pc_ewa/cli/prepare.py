@@ -1,0 +1,213 @@
+"""`pc-ewa prepare`: a dataset, or shapes of one's own, as one file that loads at once."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc_ewa.cli.command import Parser, command
+from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.validation import choose
+
+if TYPE_CHECKING:
+    from pc_ewa.data.convert import Converted
+    from pc_ewa.data.dataset import Archive
+
+DESCRIPTION = """\
+Get a dataset and convert it to one file that loads at once; or make such a file of your own shapes."""
+
+EPILOG = """\
+examples:
+  pc-ewa prepare --list
+  pc-ewa prepare modelnet40
+  pc-ewa prepare modelnet40 --archive modelnet40_ply_hdf5_2048.zip
+  pc-ewa prepare scanobjectnn variant=obj_bg --from /data/h5_files
+  pc-ewa prepare files my_shapes/ -o mine.h5 --up y
+Then train with data.name=modelnet40, or data.name=hdf5 data.path=mine.h5.
+
+A download asks for your consent to the terms of the dataset first, is checked, and continues where it was stopped."""
+
+_LISTED = 20  # skipped files in the report
+
+
+def create_parser() -> Parser:
+    """Describe the arguments."""
+    parser = Parser(prog="pc-ewa prepare", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("name", nargs="?", help="a dataset, as --list shows them, or: files")
+    parser.add_argument(
+        "values",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="options of the dataset, as in variant=obj_bg; for files: FOLDER",
+    )
+    parser.add_argument("--list", action="store_true", help="show every dataset, and what of it is on this machine")
+    parser.add_argument("--root", default="datasets", help="the folder with one folder per dataset (default: datasets)")
+    parser.add_argument("--from", dest="folder", metavar="FOLDER", help="convert files that are there, in any format")
+    parser.add_argument("--archive", metavar="FILE", help="which archive to download, where there are several")
+    parser.add_argument("--accept", action="store_true", help="consent to the terms, to download without a question")
+    parser.add_argument("--again", action="store_true", help="convert again what is prepared already")
+    parser.add_argument(
+        "--points", type=_count, metavar="N", help="points per shape (default: as published; files: 2048)"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE.h5", help="files: where to write")
+    parser.add_argument(
+        "--up", choices=("x", "y", "z"), default="z", help="files: the axis that points up (default: z)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="files: of the drawn points and the split (default: 0)")
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.2, help="files: share that goes to test if no split is given (0.2)"
+    )
+    return parser
+
+
+@command("prepare", extra="data")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, then list, convert files, or prepare a dataset."""
+    options = create_parser().parse_intermixed_args(arguments)
+    from pc_ewa.data.prepare import listed, table_of_datasets
+
+    if options.list:
+        _print_table(table_of_datasets(Path(options.root)))
+    elif options.name is None:
+        raise ConfigError(f"which dataset? Choose from {', '.join(listed())}; or give files FOLDER, or --list")
+    elif options.name == "files":
+        _files(options)
+    else:
+        _prepare(options)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """Download and unpack if need be, convert, and say what came out."""
+    from pc_ewa.data.convert import convert
+    from pc_ewa.data.prepare import get_source, listed
+
+    name, dataset = options.name, choose("dataset", options.name, listed())
+    if options.output is not None:
+        raise ConfigError(f"-o is for files; {name} goes to its folder in --root, where training finds it")
+    values = _key_values(options.values)
+    points = options.points
+    if points is not None and "stored_points" in dataset.source_arguments(values):  # the source draws them itself
+        values, points = values | {"stored_points": points}, None
+    arguments = dataset.source_arguments(values)
+    folder = Path(options.root) / name
+    path = dataset.prepared(folder, **arguments)
+    if path.exists() and not options.again:
+        print(f"{path} is there already; nothing to do (--again makes it anew, as asked now)")
+        return
+    print(f"{dataset.title}\nlicence: {dataset.licence}\n{dataset.terms}\n", flush=True)
+    if options.folder is not None:
+        source = dataset.open(Path(options.folder), **arguments)
+    else:
+        consent = partial(_ask, name, options.accept)
+        source = get_source(dataset, folder, arguments, consent, archive=options.archive, say=_say)
+    convert(source, path, num_points=points)
+    _report(path)
+    settings = {"name": name, "root": options.root} | values
+    print(f"\nthis file is all that training needs: {' '.join(f'data.{key}={settings[key]}' for key in settings)}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _ask(name: str, accepted: bool, archive: "Archive") -> None:
+    """Download nothing without consent: a question on a terminal, an option elsewhere.
+
+    Raises:
+        DataError: no consent.
+    """
+    from pc_ewa.data.prepare import size_in_words
+
+    if accepted:
+        return
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise DataError(f"to download {name} you must consent to its terms: read them above, then add --accept")
+    try:
+        answer = input(f"Do you consent? Then {archive.file} ({size_in_words(archive.size)}) is downloaded. [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
+        raise DataError(f"nothing was downloaded; --from FOLDER converts a copy of {name} that you have")
+
+
+def _files(options: argparse.Namespace) -> None:
+    """Convert a folder of the user's own shapes."""
+    if len(options.values) != 1 or options.output is None:
+        raise ConfigError("give one folder and an output: pc-ewa prepare files FOLDER -o mine.h5")
+    folder, output = Path(options.values[0]), Path(options.output)
+    if output.exists() and not options.again:
+        raise DataError(f"{output} is there already; choose another -o, or add --again")
+    if not 0 <= options.seed < 2**32:
+        raise ConfigError(f"--seed is {options.seed}; choose one from 0 to {2**32 - 1}")
+    from pc_ewa.data.convert import convert
+    from pc_ewa.data.own_files import source as own_source
+
+    points, share = options.points or 2048, options.test_fraction
+    shapes = own_source(folder, stored_points=points, up_axis=options.up, test_fraction=share, seed=options.seed)
+    done = convert(shapes, output, dtype="float32", skip_defects=True)  # units may differ from file to file
+    _report(output)
+    _report_skipped(done)
+    _report_ignored(folder)
+    print(f"\ntrain on it with data.name=hdf5 data.path={output}")
+
+
+def _report(path: Path) -> None:
+    """Print how many shapes of each class and split a prepared file has."""
+    from pc_ewa.data.prepare import describe
+
+    line, rows = describe(path)
+    print(line)
+    _print_table(rows, right=True)
+
+
+def _report_skipped(done: "Converted") -> None:
+    if done.skipped:
+        print(f"\nskipped {len(done.skipped):,} that cannot be used:")
+        for name, reason in done.skipped[:_LISTED]:
+            print(f"  {reason if name in reason else f'{name}: {reason}'}")
+        if len(done.skipped) > _LISTED:
+            print(f"  and {len(done.skipped) - _LISTED:,} more")
+
+
+def _report_ignored(folder: Path) -> None:
+    """Say which files were not looked at, as nobody reads such ones."""
+    from pc_ewa.data.formats.readers import EXTENSIONS
+    from pc_ewa.data.prepare import unread_kinds
+
+    unknown = unread_kinds(folder)
+    if unknown:
+        kinds = ", ".join(f"{name} ({count})" for name, count in unknown.most_common(_LISTED))
+        print(f"\nignored files of other kinds: {kinds}; read are {' '.join(EXTENSIONS)}")
+
+
+def _key_values(values: list[str]) -> dict[str, Any]:
+    """Parse key=value, with values in YAML as in a config."""
+    import yaml
+
+    for value in values:
+        if "=" not in value:
+            raise ConfigError(f"{value!r} is not an option; write key=value, such as variant=obj_bg")
+    try:
+        return {key: yaml.safe_load(text) for key, _, text in (value.partition("=") for value in values)}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the options {' '.join(values)} are not YAML: {error}") from error
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _print_table(rows: list[list[str]], right: bool = False) -> None:
+    """Print rows under a line, aligned; `right` aligns all but the first column there."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for i, row in enumerate(rows):
+        cells = [f"{c:>{w}}" if right and k else f"{c:<{w}}" for k, (c, w) in enumerate(zip(row, widths, strict=True))]
+        print("  ".join(cells).rstrip())
+        if i == 0:
+            print("-" * (sum(widths) + 2 * len(widths) - 2))

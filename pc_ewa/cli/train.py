@@ -1,0 +1,55 @@
+"""`pc-ewa train`: a whole run, from a config to merged weights and their scores."""
+
+import json
+from collections.abc import Sequence
+
+from pc_ewa.cli.command import Parser, add_config_overrides, command
+
+DESCRIPTION = """\
+Train whatever a config says, with or without EWA: classifiers, segmenters, Point-MAE, the dVAE tokenizer, Point-BERT.
+Then merge the experts and evaluate."""
+
+EPILOG = """\
+examples:
+  pc-ewa train quickstart                                                  # minutes, on the bundled furniture
+  pc-ewa train quickstart train.epochs=10 ewa.num_experts=8 output=runs/try
+  pc-ewa train quickstart ewa=null output=runs/dense                       # without EWA
+  pc-ewa train quickstart_pretrain                                         # Point-MAE, labels unused
+  pc-ewa train pretrain/point_mae_shapenet55 ewa.num_experts=4 output=runs/point_mae_ewa
+  pc-ewa train pretrain/dvae_shapenet55                                    # first the tokenizer,
+  pc-ewa train pretrain/point_bert_shapenet55 \\
+      tokenizer=runs/dvae_shapenet55/checkpoints/merged_last.pt            # then what predicts its tokens
+  pc-ewa train finetune/modelnet40 --from pretrain.pth                     # official Point-MAE weights, or ours
+  pc-ewa train finetune/modelnet40 --from pretrain.pth ewa.num_experts=4 output=runs/ewa
+
+The run folder (output=, by default runs/NAME for NAME.yaml) gets the resolved config.yaml with every key there is,
+log.txt, metrics.jsonl, checkpoints/ and summary.json. The same command again resumes a run that was stopped."""
+
+
+def create_parser() -> Parser:
+    """Describe the arguments."""
+    parser = Parser(prog="pc-ewa train", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("config", help="the experiment: a YAML file, or the name of a bundled one such as quickstart")
+    add_config_overrides(parser)
+    parser.add_argument(
+        "--from",
+        dest="init_from",
+        metavar="CHECKPOINT",
+        help="start from these weights: official files or ours (the same as init_from=CHECKPOINT)",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="check config, data and run folder, then stop: nothing is trained"
+    )
+    return parser
+
+
+@command("train", extra="train")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, train, print."""
+    options = create_parser().parse_intermixed_args(arguments)
+    if options.init_from:
+        options.overrides.append(f"init_from={json.dumps(options.init_from)}")  # quoted: a path may look like YAML
+    from pc_ewa.config import load_experiment
+    from pc_ewa.train import run
+
+    run(load_experiment(options.config, options.overrides), check_only=options.check)

@@ -1,0 +1,221 @@
+"""ScanObjectNN: 15 classes of scanned objects, as its authors publish them (datasets/scanobjectnn/README.md).
+
+Uy et al., Revisiting Point Cloud Classification, ICCV 2019. Files `main_split/` and `main_split_nobg/`,
+`{training,test}_objectdataset[_augmentedrot_scale75].h5`, each with `data` (n, 2048, 3), `label` (n,) and `mask`
+(n, 2048), in which -1 is background. Points are stored as they are there: not centred, not scaled.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from pc_ewa.data.clouds import Clouds
+from pc_ewa.data.dataset import Archive, Dataset
+from pc_ewa.data.formats.text_files import FRESH, one_line
+from pc_ewa.data.published.find import load_prepared, open_source
+from pc_ewa.data.source import Item, Sample, Source, check_sample, resize
+from pc_ewa.errors import DataError
+from pc_ewa.validation import choose
+
+NAME = "scanobjectnn"
+
+VariantName = Literal["obj_bg", "obj_only", "pb_t50_rs"]
+
+# In the published order: the label is the position.
+CLASS_NAMES = (
+    *("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table"),
+    *("bed", "pillow", "sink", "sofa", "toilet"),
+)
+
+NUM_POINTS = 2048
+
+_LICENCE = "ScanObjectNN terms of use, for research: https://hkust-vgd.github.io/scanobjectnn"
+_BLOCK = 256  # shapes in memory at a time
+_LARGEST_CHUNK = 2**28  # bytes; HDF5 reads whole chunks
+
+
+class Variant(NamedTuple):
+    """Where a variant lies, and the number of shapes that the paper and its followers give."""
+
+    folder: str
+    file: str
+    counts: dict[str, int]
+    has_background: bool
+
+
+VARIANTS = {
+    "obj_bg": Variant("main_split", "objectdataset.h5", {"train": 2309, "test": 581}, True),
+    "obj_only": Variant("main_split_nobg", "objectdataset.h5", {"train": 2309, "test": 581}, False),
+    "pb_t50_rs": Variant("main_split", "objectdataset_augmentedrot_scale75.h5", {"train": 11416, "test": 2882}, True),
+}
+
+_PREFIX = {"train": "training_", "test": "test_"}
+
+
+def load(
+    split: str,
+    root: Path,
+    *,
+    variant: VariantName = "pb_t50_rs",
+    background: bool = True,
+    path: str | None = None,
+) -> Clouds:
+    """Load "train" or "test", 2048 points each, y up, not normalised.
+
+    Args:
+        split: name of the split.
+        root: the folder with one folder per dataset.
+        variant: pb_t50_rs is the hardest and what papers compare on (11,416 and 2,882 shapes); obj_bg and obj_only
+            have 2,309 and 581.
+        background: False drops the points that belong to the background, and repeats others up to 2048;
+            obj_only has none to drop.
+        path: instead of root/scanobjectnn, a folder with the published or the prepared files, or a prepared file.
+
+    Raises:
+        ConfigError: an unknown variant.
+        DataError: missing or damaged files, or not the published number of shapes.
+    """
+    file, form = file_name(variant=variant, background=background), _format(variant, background)
+    return load_prepared(NAME, split, root / NAME, file, [form], path)
+
+
+def source(folder: Path, *, variant: VariantName = "pb_t50_rs", background: bool = True) -> Source:
+    """Return the published files of a variant in a folder; arguments and errors as `load`."""
+    return open_source(NAME, folder, [_format(variant, background)])
+
+
+def file_name(*, variant: VariantName = "pb_t50_rs", background: bool = True) -> str:
+    """Return the name of the prepared file for these options."""
+    dropped = not background and choose("variant", variant, VARIANTS).has_background
+    return f"{NAME}_{variant}{'_nobackground' if dropped else ''}.h5"
+
+
+def _format(variant: str, background: bool) -> "partial[Source | None]":
+    known = choose("variant", variant, VARIANTS)
+    return partial(_published, variant=known, background=background or not known.has_background)
+
+
+def _published(folder: Path, *, variant: Variant, background: bool) -> Source | None:
+    """Return the shapes of a variant, or None where there is nothing of ScanObjectNN."""
+    places = (folder, folder / "h5_files", folder / "ScanObjectNN")
+    splits = ("main_split", "main_split_nobg")
+    base = next((place for place in places if any(os.path.isdir(place / split) for split in splits)), None)
+    if base is None:
+        return None
+    items: list[Item] = []
+    for split, count in variant.counts.items():
+        file = _File(base / variant.folder / (_PREFIX[split] + variant.file), count, background)
+        for row, label in enumerate(file.labels.tolist()):
+            name = f"{split}_{row:05d}"  # the files have no names
+            items.append(Item(name, label, split, partial(file.read, row, name)))
+    return Source(NAME, items, CLASS_NAMES, "y", _LICENCE, num_points=NUM_POINTS)
+
+
+class _File:
+    """One published file; its labels are read at once, its points some shapes at a time.
+
+    Raises:
+        DataError: missing, damaged, or without what it should hold; so does `read`.
+    """
+
+    def __init__(self, path: Path, count: int, background: bool) -> None:
+        self.path, self.count, self.background = path, count, background
+        self._begin, self._points, self._mask = -1, np.empty(0), np.empty(0)
+        if not os.path.isfile(path):
+            raise DataError(f"{path} is missing, or no file; unpack all of h5_files.zip")
+        with self._open() as file:
+            self._check("data", file, (count, NUM_POINTS, 3), "f")
+            self._check("label", file, (count,), "iuf")
+            if not background:
+                self._check("mask", file, (count, NUM_POINTS), "if")
+            labels = file["label"][:]
+        wrong = ~np.isin(labels, np.arange(len(CLASS_NAMES)))
+        if wrong.any():
+            row = int(wrong.argmax())
+            self._fail(f"label of shape {row} is {labels[row]}; allowed: 0 to {len(CLASS_NAMES) - 1}")
+        self.labels: NDArray[np.int64] = labels.astype(np.int64)
+
+    def read(self, row: int, name: str) -> Sample:
+        """Return a shape; without background, `name` is the seed of the points that are repeated."""
+        begin = row - row % _BLOCK
+        if begin != self._begin:
+            rows = slice(begin, min(begin + _BLOCK, self.count))
+            with self._open() as file:
+                self._points = file["data"][rows]
+                self._mask = np.empty(0) if self.background else file["mask"][rows]
+            self._begin = begin
+        points = self._points[row - begin]
+        if self.background:
+            return Sample(points)
+        mask = self._mask[row - begin]
+        if np.isnan(mask).any():
+            self._fail(f"mask of shape {row} has nan")
+        if not (mask != -1).any():
+            self._fail(f"shape {row} is nothing but background, no points are left; or keep it: background=true")
+        return resize(check_sample(Sample(points[mask != -1]), f"{self.path}: shape {row}"), NUM_POINTS, seed=name)
+
+    def _check(self, key: str, file: h5py.File, shape: tuple[int, ...], kinds: str) -> None:
+        found = file.get(key)
+        if not isinstance(found, h5py.Dataset):
+            self._fail(f"there is no dataset {key} (found: {', '.join(map(str, file))[:100] or 'nothing'})")
+        if found.shape is None or found.shape[1:] != shape[1:] or found.dtype.kind not in kinds:
+            wanted = ", ".join(["shapes", *map(str, shape[1:])])
+            self._fail(f"{key} is {found.shape} {found.dtype}; expected ({wanted}) numbers")
+        if found.shape[0] != shape[0]:
+            raise DataError(
+                f"{self.path}: {key} has {found.shape[0]} shapes, the published file {shape[0]}; {FRESH}, or load a "
+                "set of your own as dataset hdf5"
+            )
+        if found.chunks and np.prod(found.chunks, dtype=float) * found.dtype.itemsize > _LARGEST_CHUNK:
+            self._fail(f"{key} has chunks of {found.chunks}, larger than memory may be")
+
+    @contextmanager
+    def _open(self) -> Iterator[h5py.File]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                yield file
+        except DataError:
+            raise
+        except Exception as error:  # a damaged file makes h5py raise almost anything
+            raise DataError(f"cannot read {self.path}: {one_line(error)}; {FRESH}") from error
+
+    def _fail(self, defect: str) -> Any:
+        raise DataError(f"{self.path}: {defect}; {FRESH}")
+
+
+DATASET = Dataset(
+    name=NAME,
+    load=load,
+    source=source,
+    file_name=file_name,
+    title="ScanObjectNN: scans of real objects in 15 classes (variants pb_t50_rs, obj_bg, obj_only)",
+    licence="research use, on the terms of its form",
+    terms=(
+        "The authors ask everybody to fill in their form before the download: https://forms.gle/ZZRnnmaUdwfRucoy7 "
+        "(project page: https://hkust-vgd.github.io/scanobjectnn). Do that first: the files here come from the "
+        "authors' server, which does not answer at times, or from a copy that others keep."
+    ),
+    archives=(
+        Archive(
+            "h5_files.zip",
+            (
+                "https://hkust-vgd.ust.hk/scanobjectnn/h5_files.zip",
+                "http://hkust-vgd.ust.hk/scanobjectnn/h5_files.zip",
+                "https://download.cs.stanford.edu/orion/scanobjectnn/h5_files.zip",
+            ),
+            size=13_099_259_542,
+            digests=("md5:36876af479f9ad39abad5ebcd89038dd",),
+        ),
+    ),
+    manual=(
+        "main_split/ and main_split_nobg/ of h5_files.zip in datasets/scanobjectnn/h5_files; single files are "
+        "copied at https://huggingface.co/datasets/cminst/ScanObjectNN"
+    ),
+)

@@ -1,0 +1,83 @@
+"""The package itself: its version, its optional packages, and how to get one that is missing."""
+
+import importlib.metadata
+import re
+import sys
+from pathlib import Path
+
+from pc_ewa.bundled import checkout
+from pc_ewa.errors import Error
+
+# What can be imported, and the extra that brings it, as pyproject.toml has them.
+OPTIONAL = {
+    "h5py": "data",
+    "plyfile": "data",
+    "requests": "data",
+    "tqdm": "data",
+    "yaml": "data",
+    "sklearn": "train",
+    "wandb": "train",
+    "matplotlib": "compare",
+    "scipy": "compare",
+    "open3d": "viz",
+}
+CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
+
+
+class MissingPackageError(Error, ModuleNotFoundError):
+    """A package that is not installed; the message has the command that installs it."""
+
+
+def version() -> str:
+    """Return the version of pc-ewa.
+
+    pyproject.toml owns it. The metadata of an installed package repeats it, but beside a checkout it may be another
+    installation's.
+    """
+    root = checkout()
+    if root is None:
+        return importlib.metadata.version("pc-ewa")
+    found = re.search(r'^version = "(.+)"$', (root / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else "unknown"
+
+
+def version_of(module: str) -> str | None:
+    """Return the version of an installed package by the name that it is imported by, or None."""
+    try:
+        return importlib.metadata.version(_DISTRIBUTIONS.get(module, module))
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def missing_package(error: ModuleNotFoundError, user: str, extra: str | None = None) -> MissingPackageError | None:
+    """Explain an import that failed because of a package that we can do without, or that comes with pc-ewa.
+
+    Args:
+        error: what the import raised.
+        user: who needs the package, such as "pc-ewa train".
+        extra: the extra that has all that `user` needs (default: the one of the package).
+
+    Returns:
+        The error to raise, or None if a module is missing that is not an optional package: that is a defect.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module not in OPTIONAL and module not in CORE:
+        return None
+    wanted = "pc-ewa" if module in CORE else f"pc-ewa[{extra or OPTIONAL[module]}]"
+    remedy = _environment_of_checkout(module) or f"pip install '{wanted}'"
+    return MissingPackageError(f"{user} needs {module}, which is not installed: {remedy}", name=error.name)
+
+
+def _environment_of_checkout(module: str) -> str | None:
+    """Name the environment that the scripts of a checkout have made, or the script that makes it.
+
+    None if this is a wheel, or another environment that is good enough for `import pc_ewa.models`.
+    """
+    root = checkout()
+    if root is None or Path(sys.prefix) == root / ".venv":
+        return None
+    place = "" if Path.cwd() == root else f"{root}/"
+    if (root / ".venv/bin/activate").is_file():
+        return f"source {place}.venv/bin/activate"
+    return f"bash {place}tools/run_train.sh makes an environment that has it" if module in CORE else None

@@ -1,0 +1,342 @@
+"""Downloads from a server on this machine that does all that servers do wrong."""
+
+import contextlib
+import hashlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pc_ewa.data.published.download import download
+from pc_ewa.errors import DataError
+
+BODY = bytes(range(256)) * 40
+MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
+SHA = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+TIMEOUT = 0.15
+
+Reply = Callable[[BaseHTTPRequestHandler], None]
+
+
+class Server:
+    """Paths and what they do; the requests that came."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.replies: dict[str, Reply] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.stop = threading.Event()
+
+    def __call__(self, path: str, *replies: Reply) -> str:
+        """Serve these replies at a path, one after the other, the last again and again; return the url."""
+        waiting = list(replies)
+        self.replies[path] = lambda request: (waiting.pop(0) if len(waiting) > 1 else waiting[0])(request)
+        return f"{self.address}{path}"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "*")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            ours.requests.append((self.path, self.headers.get("Range")))
+            self.close_connection = True
+            with contextlib.suppress(OSError):  # the client has gone
+                ours.replies[self.path](self)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    ours = Server(f"http://127.0.0.1:{http.server_address[1]}")
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield ours
+    ours.stop.set()
+    http.shutdown()
+    thread.join()
+    http.server_close()
+
+
+def send(body: bytes, code: int = 200, length: int | str | None = None, **headers: str) -> Reply:
+    """Reply once, with a `length` announced that may be a lie."""
+
+    def reply(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(code)
+        if length != "none":
+            request.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            request.send_header(name.replace("_", "-"), value)
+        request.end_headers()
+        request.wfile.write(body)
+
+    return reply
+
+
+def ranged(body: bytes = BODY, cut: int | None = None, tag: str = '"one"', checks: bool = True) -> Reply:
+    """Reply as a good server: ranges, If-Range; `cut` closes the connection after so many bytes."""
+
+    def reply(request: BaseHTTPRequestHandler) -> None:
+        wanted = request.headers.get("Range")
+        valid = not checks or request.headers.get("If-Range") in (None, tag)
+        if wanted is None or not valid:
+            send(body[:cut], length=len(body), ETag=tag)(request)
+            return
+        begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
+        if begin >= len(body):
+            send(b"", 416)(request)
+            return
+        rest = body[begin:]
+        span = f"bytes {begin}-{len(body) - 1}/{len(body)}"
+        send(rest[:cut], 206, len(rest), ETag=tag, Content_Range=span)(request)
+
+    return reply
+
+
+def stalling(server: Server, sent: bytes, drip: bytes = b"") -> Reply:
+    """Send something, then nothing, or a drip now and then, until the test is over."""
+
+    def reply(request: BaseHTTPRequestHandler) -> None:
+        request.send_response(200)
+        request.send_header("Content-Length", str(len(BODY)))
+        request.end_headers()
+        request.wfile.write(sent)
+        while not server.stop.wait(0.02 if drip else None):
+            request.wfile.write(drip)
+
+    return reply
+
+
+def redirect(to: str, code: int = 302) -> Reply:
+    return send(b"moved", code, Location=to)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_arrives_whole_checked_and_alone(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "a.zip"
+    url = server("/a", ranged())
+    assert download([url], target, size=len(BODY), digests=[MD5]) == target
+    assert target.read_bytes() == BODY
+    assert left(target.parent) == ["a.zip"]
+    assert download([url], target, digests=[SHA]) == target
+    assert len(server.requests) == 1
+
+
+def test_one_fitting_digest_suffices(server: Server, tmp_path: Path) -> None:
+    url = server("/a", send(BODY))
+    download([url], tmp_path / "a", digests=["md5:" + "0" * 32, SHA.upper().replace("SHA256", "sha256")])
+    download([url], tmp_path / "b", digests=["md5:" + "0" * 32, MD5])
+    assert left(tmp_path) == ["a", "b"]
+
+
+def test_a_file_that_is_there_and_is_another_is_not_touched(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"/a has md5:.*, expected md5:.*; move it away"):
+        download([server("/a", send(BODY))], tmp_path / "a", digests=[MD5])
+    with pytest.raises(DataError, match=r"/a has 4 bytes, expected 10,240; move it away"):
+        download([server("/a", send(BODY))], tmp_path / "a", size=len(BODY))
+    assert (tmp_path / "a").read_bytes() == b"mine"
+    assert server.requests == []
+
+
+def test_a_connection_that_breaks_is_continued(server: Server, tmp_path: Path) -> None:
+    url = server("/a", ranged(cut=4000))
+    download([url], tmp_path / "a", digests=[MD5])
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert server.requests == [("/a", None), ("/a", "bytes=4000-"), ("/a", "bytes=8000-")]
+    assert left(tmp_path) == ["a"]
+
+
+def test_the_next_call_continues_where_the_last_stopped(server: Server, tmp_path: Path) -> None:
+    url = server("/a", ranged(cut=1000))
+    with pytest.raises(DataError, match=r"ended after 1,000 of 10,240 bytes \(attempt 1\); try again later, which res"):
+        download([url], tmp_path / "a", attempts=1)
+    assert left(tmp_path) == ["a.part", "a.part.json"]
+    server("/a", ranged())
+    download([url], tmp_path / "a", digests=[MD5], attempts=1)
+    assert server.requests == [("/a", None), ("/a", "bytes=1000-")]
+    assert left(tmp_path) == ["a"]
+
+
+def test_stopped_before_the_check_it_is_only_checked(server: Server, tmp_path: Path) -> None:
+    url = server("/a", ranged())
+    (tmp_path / "a.part").write_bytes(BODY)
+    note = {"url": url, "version": '"one"', "total": len(BODY)}
+    (tmp_path / "a.part.json").write_text(json.dumps(note))
+    download([url], tmp_path / "a", digests=[MD5])
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        ranged(tag='"two"'),  # If-Range does not hold: all of it
+        ranged(tag='"two"', checks=False),  # If-Range ignored: a part of another file
+        send(BODY),  # no ranges
+        send(BODY[4001:], 206, Content_Range="bytes 4001-10239/10240"),
+        send(BODY[4000:], 206, Content_Range="bytes 4000-10239/10241"),
+        send(BODY[4000:], 206, Content_Range="bytes x"),
+        send(b"", 416),
+    ],
+)
+def test_what_does_not_fit_the_part_begins_anew(server: Server, tmp_path: Path, second: Reply) -> None:
+    url = server("/a", ranged(b"x" * len(BODY), cut=4000), second, ranged(tag='"two"'))
+    download([url], tmp_path / "a", digests=[MD5])
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
+def test_without_a_version_nothing_is_continued(server: Server, tmp_path: Path) -> None:
+    for i, tag in enumerate(("", 'W/"weak"')):
+        url = server(f"/{i}", send(BODY[:50], length=len(BODY), ETag=tag), send(BODY))
+        download([url], tmp_path / str(i), digests=[MD5])
+    assert [span for _, span in server.requests] == [None] * 4
+    dated = send(BODY[:50], length=len(BODY), Last_Modified="Sat, 01 Jan 2022 00:00:00 GMT")
+    download([server("/d", dated, send(BODY))], tmp_path / "d", digests=[MD5])
+    assert server.requests[-1] == ("/d", "bytes=50-")
+
+
+def test_a_part_of_another_mirror_is_not_continued(server: Server, tmp_path: Path) -> None:
+    urls = [server("/a", ranged(b"y" * 9000, cut=4000)), server("/b", ranged())]
+    download(urls, tmp_path / "a", digests=[MD5], attempts=1)
+    assert server.requests == [("/a", None), ("/b", None)]
+    assert (tmp_path / "a").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("drip", [b"", b"."])
+def test_a_stall_ends(server: Server, tmp_path: Path, drip: bytes) -> None:
+    begin = time.monotonic()
+    reason = "stalls: .* bytes in 0.15 s" if drip else "no data for 0.15 s"
+    with pytest.raises(DataError, match=rf"/a: {reason} \(attempt 2\)"):
+        download([server("/a", stalling(server, b"", drip))], tmp_path / "a", timeout=TIMEOUT, attempts=2)
+    assert time.monotonic() - begin < 3
+
+
+def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
+        with pytest.raises(DataError, match=r"no data for 0\.15 s"):
+            download([url], tmp_path / "a", timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [
+        (send(b"", 404), "HTTP 404 Not Found"),
+        (send(b"", 503), "HTTP 503 Service Unavailable"),
+        (send(b"", 204), "HTTP 204"),
+        (send(BODY, 206), "sent a part of another file"),
+        (send(b""), "announces 0 bytes, expected 10,240"),
+        (send(BODY[:-1]), "announces 10,239 bytes, expected 10,240"),
+        (send(BODY[:-1], length="none"), "what it sent has 10,239 bytes, expected 10,240"),
+        (send(BODY, length=10**12), "announces 1,000,000,000,000 bytes, expected 10,240"),
+        (send(BODY + b"x", length="none"), "sends more than 10,240 bytes"),
+        (send(b"x" * len(BODY)), "what it sent has md5:.*, expected md5:"),
+        (redirect("file:///etc/passwd"), "leads to file:///etc/passwd, which is not http"),
+        (redirect("ftp://127.0.0.1/a"), "which is not http"),
+        (redirect("/a"), "redirects more than 5 times"),
+        (redirect("http://[::1"), "Invalid IPv6|does not appear"),
+        (redirect("http://127.0.0.1:99999/"), "."),
+        (lambda request: request.wfile.write(b"\xff\x00 nonsense\r\n\r\n"), "nonsense"),
+        (lambda request: None, "."),
+    ],
+)
+def test_a_bad_mirror_gives_its_reason_and_the_next_one_the_file(
+    server: Server, tmp_path: Path, reply: Reply, reason: str
+) -> None:
+    url = server("/a", reply)
+    with pytest.raises(DataError, match=rf"cannot download a.zip: {url}: .*({reason})") as caught:
+        download([url], tmp_path / "a.zip", size=len(BODY), digests=[MD5])
+    assert f"put it at {tmp_path}/a.zip (expected: {MD5})" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert not (tmp_path / "a.zip").exists()
+    download([url, server("/b", ranged())], tmp_path / "a.zip", size=len(BODY), digests=[MD5])
+    assert left(tmp_path) == ["a.zip"]
+
+
+def test_the_limit_holds_where_no_size_is_known(server: Server, tmp_path: Path) -> None:
+    urls = [server("/a", send(BODY)), server("/b", send(BODY, length="none"))]
+    with pytest.raises(DataError, match=r"announces 10,240 bytes, allowed are 9,999; .*sends more than 9,999 bytes;"):
+        download(urls, tmp_path / "a", limit=9999)
+    assert left(tmp_path) == []
+
+
+def test_every_mirror_is_named_and_escape_codes_are_not_passed_on(server: Server, tmp_path: Path) -> None:
+    urls = [server("/a", send(b"", 404)), server("/b", redirect("http\x1b[31m://x")), "file:///etc/passwd"]
+    with pytest.raises(DataError) as caught:
+        download(urls, tmp_path / "a")
+    assert all(url in str(caught.value) for url in urls)
+    assert str(caught.value).isprintable()
+    with pytest.raises(DataError, match=r"no mirror is known; .* put it at"):
+        download([], tmp_path / "a")
+
+
+def test_redirects_are_followed_and_keep_the_range(server: Server, tmp_path: Path) -> None:
+    server("/files/b b", ranged(cut=9000))
+    server.replies["/files/b%20b"] = server.replies["/files/b b"]
+    url = server("/a", redirect("c", 301))
+    server("/c", redirect(f"{server.address}/files/b b", 308))
+    download([url], tmp_path / "a", digests=[MD5])
+    assert server.requests[-1] == ("/files/b%20b", "bytes=9000-")
+
+
+def test_a_wrong_checksum_leaves_nothing_to_continue(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="what it sent has md5"):
+        download([server("/a", ranged(b"x" * 100))], tmp_path / "a", digests=[MD5])
+    assert left(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DataError, match=r"cannot write .*/file/a: .*choose a folder"):
+        download([server("/a", ranged())], tmp_path / "file" / "a")
+    (tmp_path / "a.part").mkdir()
+    with pytest.raises(DataError, match=r"cannot write .*/a: .*choose a folder"):
+        download([server("/a", ranged())], tmp_path / "a")
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    note=st.binary(max_size=60)
+    | st.dictionaries(
+        st.sampled_from(["url", "version", "total"]), st.none() | st.integers() | st.text() | st.just([])
+    ).map(lambda note: json.dumps(note).encode()),
+    part=st.binary(),
+)
+def test_whatever_is_left_from_before(server: Server, tmp_path: Path, note: bytes, part: bytes) -> None:
+    for path in tmp_path.iterdir():
+        path.unlink()
+    (tmp_path / "a.part").write_bytes(part)
+    (tmp_path / "a.part.json").write_bytes(note)
+    download([server("/a", ranged())], tmp_path / "a", digests=[MD5])
+    assert left(tmp_path) == ["a"]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_damaged_response_is_a_reason_or_the_file(server: Server, tmp_path: Path, data: st.DataObject) -> None:
+    for path in tmp_path.iterdir():
+        path.unlink()
+    sound = bytearray(b'HTTP/1.1 200 OK\r\nContent-Length: 20\r\nETag: "a"\r\n\r\n' + BODY[:20])
+    for _ in range(data.draw(st.integers(1, 4))):
+        at = data.draw(st.integers(0, len(sound) - 1))
+        sound[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
+    url = server("/a", lambda request: request.wfile.write(bytes(sound)) and None)
+    digest = f"md5:{hashlib.md5(BODY[:20]).hexdigest()}"
+    with contextlib.suppress(DataError):
+        download([url], tmp_path / "a", digests=[digest], timeout=0.05, attempts=2)
+        assert (tmp_path / "a").read_bytes() == BODY[:20]

@@ -1,0 +1,315 @@
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pc_ewa.data import MissingSplitError, read_hdf5
+from pc_ewa.data.convert import convert
+from pc_ewa.data.own_files import load, source
+from pc_ewa.data.source import Source
+from pc_ewa.errors import ConfigError, DataError
+
+SQUARE = "OFF\n4 1 0\n0 0 0\n2 0 0\n2 2 0\n0 2 0\n4 0 1 2 3\n"
+
+
+def put(folder: Path, *names: str, text: str | None = None) -> Path:
+    """Write shapes: a square mesh where the name says .off, else 40 points of the name's own."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        points = np.random.RandomState(list(name.encode())).uniform(-1, 1, (40, 3))
+        lines = "".join(f"{x:.6f} {y:.6f} {z:.6f}\n" for x, y, z in points)
+        path.write_text(text or (SQUARE if name.endswith(".off") else lines))
+    return folder
+
+
+def splits(opened: Source) -> dict[str, str]:
+    return {item.name: item.split for item in opened.items}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten tables, five chairs, one lamp, and what a computer leaves about."""
+    folder = tmp_path / "mine"
+    put(folder, *(f"table/{i}.xyz" for i in range(10)), *(f"chair/{i}.off" for i in range(5)), "lamp/deep/er/1.TXT")
+    put(
+        folder, "table/notes.md", "table/.hidden.xyz", ".git/config.txt", "__MACOSX/table/0.xyz", "readme.txt", text="?"
+    )
+    return folder
+
+
+def test_a_folder_per_class_becomes_clouds(folder: Path) -> None:
+    train, test = (load(split, Path(), path=str(folder), stored_points=100, up_axis="y") for split in ("train", "test"))
+    assert (train.name, train.class_names, train.up_axis, train.num_points) == (
+        "mine",
+        ("chair", "lamp", "table"),
+        "y",
+        100,
+    )
+    assert train.labels.bincount().tolist() == [4, 1, 8]
+    assert test.labels.bincount(minlength=3).tolist() == [1, 0, 2]
+    assert train.shape_names is not None
+    assert test.shape_names is not None
+    assert "lamp/deep/er/1.TXT" in train.shape_names
+    assert not set(train.shape_names) & set(test.shape_names)
+    points, labels = train.batch(range(len(train)))
+    for name, cloud, label in zip(train.shape_names, points, labels, strict=True):
+        assert name.startswith(train.class_names[label])
+        if name.startswith("chair"):  # points all over the square
+            assert cloud[:, 2].abs().max() == 0
+            assert (cloud[:, :2] // 1).unique(dim=0).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+        else:
+            stored = np.loadtxt(folder / name, dtype=np.float32)
+            assert np.array_equal(cloud[:40].numpy(), stored)
+            assert {tuple(p) for p in cloud.tolist()} == {tuple(p) for p in stored.tolist()}
+
+
+def test_the_same_on_every_machine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = source(folder)
+    clouds = first.clouds("train").points
+    scandir = os.scandir
+
+    class Backwards:
+        def __init__(self, path: Path) -> None:
+            with scandir(path) as entries:
+                self.entries = list(entries)[::-1]
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self.entries
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    again = source(folder)
+    assert list(splits(again).items()) == list(splits(first).items())
+    assert torch.equal(again.clouds("train").points, clouds)
+    tests = [name for name, split in splits(first).items() if split == "test"]
+    assert tests == ["chair/3.off", "table/4.xyz", "table/9.xyz"]  # frozen: other values mean other test sets
+    assert splits(source(folder, seed=1)) != splits(first)
+
+
+def test_another_class_changes_nothing_in_the_others(folder: Path) -> None:
+    before = splits(source(folder))
+    put(folder, *(f"bed/{i}.xyz" for i in range(7)))
+    assert before.items() < splits(source(folder)).items()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=4),
+    fraction=st.floats(0, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_each_class_has_its_share_of_the_test(
+    tmp_path_factory: pytest.TempPathFactory, counts: list[int], fraction: float, seed: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "shares"
+    shutil.rmtree(folder, ignore_errors=True)
+    for label, count in enumerate(counts):
+        put(folder, *(f"class {label}/{i}.xyz" for i in range(count)), text="0 0 0\n")
+    drawn = Counter((item.label, item.split) for item in source(folder, test_fraction=fraction, seed=seed).items)
+    for label, count in enumerate(counts):
+        tests = drawn[label, "test"]
+        assert tests + drawn[label, "train"] == count
+        assert abs(tests - fraction * count) <= 1
+        assert (0 < tests < count) or count == 1 or fraction == 0
+
+
+def test_folders_of_splits_above_the_classes(tmp_path: Path) -> None:
+    put(tmp_path, "Train/chair/1.xyz", "Train/train/1.xyz", "validation/chair/1.xyz", "test/chair/1.xyz", "docs/a.md")
+    opened = source(tmp_path)
+    assert opened.split_names == ("train", "val", "test")
+    assert opened.class_names == ("chair", "train")
+    assert splits(opened) == {
+        "Train/chair/1.xyz": "train",
+        "Train/train/1.xyz": "train",
+        "test/chair/1.xyz": "test",
+        "validation/chair/1.xyz": "val",
+    }
+    assert len(load("val", Path(), path=str(tmp_path))) == 1
+    (tmp_path / "test/lamp").mkdir()
+    with pytest.raises(DataError, match=r"test/lamp has no shapes"):
+        source(tmp_path)
+
+
+def test_folders_of_splits_inside_the_classes(tmp_path: Path) -> None:
+    put(tmp_path, "chair/train/1.xyz", "chair/test/a/1.xyz", "train/train/1.xyz", "train/valid/1.xyz")
+    assert list(splits(source(tmp_path)).values()) == ["test", "train", "train", "val"]
+    put(tmp_path, "chair/2.xyz")
+    with pytest.raises(DataError, match=r"chair/2.xyz is in no folder of a split"):
+        source(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    put(tmp_path, "car/1.xyz", "train/1.xyz", "car/2.xyz")
+    assert source(tmp_path).class_names == ("car", "train")
+    put(tmp_path, "train/chair/1.xyz")
+    with pytest.raises(DataError, match=r"train/chair looks like a class in a folder of a split, car/\d.xyz does not"):
+        source(tmp_path)
+
+
+def test_lists_tell_the_split_and_leave_out_the_rest(folder: Path) -> None:
+    put(folder, "test.txt", text="chair\\0.off\n# a comment\n\n./table/3.xyz\r\n")
+    put(folder, "train.txt", text="\ufefftable/1.xyz\nchair/1.off\n")
+    put(folder, "valid.txt", text="lamp/deep/er/1.TXT")
+    assert splits(source(folder)) == {
+        "table/1.xyz": "train",
+        "chair/1.off": "train",
+        "lamp/deep/er/1.TXT": "val",
+        "chair/0.off": "test",
+        "table/3.xyz": "test",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("table/1.xyz\ntable/99.xyz\n", "line 2 lists 'table/99.xyz', but there is no such shape"),
+        ("../mine/table/1.xyz\n", "no such shape"),
+        ("table/notes.md\n", "no such shape"),
+        ("table/1.xyz\ntable/1.xyz\n", "line 2 puts table/1.xyz into test, but it is in test"),
+        ("# nothing\n", "lists no shapes"),
+        ("\udcff\n", "in UTF-8"),
+    ],
+)
+def test_lists_with_defects(folder: Path, text: str, reason: str) -> None:
+    (folder / "test.txt").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=rf"{folder}/test\.txt.*{reason}"):
+        source(folder)
+
+
+def test_lists_that_contradict_or_are_none(folder: Path) -> None:
+    put(folder, "test.txt", "val.txt", text="table/1.xyz\n")
+    with pytest.raises(DataError, match=r"puts table/1\.xyz into test, but it is in val"):
+        source(folder)
+    (folder / "val.txt").unlink()
+    os.mkfifo(folder / "val.txt")
+    with pytest.raises(DataError, match=r"val\.txt.*it is no file"):
+        source(folder)
+    both = put(folder.parent / "both", "train/chair/1.xyz", "test/chair/2.xyz")
+    put(both, "test.txt", text="train/chair/1.xyz\n")
+    with pytest.raises(DataError, match="into test, but it is in train"):
+        source(both)
+
+
+def test_folders_without_shapes(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="missing is no folder"):
+        source(tmp_path / "missing")
+    put(tmp_path / "none", "chair/1.glb", "1.ply", text="?")
+    with pytest.raises(DataError, match=r"none has no shapes.*\.ply \.pcd \.xyz \.txt \.npy \.off \.obj \.stl"):
+        source(tmp_path / "none")
+    put(folder, "bed/1.glb", text="?")
+    with pytest.raises(DataError, match=r"mine/bed has no shapes; add files that end in one of \.ply"):
+        source(folder)
+
+
+def test_links_are_followed_unless_they_lead_nowhere(folder: Path, tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "1.xyz")
+    (folder / "bed").symlink_to(tmp_path / "elsewhere")
+    (folder / "table/link.xyz").symlink_to(tmp_path / "elsewhere/1.xyz")
+    assert {"bed/1.xyz", "table/link.xyz"} < splits(source(folder)).keys()
+    for target, reason in ((folder / "table", "in a circle|lies in"), (tmp_path / "nothing", "a link to nothing")):
+        link = folder / "table/circle"
+        link.symlink_to(target)
+        with pytest.raises(DataError, match=rf"table/circle is .*({reason})"):
+            source(folder)
+        link.unlink()
+
+
+def test_what_is_no_file_and_names_that_not_every_system_can_have(folder: Path) -> None:
+    os.mkfifo(folder / "table/pipe.ply")
+    with pytest.raises(DataError, match=r"pipe\.ply is no file"):
+        source(folder)
+    (folder / "table/pipe.ply").unlink()
+    (folder / "table/folder.ply").mkdir()
+    with pytest.raises(DataError, match=r"folder\.ply is no file"):
+        source(folder)
+    (folder / "table/folder.ply").rmdir()
+    bad = os.fsencode(folder / "table") + b"/\xff.xyz"
+    Path(os.fsdecode(bad)).touch()
+    with pytest.raises(DataError, match=r"'\\udcff\.xyz', which is no name on every system"):
+        source(folder)
+    os.unlink(bad)
+    put(folder, "table/e\u0301.xyz")
+    assert "table/\u00e9.xyz" in splits(source(folder))
+    put(folder, "table/\u00e9.xyz")
+    with pytest.raises(DataError, match="two spellings"):
+        source(folder)
+
+
+def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if path.name == "table":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot list .*mine/table: Permission denied"):
+        source(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("empty.xyz", "", None),
+        ("nan.xyz", "0 0 0\nnan 0 0\n", "nan among the coordinates"),
+        ("huge.xyz", "0 0 1e300\n", r"coordinates up to 1e\+300"),
+        ("flat.off", "OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n", "no area"),
+        ("cut.off", SQUARE[:20], "ends early"),
+    ],
+)
+def test_damaged_shapes_are_named_when_they_are_read(folder: Path, name: str, text: str, reason: str | None) -> None:
+    (folder / "table" / name).write_text(text)
+    opened = source(folder, test_fraction=0)
+    with pytest.raises(DataError, match=rf"mine/table/{name}.*{reason or 'no points'}"):
+        opened.clouds("train")
+    converted = convert(opened, folder.parent / "mine.h5", skip_defects=True)
+    assert converted.shapes == 16
+    assert [shape for shape, _ in converted.skipped] == [f"table/{name}"]
+
+
+def test_one_point_is_a_cloud_and_far_ones_keep_their_shape(tmp_path: Path) -> None:
+    put(tmp_path, "a/one.xyz", text="1 2 3\n")
+    put(tmp_path, "a/map.txt", text="4500000.125 500000.25 100\n4500000.375 500000.5 101\n")
+    far, one = source(tmp_path, stored_points=2, test_fraction=0).clouds("train").batch([0, 1])[0]
+    assert one.tolist() == [[1, 2, 3]] * 2
+    assert far.tolist() == [[-0.125, -0.125, -0.5], [0.125, 0.125, 0.5]]
+
+
+def test_converted_it_is_the_same(folder: Path, tmp_path: Path) -> None:
+    opened = source(folder, stored_points=50)
+    assert convert(opened, tmp_path / "mine.h5", dtype="float32").shapes == 16
+    for split in ("train", "test"):
+        inplace, prepared = opened.clouds(split), read_hdf5(tmp_path / "mine.h5", split, name="mine")
+        assert torch.equal(prepared.batch(range(len(prepared)))[0], inplace.points)
+        assert torch.equal(prepared.labels, inplace.labels)
+        assert (prepared.shape_names, prepared.class_names) == (inplace.shape_names, inplace.class_names)
+        assert prepared.up_axis == inplace.up_axis
+
+
+def test_wrong_options(folder: Path) -> None:
+    for options, reason in (
+        ({"stored_points": 0}, "stored_points is 0; allowed: 1 to"),
+        ({"stored_points": 10**12}, "allowed: 1 to"),
+        ({"up_axis": "up"}, "up_axis is 'up'; allowed: x, y, z"),
+        ({"test_fraction": 1.0}, "test_fraction is 1.0; allowed"),
+        ({"test_fraction": float("nan")}, "test_fraction is nan"),
+        ({"seed": -1}, "seed is -1; allowed: 0 to"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            source(folder, **options)  # type: ignore[arg-type]
+    file = folder / "mine.h5"
+    file.touch()
+    with pytest.raises(ConfigError, match=r"mine\.h5 is a file, not a folder.*name: hdf5"):
+        load("train", Path(), path=str(file))
+    with pytest.raises(MissingSplitError, match="no split 'val'; choose one of: test, train"):
+        load("val", Path(), path=str(folder))
