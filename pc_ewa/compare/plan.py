@@ -1,25 +1,59 @@
 """The config of a comparison, checked as a whole before anything runs, and the runs that it asks for."""
 
+import copy
 import json
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from pc_ewa.config import Experiment, load_experiment
+from pc_ewa.config import Experiment, resolve
 from pc_ewa.errors import ConfigError
 from pc_ewa.train.objectives import Objective, create_objective
 from pc_ewa.validation import choose, describe, refuse_switch
 from pc_ewa.yaml_config import apply_overrides, read_yaml
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
-Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 Number = int | float
 
-# What the tool writes into the output folder beside the folders of the variants.
+# What the command writes into the output folder beside the folders of the variants.
 FILES = ("results.json", "results.md", "results.csv", "costs.json", "curves.json", "curves.csv", "curves.png")
+
+
+def _refuse(is_wrong: Callable[[Any], bool], why: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if is_wrong(value):
+            raise PydanticCustomError("refused", why)
+        return value
+
+    return AfterValidator(check)
+
+
+def _is_twice(values: list[Any]) -> bool:
+    return len(set(values)) < len(values)
+
+
+Name = Annotated[  # of a folder
+    str,
+    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"),
+    _refuse(lambda name: name in FILES, "that is a file of the results; choose another name"),
+]
+Seeds = Annotated[
+    list[Annotated[int, Field(ge=0, lt=2**32)]],
+    Field(min_length=1),
+    _refuse(_is_twice, "a seed is there twice; name each once"),
+]
+Values = Annotated[
+    list[Number],
+    Field(min_length=1),
+    _refuse(
+        lambda values: _is_twice([f"{v:g}" for v in values]), "a value is there twice, to six digits; name each once"
+    ),
+]
+Output = Annotated[str, _refuse(lambda name: "\0" in name, "no folder has a NUL in its name; leave it out")]
 
 
 class _Section(BaseModel):
@@ -31,7 +65,7 @@ class Sweep(_Section):
     """One key, tried at these values by every variant; validation chooses."""
 
     key: str
-    values: Annotated[list[Number], Field(min_length=1)]
+    values: Values
     seeds: Seeds = [0]
 
 
@@ -48,13 +82,39 @@ class Comparison(_Section):
     title: str
     experiment: str  # the config that all variants share
     changes: list[str] = []  # for all variants
-    output: str
+    output: Output
     seeds: Seeds
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     baseline: str | None = None  # a key of variants; the first
     highlight: str | None = None  # the one that a summary names beside the baseline; "ewa" if there is one
     sweep: Sweep | None = None
     summary: bool = True  # a row in the README; false: an ablation, which has its table alone
+
+    @pydantic.model_validator(mode="after")
+    def _check_names(self) -> "Comparison":
+        for key in ("baseline", "highlight"):
+            if getattr(self, key):
+                choose(key, getattr(self, key), self.variants)
+        titles = [variant.title for variant in self.variants.values()]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ConfigError(f"variants: the title {title!r} is there twice; give each its own")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_changes(self) -> "Comparison":
+        taken = {"seed": "seeds says which", "output": "every run has a folder of its own"}
+        if self.sweep:
+            if self.sweep.key in taken:
+                raise ConfigError(f"sweep.key={self.sweep.key}: {taken[self.sweep.key]}; choose another key")
+            taken[self.sweep.key] = "the sweep chooses it; leave it out, or set sweep=null"
+        own = {f"variants.{name}.changes": variant.changes for name, variant in self.variants.items()}
+        for where, changes in {"changes": self.changes, **own}.items():
+            for change in changes:
+                key = change.partition("=")[0]
+                if key in taken:
+                    raise ConfigError(f"{where}: {change}: {taken[key]}")
+        return self
 
 
 class Run(NamedTuple):
@@ -88,6 +148,7 @@ class Plan:
         self.sweep, self.seeds = comparison.sweep, comparison.seeds
         self.baseline = comparison.baseline or next(iter(self.variants))
         self.highlight = comparison.highlight or ("ewa" if "ewa" in self.variants else None)
+        self._resolved: dict[Run, Experiment] = {}
 
     def run(self, variant: str, value: Number | None, seed: int) -> Run:
         """The run of a variant at a value of the sweep (None without one) with a seed."""
@@ -116,15 +177,25 @@ class Plan:
         return [self.run(variant, value, seed) for seed in self.seeds]
 
     def resolve(self, run: Run) -> Experiment:
-        """The whole experiment of a run.
+        """Return the whole experiment of a run.
+
+        The file is read once, and each run is checked once: an edit while a comparison is made changes nothing in it.
 
         Raises:
             ConfigError: a wrong key or value, with the name of the variant.
         """
-        try:
-            return load_experiment(self.comparison.experiment, list(run.overrides))
-        except ConfigError as error:
-            raise ConfigError(f"variant {run.variant}: {error}") from None
+        if run not in self._resolved:
+            try:
+                content = apply_overrides(copy.deepcopy(self._shared), [*run.overrides])
+                self._resolved[run] = resolve(content)
+            except ConfigError as error:
+                raise ConfigError(f"variant {run.variant}: {error}") from None
+        return self._resolved[run]
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """The content of the config that all variants share."""
+        return read_yaml(self.comparison.experiment)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -155,52 +226,17 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
     path = Path(path)
     content = read_yaml(path)
     if "model" in content and "variants" not in content:
-        raise ConfigError(f"{path} is one experiment, no comparison; compare configs/compare/*.yaml, or run folders")
+        raise ConfigError(
+            f"{path} is one experiment, not a comparison; name one, such as compare/furniture, or run folders"
+        )
     content.setdefault("output", f"runs/compare/{path.stem}")
     try:
         comparison = Comparison.model_validate(apply_overrides(content, overrides or []))
     except pydantic.ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, Comparison)}") from None
     plan = Plan(path.stem, comparison, command)
-    _check_names(plan)
-    _check_changes(plan)
     _check_experiments(plan)
     return plan
-
-
-def _check_names(plan: Plan) -> None:
-    choose("baseline", plan.baseline, plan.variants)
-    if plan.highlight:
-        choose("highlight", plan.highlight, plan.variants)
-    for name in FILES:
-        if name in plan.variants:
-            raise ConfigError(f"variants.{name}: that is a file of the results; choose another name")
-    titles = [variant.title for variant in plan.variants.values()]
-    for title in titles:
-        if titles.count(title) > 1:
-            raise ConfigError(f"variants: the title {title!r} is there twice; give each its own")
-    if "\0" in plan.comparison.output:
-        raise ConfigError(f"output={plan.comparison.output!r}: no folder has a NUL in its name; leave it out")
-    for key, seeds in (("seeds", plan.seeds), ("sweep.seeds", plan.sweep.seeds if plan.sweep else [])):
-        if len(set(seeds)) < len(seeds):
-            raise ConfigError(f"{key}={seeds}: a seed is there twice; name each once")
-    folders = [plan.run(plan.baseline, value, 0).folder for value in plan.values]
-    if len(set(folders)) < len(folders):
-        raise ConfigError(f"sweep.values={plan.values}: a value is there twice, to six digits; name each once")
-
-
-def _check_changes(plan: Plan) -> None:
-    taken = {"seed": "seeds says which", "output": "every run has a folder of its own"}
-    if plan.sweep:
-        if plan.sweep.key in taken:
-            raise ConfigError(f"sweep.key={plan.sweep.key}: {taken[plan.sweep.key]}; choose another key")
-        taken[plan.sweep.key] = "the sweep chooses it; leave it out, or set sweep=null"
-    everywhere = [("", plan.comparison.changes), *((f"variants.{k}.", v.changes) for k, v in plan.variants.items())]
-    for where, changes in everywhere:
-        for change in changes:
-            key = change.partition("=")[0]
-            if key in taken:
-                raise ConfigError(f"{where}changes: {change}: {taken[key]}")
 
 
 def _check_experiments(plan: Plan) -> None:
@@ -212,8 +248,7 @@ def _check_experiments(plan: Plan) -> None:
             if objective.main_metric != plan.objective.main_metric:
                 raise ConfigError(
                     f"variant {variant} is measured by {objective.main_metric}, {plan.baseline} by "
-                    f"{plan.objective.main_metric}; "
-                    "compare what has the same measure"
+                    f"{plan.objective.main_metric}; compare what has the same metric"
                 )
         if plan.sweep:
             _check_sweep_key(plan, variant, plan.sweep.key)
@@ -226,8 +261,8 @@ def _check_sweep_key(plan: Plan, variant: str, key: str) -> None:
         found = found.get(step) if isinstance(found, dict) else None
     if isinstance(found, bool) or not isinstance(found, Number):
         raise ConfigError(
-            f"variant {variant}: sweep.key={key} is no number in its config without the sweep; choose a key that every "
-            "variant has, such as train.lr"
+            f"variant {variant}: sweep.key={key} is not a number in its config without the sweep; choose a key that "
+            "every variant has, such as train.lr"
         )
     if key == "data.val_fraction":
-        raise ConfigError(f"sweep.key={key}: scores on other validation parts tell nothing; choose another key")
+        raise ConfigError(f"sweep.key={key}: scores on other validation parts cannot be compared; choose another key")

@@ -16,7 +16,7 @@ from pc_ewa.compare import Options, Plan
 from pc_ewa.compare.execute import Broken
 from pc_ewa.compare.report import as_csv, as_markdown, as_summary
 from pc_ewa.compare.results import collect, read_results, without_paths
-from pc_ewa.compare.runner import report
+from pc_ewa.compare.run import report
 from pc_ewa.compare.sweep import final_runs
 from pc_ewa.errors import ConfigError
 

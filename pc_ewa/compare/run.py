@@ -1,6 +1,7 @@
-"""A whole comparison: the sweep, the runs of all seeds, costs, curves and tables, into one folder."""
+"""A whole comparison: check this machine, run the sweep and all seeds, write costs, curves and tables."""
 
 import json
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,15 +9,17 @@ from typing import Any, NamedTuple
 from pc_ewa.compare.costs import measure_costs
 from pc_ewa.compare.curves import save_curves
 from pc_ewa.compare.execute import Broken, Executor, cores
-from pc_ewa.compare.plan import Plan, Run
-from pc_ewa.compare.preflight import check_runs, check_save
+from pc_ewa.compare.plan import FILES, Plan, Run
 from pc_ewa.compare.report import as_csv, as_markdown
 from pc_ewa.compare.results import collect
 from pc_ewa.compare.sweep import final_runs, is_settled
-from pc_ewa.errors import Error
+from pc_ewa.config import Experiment
+from pc_ewa.errors import ConfigError, Error
 from pc_ewa.train.distributed import choose_device
-from pc_ewa.train.runner import only_process_in
+from pc_ewa.train.runner import check_folder, only_process_in
+from pc_ewa.train.splits import load_splits
 from pc_ewa.train.tracking import write_text
+from pc_ewa.train.weights import check_initial_weights
 
 _OTHERS = "another comparison, or by runs still going on of one that was killed"
 
@@ -45,6 +48,43 @@ def outline(plan: Plan, only: tuple[str, ...] = ()) -> str:
     if unsettled and plan.sweep:
         lines.append(f"the sweep then chooses {plan.sweep.key}, and the other seeds follow: {', '.join(unsettled)}")
     return "\n".join(lines)
+
+
+def check_runs(plan: Plan) -> None:
+    """Check the run folders, the files that runs start from, the data, and a validation part if there is a sweep.
+
+    Raises:
+        Error: what is missing or in the way, or a run folder that holds a run with other settings.
+    """
+    _check_folders(plan)
+    has_validation: dict[str, bool] = {}
+    for variant in plan.variants:
+        check_initial_weights(plan.resolve(plan.run(variant, plan.values[0], plan.seeds[0])))
+        for value in plan.values:
+            experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
+            if not _load_data(experiment, has_validation) and plan.sweep:
+                raise ConfigError(
+                    f"variant {variant}: the sweep needs a validation part to choose on, but data.val_fraction=0; "
+                    "raise it or set sweep=null"
+                )
+
+
+def check_save(folder: Path, name: str) -> None:
+    """Make the folder that gets copies of the results of the comparison `name`.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        problem = "" if os.access(folder, os.W_OK) else "it cannot be written"
+    except OSError as error:
+        problem = str(error.strerror)
+    taken = [path for suffix in (".json", ".png") if (path := folder / f"{name}{suffix}").is_dir()]
+    if taken:
+        problem = f"{taken[0]} is a folder"
+    if problem:
+        raise ConfigError(f"--save {folder}: {problem}; name a folder for the copies")
 
 
 def compare(plan: Plan, options: Options) -> list[Broken]:
@@ -90,6 +130,29 @@ def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
         _copy(plan, options.save)
     copies = f"; copies: {options.save}" if options.save else ""
     print(f"\n{as_markdown(results)}\nresults, curves: {plan.output}{copies}")
+
+
+def _check_folders(plan: Plan) -> None:
+    # A folder without a config holds no run, but it must be one that can be written: any experiment will do.
+    check_folder(plan.output, plan.experiment)
+    for name in FILES:
+        if (plan.output / name).is_dir():
+            raise ConfigError(f"{plan.output / name} is a folder, where the results go; move it or set output=...")
+    for variant in plan.variants:
+        for value in plan.values:
+            for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
+                run = plan.run(variant, value, seed)
+                begun = (run.folder / "config.yaml").is_file()
+                check_folder(run.folder, plan.resolve(run) if begun else plan.experiment)
+
+
+def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:
+    """Load what was not loaded yet; returns whether the experiment has a validation part."""
+    for data in (experiment.data, *([experiment.probe.data] if experiment.probe else [])):
+        key = data.model_dump_json()
+        if key not in has_validation:
+            has_validation[key] = load_splits(data, experiment.seed).val is not None
+    return has_validation[experiment.data.model_dump_json()]
 
 
 def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any] | None:
