@@ -2,7 +2,6 @@
 
 import copy
 import json
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -23,37 +22,20 @@ Number = int | float
 FILES = ("results.json", "results.md", "results.csv", "costs.json", "curves.json", "curves.csv", "curves.png")
 
 
-def _refuse(is_wrong: Callable[[Any], bool], why: str) -> AfterValidator:
-    def check(value: Any) -> Any:
-        if is_wrong(value):
-            raise PydanticCustomError("refused", why)
-        return value
+def _each_once(kind: str, write: str = "") -> AfterValidator:
+    """Refuse a list in which two values are the same, as the format `write` writes them."""
+
+    def check(values: list[Number]) -> list[Number]:
+        if len({format(value, write) for value in values}) < len(values):
+            raise PydanticCustomError("twice", f"a {kind} is there twice; name each once")
+        return values
 
     return AfterValidator(check)
 
 
-def _is_twice(values: list[Any]) -> bool:
-    return len(set(values)) < len(values)
-
-
-Name = Annotated[  # of a folder
-    str,
-    Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$"),
-    _refuse(lambda name: name in FILES, "that is a file of the results; choose another name"),
-]
-Seeds = Annotated[
-    list[Annotated[int, Field(ge=0, lt=2**32)]],
-    Field(min_length=1),
-    _refuse(_is_twice, "a seed is there twice; name each once"),
-]
-Values = Annotated[
-    list[Number],
-    Field(min_length=1),
-    _refuse(
-        lambda values: _is_twice([f"{v:g}" for v in values]), "a value is there twice, to six digits; name each once"
-    ),
-]
-Output = Annotated[str, _refuse(lambda name: "\0" in name, "no folder has a NUL in its name; leave it out")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), _each_once("seed")]
+Values = Annotated[list[Number], Field(min_length=1), _each_once("value (to six digits)", "g")]
 
 
 class _Section(BaseModel):
@@ -70,7 +52,7 @@ class Sweep(_Section):
 
 
 class Variant(_Section):
-    """What is compared: a title for the tables, and changes of the experiment."""
+    """One side of a comparison: a title for the tables, and changes of the experiment."""
 
     title: str
     changes: list[str] = []
@@ -82,7 +64,7 @@ class Comparison(_Section):
     title: str
     experiment: str  # the config that all variants share
     changes: list[str] = []  # for all variants
-    output: Output
+    output: str
     seeds: Seeds
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
     baseline: str | None = None  # a key of variants; the first
@@ -95,6 +77,10 @@ class Comparison(_Section):
         for key in ("baseline", "highlight"):
             if getattr(self, key):
                 choose(key, getattr(self, key), self.variants)
+        for name in set(self.variants) & set(FILES):
+            raise ConfigError(f"variants.{name}: that is a file of the results; choose another name")
+        if "\0" in self.output:
+            raise ConfigError(f"output={self.output!r}: no folder has a NUL in its name; leave it out")
         titles = [variant.title for variant in self.variants.values()]
         for title in titles:
             if titles.count(title) > 1:
@@ -163,7 +149,7 @@ class Plan:
 
     @property
     def values(self) -> list[Number | None]:
-        """Those of the sweep, from the smallest; without one, only None."""
+        """The values of the sweep, from the smallest; without one, only None."""
         return [*sorted(self.sweep.values)] if self.sweep else [None]
 
     def sweep_runs(self) -> list[Run]:
@@ -177,17 +163,14 @@ class Plan:
         return [self.run(variant, value, seed) for seed in self.seeds]
 
     def resolve(self, run: Run) -> Experiment:
-        """Return the whole experiment of a run.
-
-        The file is read once, and each run is checked once: an edit while a comparison is made changes nothing in it.
+        """Return the whole experiment of a run; the file is read once, and each run is checked once.
 
         Raises:
             ConfigError: a wrong key or value, with the name of the variant.
         """
         if run not in self._resolved:
             try:
-                content = apply_overrides(copy.deepcopy(self._shared), [*run.overrides])
-                self._resolved[run] = resolve(content)
+                self._resolved[run] = resolve(apply_overrides(copy.deepcopy(self._shared), [*run.overrides]))
             except ConfigError as error:
                 raise ConfigError(f"variant {run.variant}: {error}") from None
         return self._resolved[run]
@@ -199,12 +182,12 @@ class Plan:
 
     @cached_property
     def experiment(self) -> Experiment:
-        """That of the baseline."""
+        """The experiment of the baseline."""
         return self.resolve(self.run(self.baseline, self.values[0], self.seeds[0]))
 
     @cached_property
     def objective(self) -> Objective:
-        """What all variants are trained for."""
+        """The objective of all variants."""
         return create_objective(self.experiment)
 
     def is_done(self, run: Run) -> bool:
@@ -243,8 +226,7 @@ def _check_experiments(plan: Plan) -> None:
     """Resolve every variant at every value."""
     for variant in plan.variants:
         for value in plan.values:
-            experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
-            objective = create_objective(experiment)
+            objective = create_objective(plan.resolve(plan.run(variant, value, plan.seeds[0])))
             if objective.main_metric != plan.objective.main_metric:
                 raise ConfigError(
                     f"variant {variant} is measured by {objective.main_metric}, {plan.baseline} by "

@@ -28,7 +28,7 @@ DENSE = {"title": "dense", "changes": ["ewa=null"]}
         ({"variants": {}}, "variants={}"),
         ({"variants": {"a/b": DENSE}}, "a/b"),
         ({"variants": {"..": DENSE}}, "variants"),
-        ({"variants": {"curves.png": DENSE}}, "curves.png': that is a file of the results"),
+        ({"variants": {"curves.png": DENSE}}, "curves.png: that is a file of the results"),
         ({"variants": {"dense": {**DENSE, "titel": "x"}}}, "unknown key 'variants.dense.titel'; did you mean 'title'?"),
         ({"variants": {"dense": {"changes": []}}}, "'variants.dense.title' is missing"),
         ({"variants": {"dense": {"title": "x", "changes": ["ewa.nun=3"]}}}, "variant dense: unknown key 'ewa.nun'"),
@@ -37,7 +37,7 @@ DENSE = {"title": "dense", "changes": ["ewa=null"]}
         ({"changes": ["ewa"]}, "variant dense: 'ewa'"),
         ({"experiment": "none.yaml"}, "none.yaml"),
         ({"sweep": {"key": "train.lr", "values": []}}, "sweep.values=[]"),
-        ({"sweep": {"key": "train.lr", "values": [0.1, 0.1000000001]}}, "a value is there twice, to six digits"),
+        ({"sweep": {"key": "train.lr", "values": [0.1, 0.1000000001]}}, "a value (to six digits) is there twice"),
         ({"sweep": {"key": "train.lr", "values": [-1.0]}}, "variant dense: train.lr=-1.0"),
         ({"sweep": {"key": "train.rl", "values": [1.0]}}, "variant dense: unknown key 'train.rl'"),
         # Setting these would give dense experts, and both an average.
@@ -121,7 +121,6 @@ def test_every_comparison_of_the_repository_is_a_valid_one(path: Path, monkeypat
 
 
 def test_the_file_is_read_once_and_every_run_resolved_once(plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An edit while a comparison is made changes nothing in it."""
     read, resolved = [], []
     read_yaml, resolve = plan_module.read_yaml, plan_module.resolve
     monkeypatch.setattr(plan_module, "read_yaml", lambda path: read.append(str(path)) or read_yaml(path))
