@@ -15,11 +15,11 @@ from pc_ewa.compare.results import collect
 from pc_ewa.compare.sweep import final_runs, is_settled
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, Error
+from pc_ewa.files import lock_folder, write_text
 from pc_ewa.train.distributed import choose_device
-from pc_ewa.train.runner import check_folder, only_process_in
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.setup import check_initial_weights
 from pc_ewa.train.splits import load_splits
-from pc_ewa.train.tracking import write_text
-from pc_ewa.train.weights import check_initial_weights
 
 _OTHERS = "another comparison, or by runs still going on of one that was killed"
 
@@ -100,7 +100,7 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
     check_runs(plan)
     if options.save:
         check_save(options.save, plan.name)
-    with only_process_in(plan.output, _OTHERS) as lock:
+    with lock_folder(plan.output, _OTHERS) as lock:
         executor = Executor(plan, _jobs(plan, options), 0, lock)
         done = sum(map(plan.is_done, dict.fromkeys(run for runs in _wanted(plan, options.only) for run in runs)))
         executor.total = _total(plan, options.only) - done
@@ -134,7 +134,7 @@ def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
 
 def _check_folders(plan: Plan) -> None:
     # A folder without a config holds no run, but it must be one that can be written: any experiment will do.
-    check_folder(plan.output, plan.experiment)
+    RunFolder(plan.output).check(plan.experiment)
     for name in FILES:
         if (plan.output / name).is_dir():
             raise ConfigError(f"{plan.output / name} is a folder, where the results go; move it or set output=...")
@@ -142,8 +142,8 @@ def _check_folders(plan: Plan) -> None:
         for value in plan.values:
             for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
                 run = plan.run(variant, value, seed)
-                begun = (run.folder / "config.yaml").is_file()
-                check_folder(run.folder, plan.resolve(run) if begun else plan.experiment)
+                files = RunFolder(run.folder)
+                files.check(plan.resolve(run) if files.is_begun else plan.experiment)
 
 
 def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:
