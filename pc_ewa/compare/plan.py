@@ -12,14 +12,18 @@ from pydantic_core import PydanticCustomError
 
 from pc_ewa.config import Experiment, resolve
 from pc_ewa.errors import ConfigError
-from pc_ewa.train.objectives import Objective, create_objective
+from pc_ewa.eval.metric import METRICS, Metric
+from pc_ewa.train.objectives import create_objective
+from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.validation import choose, describe, refuse_switch
 from pc_ewa.yaml_config import apply_overrides, read_yaml
 
 Number = int | float
 
 # What the command writes into the output folder beside the folders of the variants.
-FILES = ("results.json", "results.md", "results.csv", "costs.json", "curves.json", "curves.csv", "curves.png")
+RESULTS, TABLES, SCORES, COSTS = "results.json", "results.md", "results.csv", "costs.json"
+CURVES, POINTS, PICTURE = "curves.json", "curves.csv", "curves.png"
+FILES = (RESULTS, TABLES, SCORES, COSTS, CURVES, POINTS, PICTURE)
 
 
 def _each_once(kind: str, write: str = "") -> AfterValidator:
@@ -113,8 +117,13 @@ class Run(NamedTuple):
     overrides: tuple[str, ...]
 
     @property
+    def files(self) -> RunFolder:
+        """The files that it leaves."""
+        return RunFolder(self.folder)
+
+    @property
     def title(self) -> str:
-        """How a line of progress names it."""
+        """Its name in a line of progress."""
         return " ".join(self.folder.parts[-2:] if self.value is None else self.folder.parts[-3:])
 
 
@@ -186,13 +195,9 @@ class Plan:
         return self.resolve(self.run(self.baseline, self.values[0], self.seeds[0]))
 
     @cached_property
-    def objective(self) -> Objective:
-        """The objective of all variants."""
-        return create_objective(self.experiment)
-
-    def is_done(self, run: Run) -> bool:
-        """Whether the run was finished earlier; `check_runs` has seen that it is the same one."""
-        return (run.folder / "summary.json").is_file()
+    def metric(self) -> Metric:
+        """The main metric of all variants."""
+        return METRICS[create_objective(self.experiment).main_metric]
 
 
 def load_plan(path: str | Path, overrides: list[str] | None = None, command: str = "") -> Plan:
@@ -226,12 +231,10 @@ def _check_experiments(plan: Plan) -> None:
     """Resolve every variant at every value."""
     for variant in plan.variants:
         for value in plan.values:
-            objective = create_objective(plan.resolve(plan.run(variant, value, plan.seeds[0])))
-            if objective.main_metric != plan.objective.main_metric:
-                raise ConfigError(
-                    f"variant {variant} is measured by {objective.main_metric}, {plan.baseline} by "
-                    f"{plan.objective.main_metric}; compare what has the same metric"
-                )
+            key = create_objective(plan.resolve(plan.run(variant, value, plan.seeds[0]))).main_metric
+            if key != plan.metric.key:
+                measured = f"variant {variant} is measured by {key}, {plan.baseline} by {plan.metric.key}"
+                raise ConfigError(f"{measured}; compare what has the same metric")
         if plan.sweep:
             _check_sweep_key(plan, variant, plan.sweep.key)
 

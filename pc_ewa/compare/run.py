@@ -1,21 +1,22 @@
 """A whole comparison: check this machine, run the sweep and all seeds, write costs, curves and tables."""
 
+import functools
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pc_ewa.compare.costs import measure_costs
-from pc_ewa.compare.curves import save_curves
+from pc_ewa.compare.curves import make_curves
 from pc_ewa.compare.execute import Broken, Executor, cores
-from pc_ewa.compare.plan import FILES, Plan, Run
+from pc_ewa.compare.plan import COSTS, CURVES, FILES, PICTURE, POINTS, RESULTS, SCORES, TABLES, Plan, Run
 from pc_ewa.compare.report import as_csv, as_markdown
 from pc_ewa.compare.results import collect
 from pc_ewa.compare.sweep import final_runs, is_settled
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, Error
-from pc_ewa.files import lock_folder, write_text
+from pc_ewa.files import lock_folder, write_text, write_whole
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import check_initial_weights
@@ -41,8 +42,8 @@ def outline(plan: Plan, only: tuple[str, ...] = ()) -> str:
     """Say which runs are finished and which are to be done; nothing is run, written or checked."""
     sweep, final = _wanted(plan, only)
     runs = list(dict.fromkeys([*sweep, *final]))
-    lines = [f"{'done ' if plan.is_done(run) else 'to do'}  {run.folder}" for run in runs]
-    done = sum(map(plan.is_done, runs))
+    lines = [f"{'done ' if run.files.is_finished else 'to do'}  {run.folder}" for run in runs]
+    done = sum(run.files.is_finished for run in runs)
     lines.append(f"{plan.comparison.title}: {done} runs done, {_total(plan, only) - done} to do")
     unsettled = [v for v in _variants(plan, only) if not is_settled(plan, v)]
     if unsettled and plan.sweep:
@@ -80,7 +81,7 @@ def check_save(folder: Path, name: str) -> None:
         problem = "" if os.access(folder, os.W_OK) else "it cannot be written"
     except OSError as error:
         problem = str(error.strerror)
-    taken = [path for suffix in (".json", ".png") if (path := folder / f"{name}{suffix}").is_dir()]
+    taken = [path for file in (RESULTS, PICTURE) if (path := _copied(name, file, folder)).is_dir()]
     if taken:
         problem = f"{taken[0]} is a folder"
     if problem:
@@ -102,7 +103,7 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
         check_save(options.save, plan.name)
     with lock_folder(plan.output, _OTHERS) as lock:
         executor = Executor(plan, _jobs(plan, options), 0, lock)
-        done = sum(map(plan.is_done, dict.fromkeys(run for runs in _wanted(plan, options.only) for run in runs)))
+        done = sum(run.files.is_finished for run in {run for runs in _wanted(plan, options.only) for run in runs})
         executor.total = _total(plan, options.only) - done
         if executor.total:
             print(
@@ -117,11 +118,12 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
 
 def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
     """Write and print what the finished runs show; `broken` are those, by folder, that are not waited for."""
-    runs = {v: [r for r in final if plan.is_done(r)] for v, final in final_runs(plan, broken).items()}
+    runs = {v: [r for r in final if r.files.is_finished] for v, final in final_runs(plan, broken).items()}
     runs = {variant: finished for variant, finished in runs.items() if finished}
     results = collect(plan, runs, None, broken)
     _write(plan, results)  # before a measurement that may fail
-    save_curves(plan, runs)
+    if runs:
+        _write_curves(plan, runs)
     costs = _costs(plan, runs) if options.costs and runs else None
     if costs:
         results = collect(plan, runs, costs, broken)
@@ -142,8 +144,7 @@ def _check_folders(plan: Plan) -> None:
         for value in plan.values:
             for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
                 run = plan.run(variant, value, seed)
-                files = RunFolder(run.folder)
-                files.check(plan.resolve(run) if files.is_begun else plan.experiment)
+                run.files.check(plan.resolve(run) if run.files.is_begun else plan.experiment)
 
 
 def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:
@@ -155,31 +156,58 @@ def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:
     return has_validation[experiment.data.model_dump_json()]
 
 
-def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any] | None:
-    """The costs, or None and a line: all variants are in memory at once, which may be too much for a GPU."""
+def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> Mapping[str, Any] | None:
+    """Return the costs, or None and a line: all variants are in memory at once, which may be too much for a GPU."""
     try:
-        return measure_costs(plan, runs)
+        known = _read(plan.output / COSTS)
+        measured = measure_costs(plan, runs, known)
+        if measured != known:
+            write_text(plan.output / COSTS, json.dumps(measured, indent=2) + "\n")
+        return measured
     except Exception as error:
         kind = "" if isinstance(error, Error) else f"{type(error).__name__}: "
         print(f"costs were not measured: {kind}{' '.join(str(error).split())}", flush=True)
         return None
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """Read what was written earlier; nothing if it is not there or damaged."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def _write(plan: Plan, results: dict[str, Any]) -> None:
-    write_text(plan.output / "results.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    write_text(plan.output / "results.md", f"# {plan.comparison.title}\n\n{as_markdown(results)}")
-    write_text(plan.output / "results.csv", as_csv(results))
+    write_text(plan.output / RESULTS, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    write_text(plan.output / TABLES, f"# {plan.comparison.title}\n\n{as_markdown(results)}")
+    write_text(plan.output / SCORES, as_csv(results))
+
+
+def _write_curves(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> None:
+    curves = make_curves(plan, runs)
+    write_text(plan.output / CURVES, curves.as_json())
+    write_text(plan.output / POINTS, curves.as_csv())
+    write_whole(plan.output / PICTURE, curves.draw)
 
 
 def _copy(plan: Plan, folder: Path) -> None:
     """Copy results and curves, named after the comparison."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in ("results.json", "curves.png"):
+    for name in (RESULTS, PICTURE):
         source = plan.output / name
         if source.is_file():
-            temporary = folder / f".{name}.tmp"
-            temporary.write_bytes(source.read_bytes())
-            temporary.replace(folder / f"{plan.name}{source.suffix}")
+            write_whole(_copied(plan.name, name, folder), functools.partial(_put, source))
+
+
+def _put(source: Path, file: IO[bytes]) -> None:
+    file.write(source.read_bytes())
+
+
+def _copied(name: str, file: str, folder: Path) -> Path:
+    """Return the path of a copy of a file of the comparison `name`."""
+    return folder / f"{name}{Path(file).suffix}"
 
 
 def _variants(plan: Plan, only: tuple[str, ...]) -> list[str]:

@@ -27,7 +27,7 @@ def test_a_folder_with_another_run_in_it_stops_the_comparison(plan: Make) -> Non
 
 def test_what_runs_start_from_is_looked_for_first(plan: Make) -> None:
     made = plan(changes=["init_from=none.pt"])
-    with pytest.raises(Error, match=r"init_from=none\.pt is no file"):
+    with pytest.raises(Error, match=r"init_from=none\.pt"):
         check_runs(made)
 
 
