@@ -3,6 +3,7 @@
 import json
 from datetime import date
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -41,7 +42,9 @@ def publish(path: Path | None, variants: dict[str, Any], seeds: list[int], **abo
     """
     results = {**about, "main_metric": "accuracy", "higher_is_better": True, "baseline": "dense"}
     results |= {"date": date.today().isoformat(), "hardware": hardware(), "versions": {"torch": torch.__version__}}
-    results |= {"seeds": seeds, "test_samples": len(digits()["test"][0]), "variants": variants}
+    count = len(digits()["test"][0])
+    errors = [(score * (1 - score) / count) ** 0.5 for score in variants["dense"]["scores"]["merged"].values()]
+    results |= {"seeds": seeds, "test_samples": count, "standard_error": fmean(errors), "variants": variants}
     if path:
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     print(as_markdown(results))

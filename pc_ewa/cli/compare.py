@@ -56,9 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = create_parser().parse_intermixed_args(arguments)
     if all(Path(path).is_dir() for path in options.what):
         refuse_flags(options)
-        from pc_ewa.compare.folders import describe_folders
+        from pc_ewa.compare.report import as_markdown
+        from pc_ewa.compare.results import collect_folders
 
-        print(describe_folders([Path(path) for path in options.what]))
+        print(as_markdown(collect_folders([Path(path) for path in options.what])), end="")
         return
     if Path(options.what[0]).is_dir():
         other = next(path for path in options.what if not Path(path).is_dir())

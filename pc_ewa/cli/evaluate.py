@@ -154,8 +154,8 @@ def measure(restored: "Restored", options: argparse.Namespace) -> tuple[str, "Sc
 
 def fewshot(options: argparse.Namespace) -> tuple[str, "FewShot", Path]:
     """Train and measure the folds; also says what from, and where the result goes."""
+    from pc_ewa.compare.fewshot import run_fewshot
     from pc_ewa.eval.fewshot import SETTINGS
-    from pc_ewa.train.fewshot import run_fewshot
 
     settings = tuple(dict.fromkeys(map(parse_setting, options.setting or []))) or SETTINGS
     start = None if options.checkpoint == "random" else options.checkpoint

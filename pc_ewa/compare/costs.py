@@ -6,7 +6,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.compare.results import hardware
 from pc_ewa.config import Experiment
 from pc_ewa.ewa import has_gate, merge_experts
-from pc_ewa.files import write_text
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.setup import Setup, build
@@ -30,18 +28,20 @@ SECONDS, MIN_ROUNDS, MAX_ROUNDS = 60.0, 5, 25  # as many rounds as fit into the 
 Timed = Callable[[float], float]
 
 
-def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> dict[str, Any]:
-    """Measure what variants cost at their final setting, or read what was measured for the same ones.
+def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]], known: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Measure what variants cost at their final setting, or return what was measured for the same ones.
 
     Weights are untrained: they cost the same. Nothing learns: the learning rate is 0.
 
     Args:
         plan: the comparison.
         runs: the runs of each variant; the first of them is the one built.
+        known: what an earlier call returned; empty if there was none.
 
     Returns:
-        "where" it was measured, and by variant: params_training, params_inference, flops (per cloud, of the merged
-        model), step_seconds, step_ratio (to the baseline, None without it), inference_seconds (per cloud).
+        "key" and "where" of the measurement, and by variant in "variants": params_training, params_inference, flops
+        (per cloud, of the merged model), step_seconds, step_ratio (to the baseline, None without it), inference_seconds
+        (per cloud).
 
     Raises:
         Error: data or a start that is no longer there.
@@ -55,19 +55,15 @@ def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> dict[str, An
             else f"{threads} CPU thread{'s' if threads > 1 else ''}"
         )
         key = _key(experiments, plan.baseline, where)
-        cache = plan.output / "costs.json"
-        known = _read(cache)
         if known.get("key") == key:
             return known
         print(f"measuring the costs of {len(runs)} variants side by side", flush=True)
         measured = _measure(experiments, plan.baseline, world)
-    content = {"key": key, "where": where, "variants": measured}
-    write_text(cache, json.dumps(content, indent=2) + "\n")
-    return content
+    return {"key": key, "where": where, "variants": measured}
 
 
 def count_flops(model: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """FLOPs of a forward pass: matrix products and convolutions, a multiply-add as two."""
+    """Count the FLOPs of a forward pass: matrix products and convolutions, a multiply-add as two."""
     # The counter has no formula for the fused attention of CPUs, but for the products that it stands for.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs)
@@ -88,11 +84,11 @@ def _measure(experiments: Mapping[str, Experiment], baseline: str, world: World)
         }
         steps[variant] = _timed_step(setup, experiment, world)
         passes[variant] = _timed_pass(model, inputs, experiment, world)
-    for figure, sides in (("step", steps), ("inference", passes)):
+    for what, sides in (("step", steps), ("inference", passes)):
         rounds = take_turns(sides)
         for variant, seconds in rounds.items():
-            costs[variant][f"{figure}_seconds"] = statistics.median(seconds)
-            if figure == "step":
+            costs[variant][f"{what}_seconds"] = statistics.median(seconds)
+            if what == "step":
                 pairs = zip(seconds, rounds.get(baseline, []), strict=False)
                 ratios = [own / other for own, other in pairs]
                 costs[variant]["step_ratio"] = statistics.median(ratios) if ratios else None
@@ -119,13 +115,13 @@ def take_turns(sides: Mapping[str, Timed]) -> dict[str, list[float]]:
 
 
 def inference_model(setup: Setup) -> nn.Module:
-    """A copy of the model as it is used after training: merged, or with its gates."""
+    """Copy the model as it is used after training: merged, or with its gates."""
     model = copy.deepcopy(setup.model).eval()
     return model if has_gate(model) else merge_experts(model)
 
 
 def _inputs(setup: Setup, experiment: Experiment) -> tuple[Tensor, ...]:
-    """What the model takes for 8 clouds of `num_points` points; a segmenter takes their categories too."""
+    """Draw the model's input of 8 clouds of `num_points` points; a segmenter takes their categories too."""
     batch = setup.batches.draw(0, 0)
     some = torch.arange(CLOUDS, device=batch.points.device) % len(batch.points)
     return (batch.points[some], batch.labels[some]) if experiment.task == "segment" else (batch.points[some],)
@@ -164,18 +160,10 @@ def _seconds(work: Callable[[], object], world: World) -> float:
 
 
 def _key(experiments: Mapping[str, Experiment], baseline: str, where: str) -> str:
-    """A name for what is measured; seeds, folders and logging play no part."""
+    """Name what is measured; seeds, folders and logging play no part."""
     settings = {
         variant: experiment.model_dump(mode="json", exclude={"seed", "output", "wandb"})
         for variant, experiment in experiments.items()
     }
     text = json.dumps([settings, baseline, where, hardware(), torch.__version__], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pc_ewa.compare.plan import Plan, Run
-from pc_ewa.compare.summaries import read_summary
 
 _LOOK_EVERY = 0.1  # seconds
 
@@ -53,7 +52,7 @@ class Executor:
             Stopped: SIGTERM, SIGHUP or Ctrl-C; the processes were asked to save and have ended. A second Ctrl-C kills
                 them.
         """
-        waiting = [run for run in runs if not self.plan.is_done(run) and run.folder not in self.broken]
+        waiting = [run for run in runs if not run.files.is_finished and run.folder not in self.broken]
         running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
         with _stop_signals(running) as stop:
             while waiting or running:
@@ -111,7 +110,7 @@ class Executor:
     def _tell(self, run: Run, code: int, seconds: float) -> None:
         """Print the line of a run that has ended, and note it if it broke."""
         self.done += 1
-        summary = read_summary(run)
+        summary = run.files.summary()
         if summary is None:
             name = "/".join(run.folder.relative_to(self.plan.output).parts)
             self.broken[run.folder] = Broken(name, _last_line(run, code))

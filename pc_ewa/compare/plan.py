@@ -1,25 +1,45 @@
 """The config of a comparison, checked as a whole before anything runs, and the runs that it asks for."""
 
+import copy
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import pydantic
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
-from pc_ewa.config import Experiment, load_experiment
+from pc_ewa.config import Experiment, resolve
 from pc_ewa.errors import ConfigError
-from pc_ewa.train.objectives import Objective, create_objective
+from pc_ewa.eval.metric import METRICS, Metric
+from pc_ewa.train.objectives import create_objective
+from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.validation import choose, describe, refuse_switch
 from pc_ewa.yaml_config import apply_overrides, read_yaml
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
-Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
 Number = int | float
 
-# What the tool writes into the output folder beside the folders of the variants.
-FILES = ("results.json", "results.md", "results.csv", "costs.json", "curves.json", "curves.csv", "curves.png")
+# What the command writes into the output folder beside the folders of the variants.
+RESULTS, TABLES, SCORES, COSTS = "results.json", "results.md", "results.csv", "costs.json"
+CURVES, POINTS, PICTURE = "curves.json", "curves.csv", "curves.png"
+FILES = (RESULTS, TABLES, SCORES, COSTS, CURVES, POINTS, PICTURE)
+
+
+def _each_once(kind: str, write: str = "") -> AfterValidator:
+    """Refuse a list in which two values are the same, as the format `write` writes them."""
+
+    def check(values: list[Number]) -> list[Number]:
+        if len({format(value, write) for value in values}) < len(values):
+            raise PydanticCustomError("twice", f"a {kind} is there twice; name each once")
+        return values
+
+    return AfterValidator(check)
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
+Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), _each_once("seed")]
+Values = Annotated[list[Number], Field(min_length=1), _each_once("value (to six digits)", "g")]
 
 
 class _Section(BaseModel):
@@ -31,12 +51,12 @@ class Sweep(_Section):
     """One key, tried at these values by every variant; validation chooses."""
 
     key: str
-    values: Annotated[list[Number], Field(min_length=1)]
+    values: Values
     seeds: Seeds = [0]
 
 
 class Variant(_Section):
-    """What is compared: a title for the tables, and changes of the experiment."""
+    """One side of a comparison: a title for the tables, and changes of the experiment."""
 
     title: str
     changes: list[str] = []
@@ -56,6 +76,36 @@ class Comparison(_Section):
     sweep: Sweep | None = None
     summary: bool = True  # a row in the README; false: an ablation, which has its table alone
 
+    @pydantic.model_validator(mode="after")
+    def _check_names(self) -> "Comparison":
+        for key in ("baseline", "highlight"):
+            if getattr(self, key):
+                choose(key, getattr(self, key), self.variants)
+        for name in set(self.variants) & set(FILES):
+            raise ConfigError(f"variants.{name}: that is a file of the results; choose another name")
+        if "\0" in self.output:
+            raise ConfigError(f"output={self.output!r}: no folder has a NUL in its name; leave it out")
+        titles = [variant.title for variant in self.variants.values()]
+        for title in titles:
+            if titles.count(title) > 1:
+                raise ConfigError(f"variants: the title {title!r} is there twice; give each its own")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _check_changes(self) -> "Comparison":
+        taken = {"seed": "seeds says which", "output": "every run has a folder of its own"}
+        if self.sweep:
+            if self.sweep.key in taken:
+                raise ConfigError(f"sweep.key={self.sweep.key}: {taken[self.sweep.key]}; choose another key")
+            taken[self.sweep.key] = "the sweep chooses it; leave it out, or set sweep=null"
+        own = {f"variants.{name}.changes": variant.changes for name, variant in self.variants.items()}
+        for where, changes in {"changes": self.changes, **own}.items():
+            for change in changes:
+                key = change.partition("=")[0]
+                if key in taken:
+                    raise ConfigError(f"{where}: {change}: {taken[key]}")
+        return self
+
 
 class Run(NamedTuple):
     """One training run; `value` is that of the sweep, None without one."""
@@ -67,8 +117,13 @@ class Run(NamedTuple):
     overrides: tuple[str, ...]
 
     @property
+    def files(self) -> RunFolder:
+        """The files that it leaves."""
+        return RunFolder(self.folder)
+
+    @property
     def title(self) -> str:
-        """How a line of progress names it."""
+        """Its name in a line of progress."""
         return " ".join(self.folder.parts[-2:] if self.value is None else self.folder.parts[-3:])
 
 
@@ -88,6 +143,7 @@ class Plan:
         self.sweep, self.seeds = comparison.sweep, comparison.seeds
         self.baseline = comparison.baseline or next(iter(self.variants))
         self.highlight = comparison.highlight or ("ewa" if "ewa" in self.variants else None)
+        self._resolved: dict[Run, Experiment] = {}
 
     def run(self, variant: str, value: Number | None, seed: int) -> Run:
         """The run of a variant at a value of the sweep (None without one) with a seed."""
@@ -102,7 +158,7 @@ class Plan:
 
     @property
     def values(self) -> list[Number | None]:
-        """Those of the sweep, from the smallest; without one, only None."""
+        """The values of the sweep, from the smallest; without one, only None."""
         return [*sorted(self.sweep.values)] if self.sweep else [None]
 
     def sweep_runs(self) -> list[Run]:
@@ -116,29 +172,32 @@ class Plan:
         return [self.run(variant, value, seed) for seed in self.seeds]
 
     def resolve(self, run: Run) -> Experiment:
-        """The whole experiment of a run.
+        """Return the whole experiment of a run; the file is read once, and each run is checked once.
 
         Raises:
             ConfigError: a wrong key or value, with the name of the variant.
         """
-        try:
-            return load_experiment(self.comparison.experiment, list(run.overrides))
-        except ConfigError as error:
-            raise ConfigError(f"variant {run.variant}: {error}") from None
+        if run not in self._resolved:
+            try:
+                self._resolved[run] = resolve(apply_overrides(copy.deepcopy(self._shared), [*run.overrides]))
+            except ConfigError as error:
+                raise ConfigError(f"variant {run.variant}: {error}") from None
+        return self._resolved[run]
+
+    @cached_property
+    def _shared(self) -> dict[str, Any]:
+        """The content of the config that all variants share."""
+        return read_yaml(self.comparison.experiment)
 
     @cached_property
     def experiment(self) -> Experiment:
-        """That of the baseline."""
+        """The experiment of the baseline."""
         return self.resolve(self.run(self.baseline, self.values[0], self.seeds[0]))
 
     @cached_property
-    def objective(self) -> Objective:
-        """What all variants are trained for."""
-        return create_objective(self.experiment)
-
-    def is_done(self, run: Run) -> bool:
-        """Whether the run was finished earlier; `check_runs` has seen that it is the same one."""
-        return (run.folder / "summary.json").is_file()
+    def metric(self) -> Metric:
+        """The main metric of all variants."""
+        return METRICS[create_objective(self.experiment).main_metric]
 
 
 def load_plan(path: str | Path, overrides: list[str] | None = None, command: str = "") -> Plan:
@@ -155,66 +214,27 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
     path = Path(path)
     content = read_yaml(path)
     if "model" in content and "variants" not in content:
-        raise ConfigError(f"{path} is one experiment, no comparison; compare configs/compare/*.yaml, or run folders")
+        raise ConfigError(
+            f"{path} is one experiment, not a comparison; name one, such as compare/furniture, or run folders"
+        )
     content.setdefault("output", f"runs/compare/{path.stem}")
     try:
         comparison = Comparison.model_validate(apply_overrides(content, overrides or []))
     except pydantic.ValidationError as error:
         raise ConfigError(f"{path}: {describe(error, Comparison)}") from None
     plan = Plan(path.stem, comparison, command)
-    _check_names(plan)
-    _check_changes(plan)
     _check_experiments(plan)
     return plan
-
-
-def _check_names(plan: Plan) -> None:
-    choose("baseline", plan.baseline, plan.variants)
-    if plan.highlight:
-        choose("highlight", plan.highlight, plan.variants)
-    for name in FILES:
-        if name in plan.variants:
-            raise ConfigError(f"variants.{name}: that is a file of the results; choose another name")
-    titles = [variant.title for variant in plan.variants.values()]
-    for title in titles:
-        if titles.count(title) > 1:
-            raise ConfigError(f"variants: the title {title!r} is there twice; give each its own")
-    if "\0" in plan.comparison.output:
-        raise ConfigError(f"output={plan.comparison.output!r}: no folder has a NUL in its name; leave it out")
-    for key, seeds in (("seeds", plan.seeds), ("sweep.seeds", plan.sweep.seeds if plan.sweep else [])):
-        if len(set(seeds)) < len(seeds):
-            raise ConfigError(f"{key}={seeds}: a seed is there twice; name each once")
-    folders = [plan.run(plan.baseline, value, 0).folder for value in plan.values]
-    if len(set(folders)) < len(folders):
-        raise ConfigError(f"sweep.values={plan.values}: a value is there twice, to six digits; name each once")
-
-
-def _check_changes(plan: Plan) -> None:
-    taken = {"seed": "seeds says which", "output": "every run has a folder of its own"}
-    if plan.sweep:
-        if plan.sweep.key in taken:
-            raise ConfigError(f"sweep.key={plan.sweep.key}: {taken[plan.sweep.key]}; choose another key")
-        taken[plan.sweep.key] = "the sweep chooses it; leave it out, or set sweep=null"
-    everywhere = [("", plan.comparison.changes), *((f"variants.{k}.", v.changes) for k, v in plan.variants.items())]
-    for where, changes in everywhere:
-        for change in changes:
-            key = change.partition("=")[0]
-            if key in taken:
-                raise ConfigError(f"{where}changes: {change}: {taken[key]}")
 
 
 def _check_experiments(plan: Plan) -> None:
     """Resolve every variant at every value."""
     for variant in plan.variants:
         for value in plan.values:
-            experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
-            objective = create_objective(experiment)
-            if objective.main_metric != plan.objective.main_metric:
-                raise ConfigError(
-                    f"variant {variant} is measured by {objective.main_metric}, {plan.baseline} by "
-                    f"{plan.objective.main_metric}; "
-                    "compare what has the same measure"
-                )
+            key = create_objective(plan.resolve(plan.run(variant, value, plan.seeds[0]))).main_metric
+            if key != plan.metric.key:
+                measured = f"variant {variant} is measured by {key}, {plan.baseline} by {plan.metric.key}"
+                raise ConfigError(f"{measured}; compare what has the same metric")
         if plan.sweep:
             _check_sweep_key(plan, variant, plan.sweep.key)
 
@@ -226,8 +246,8 @@ def _check_sweep_key(plan: Plan, variant: str, key: str) -> None:
         found = found.get(step) if isinstance(found, dict) else None
     if isinstance(found, bool) or not isinstance(found, Number):
         raise ConfigError(
-            f"variant {variant}: sweep.key={key} is no number in its config without the sweep; choose a key that every "
-            "variant has, such as train.lr"
+            f"variant {variant}: sweep.key={key} is not a number in its config without the sweep; choose a key that "
+            "every variant has, such as train.lr"
         )
     if key == "data.val_fraction":
-        raise ConfigError(f"sweep.key={key}: scores on other validation parts tell nothing; choose another key")
+        raise ConfigError(f"sweep.key={key}: scores on other validation parts cannot be compared; choose another key")

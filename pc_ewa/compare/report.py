@@ -5,40 +5,40 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pc_ewa.compare.difference import Difference, interval, mean_and_std, verdict, write_score
 from pc_ewa.compare.results import differences
-from pc_ewa.compare.statistics import Difference, Unit, interval, mean_and_std, unit_of, verdict
 from pc_ewa.compare.sweep import edge, left_out
-from pc_ewa.train.summary import TITLES
+from pc_ewa.eval.metric import METRICS, Metric
 
 Results = Mapping[str, Any]
 
 
 def as_markdown(results: Results) -> str:
-    """Everything: scores, costs, what they say, and where they come from."""
-    parts = [*_table(_scores_table(results)), "", *_costs(results), *(f"- {line}" for line in remarks(results)), ""]
-    return "\n".join([*parts, provenance(results)]) + "\n"
+    """Write everything: scores, costs, what they say, and where they come from."""
+    lines = [*_table(_scores_table(results)), "", *_costs(results), *(f"- {line}" for line in remarks(results))]
+    source = provenance(results)
+    return "\n".join([*lines, *(["", source] if source else [])]) + "\n"
 
 
 def as_summary(experiments: Sequence[Results]) -> str:
-    """One row per experiment: baseline, highlighted variant, difference, verdict; beneath, where they come from.
+    """Write one row per experiment: baseline, highlighted variant, difference, verdict; beneath, where they come from.
 
     Ablations are not listed.
     """
-    rows = [["experiment", "measure (test, last step)", "baseline", "with EWA", "seeds", "verdict, 95 % interval"]]
+    rows = [["experiment", "metric (test, last step)", "baseline", "with EWA", "seeds", "verdict, 95 % interval"]]
     listed = [results for results in experiments if _is_listed(results)]
     for results in listed:
-        unit, shown = unit_of(results["main_metric"]), _highlight(results)
+        metric, shown = _metric(results), _highlight(results)
         scores = {v: _by_seed(results, v, "merged") for v in (results["baseline"], shown)}
         found = found_differences(results, shown).get("merged")
-        cells = [f"{results['variants'][v]['title']}: {_cell(s, unit)}" for v, s in scores.items()]
-        measure, seeds = _measure(results), found.seeds if found else 0
-        better = results["higher_is_better"]
-        rows.append([results["title"], measure, *cells, str(seeds), f"**{verdict(found, unit, better)}**"])
+        cells = [f"{results['variants'][v]['title']}: {_cell(s, metric)}" for v, s in scores.items()]
+        seeds = str(found.seeds if found else 0)
+        rows.append([results["title"], _title(metric), *cells, seeds, f"**{verdict(found, metric)}**"])
     return "\n".join([*_table(rows), "", *(f"- {r['title']}: {provenance(r)}" for r in listed)]) + "\n"
 
 
 def as_csv(results: Results) -> str:
-    """One line per variant, state and seed, with the plain score."""
+    """Write one line per variant, state and seed, with the plain score."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["variant", "value", "state", "seed", results["main_metric"]])
@@ -49,7 +49,7 @@ def as_csv(results: Results) -> str:
 
 
 def found_differences(results: Results, variant: str) -> dict[str, Difference]:
-    """Differences of a variant to the baseline by state; computed where the file has none."""
+    """Return the differences of a variant to the baseline by state; computed where the file has none."""
     entry, baseline = results["variants"][variant], results["variants"].get(results["baseline"])
     if variant == results["baseline"] or baseline is None:
         return {}
@@ -59,7 +59,7 @@ def found_differences(results: Results, variant: str) -> dict[str, Difference]:
 
 
 def remarks(results: Results) -> list[str]:
-    """What a reader must know to read the tables."""
+    """Say what a reader must know to read the tables."""
     variants, baseline = results["variants"], results["baseline"]
     lines = ["± is the sample standard deviation over seeds; an interval is the 95 % t interval of paired differences."]
     if not results["higher_is_better"]:
@@ -70,22 +70,17 @@ def remarks(results: Results) -> list[str]:
             f"There are {others} comparisons with {variants[baseline]['title']}, and the intervals are not corrected "
             "for that: where there is no effect, one interval in 20 excludes 0 by chance."
         )
-    lines += [*_about_seeds(results), *_about_sweep(results)]
-    if results.get("test_samples") and results["main_metric"] == "accuracy" and baseline in variants:
-        scores = _by_seed(results, baseline, "merged").values()
-        if scores:
-            mean = sum(scores) / len(scores)
-            error = (max(0.0, mean * (1 - mean)) / results["test_samples"]) ** 0.5
-            lines.append(
-                f"{results['test_samples']} test shapes: a single accuracy has a standard error of {error:.1%}."
-            )
+    lines += [*_about_seeds(results), *_about_runs(results), *_about_sweep(results)]
+    if results.get("standard_error"):
+        title, error = _metric(results).title, _metric(results).format(results["standard_error"])
+        lines.append(f"{results['test_samples']} test samples: a single {title} has a standard error of {error}.")
     lines += [f"Left out of the tables: {entry['title']}; {entry['why']}." for entry in results.get("left_out") or []]
     lines += [f"Broken: {entry['run']}: {entry['error']}" for entry in results.get("broken") or []]
     return lines
 
 
 def provenance(results: Results) -> str:
-    """Command, seeds, date, hardware and versions, in one line."""
+    """Name command, seeds, date, hardware and versions, in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
     seeds = ", ".join(map(str, results.get("seeds") or []))
     parts = [
@@ -99,8 +94,8 @@ def provenance(results: Results) -> str:
 
 
 def _scores_table(results: Results) -> list[list[str]]:
-    """The header and a row per variant; columns without a figure in any row are left out."""
-    unit, better = unit_of(results["main_metric"]), results["higher_is_better"]
+    """Make the header and a row per variant; columns that are empty in every row are left out."""
+    metric = _metric(results)
     baseline = results["variants"].get(results["baseline"], {}).get("title", results["baseline"])
     key = (results.get("sweep") or {}).get("key", "chosen").rpartition(".")[2]
     states = {
@@ -109,20 +104,20 @@ def _scores_table(results: Results) -> list[list[str]]:
         "with experts, last step": "unmerged",
         "validation, last step": "val",
     }
-    rows = [[_measure(results), key, *states, f"against {baseline}, last step", "best by validation: difference"]]
+    rows = [[_title(metric), key, *states, f"against {baseline}, last step", "best by validation: difference"]]
     for name, variant in results["variants"].items():
         found = found_differences(results, name)
-        cells = [_cell(_by_seed(results, name, state), unit) for state in states.values()]
+        cells = [_cell(_by_seed(results, name, state), metric) for state in states.values()]
         value = variant.get("value")
-        words = "" if name == results["baseline"] else verdict(found.get("merged"), unit, better)
-        best = interval(found.get("merged_best"), unit, better)
+        words = "" if name == results["baseline"] else verdict(found.get("merged"), metric)
+        best = interval(found.get("merged_best"), metric)
         rows.append([variant["title"], "" if value is None else f"{value:g}", *cells, words, best])
     kept = [index for index, column in enumerate(zip(*rows, strict=True)) if any(column[1:])]
     return [[row[index] for index in kept] for row in rows]
 
 
 def _costs(results: Results) -> list[str]:
-    """The table of costs and its note; nothing where none were measured."""
+    """Make the table of costs and its note; nothing where none were measured."""
     measured = [variant for variant in results["variants"].values() if variant.get("costs")]
     if not measured:
         return []
@@ -160,6 +155,21 @@ def _about_seeds(results: Results) -> list[str]:
     return [f"{title}: only {n} of {expected} seeds are finished." for title, n in finished if n < expected]
 
 
+def _about_runs(results: Results) -> list[str]:
+    """Tell of runs that were given by their folders what each of them scored and took."""
+    lines = []
+    for name, variant in results["variants"].items():
+        if runs := variant.get("runs"):
+            scores = _by_seed(results, name, "merged")
+            each = ", ".join(write_score(score, _metric(results)) for score in scores.values())
+            lost = ", ".join(map(str, runs["lost"].values()))
+            parts = [f"{variant['title']}: seeds {', '.join(scores)} ({each})", f"{runs['mixtures']} mixtures"]
+            parts += [f"test samples lost by merging: {lost}"] if lost else []
+            parts.append(f"seconds: {', '.join(f'{seconds:.0f}' for seconds in runs['seconds'].values())}")
+            lines.append("; ".join(parts))
+    return lines
+
+
 def _about_sweep(results: Results) -> list[str]:
     sweep = results.get("sweep")
     if not sweep:
@@ -168,7 +178,7 @@ def _about_sweep(results: Results) -> list[str]:
     seeds = ("seeds " if len(sweep["seeds"]) > 1 else "seed ") + ", ".join(map(str, sweep["seeds"]))
     lines = [
         f"{sweep['key']} was chosen for each variant from {values}, by the best mean validation "
-        f"{TITLES[results['main_metric']]} after the last step, {seeds}. Test played no part."
+        f"{_metric(results).title} after the last step, {seeds}. Test played no part."
     ]
     unfit = [
         f"{variant['title']} ({', '.join(without)})"
@@ -195,26 +205,31 @@ def _highlight(results: Results) -> str:
     return str(results.get("highlight") or "ewa")
 
 
+def _metric(results: Results) -> Metric:
+    """Return the metric of results; that of another tool may be one that is not known here."""
+    key = results["main_metric"]
+    return METRICS.get(key, Metric(key, key))._replace(higher_is_better=results["higher_is_better"])
+
+
 def _is_listed(results: Results) -> bool:
-    """Whether a summary has a row for it: not for an ablation, nor without the two that it would name."""
+    """Say whether a summary has a row for it: not for an ablation, nor without the two that it would name."""
     return results.get("summary", True) and {results["baseline"], _highlight(results)} <= results["variants"].keys()
 
 
-def _measure(results: Results) -> str:
-    unit = unit_of(results["main_metric"])
-    return f"{TITLES.get(results['main_metric'], results['main_metric'])}{', %' if unit.percent else ''}"
+def _title(metric: Metric) -> str:
+    return f"{metric.title}{', %' if metric.percent else ''}"
 
 
 def _by_seed(results: Results, variant: str, state: str) -> dict[str, float]:
     return dict(results["variants"].get(variant, {}).get("scores", {}).get(state) or {})
 
 
-def _cell(scores: Mapping[str, float], unit: Unit) -> str:
-    return mean_and_std(list(scores.values()), unit) if scores else ""
+def _cell(scores: Mapping[str, float], metric: Metric) -> str:
+    return mean_and_std(list(scores.values()), metric) if scores else ""
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table of Markdown, aligned, so that it reads well as text too."""
+    """Write a table of Markdown, aligned, so that it reads well as text too."""
     rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]

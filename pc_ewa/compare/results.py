@@ -12,16 +12,25 @@ from typing import Any
 
 import torch
 
+from pc_ewa.compare.difference import difference
 from pc_ewa.compare.execute import Broken, cores
 from pc_ewa.compare.plan import Plan, Run
-from pc_ewa.compare.statistics import difference
-from pc_ewa.compare.summaries import read_summary
 from pc_ewa.compare.sweep import validation_scores, why_left_out
-from pc_ewa.errors import ConfigError
+from pc_ewa.errors import CheckpointError, ConfigError
+from pc_ewa.eval.metric import METRICS, Metric
+from pc_ewa.train.run_folder import RunFolder
 
-_NEEDED = ("title", "main_metric", "higher_is_better", "baseline", "variants")
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
+_NEEDED = ("title", "main_metric", "higher_is_better", "baseline", "variants")
+_RENAMED = {
+    "headline": "main_metric",
+    "test_shapes": "test_samples",
+    "val_shapes": "val_samples",
+}  # of earlier versions
+_MAY_DIFFER = ("seed", "output", "wandb")  # between the runs of one setting
 _ABSOLUTE = re.compile(r"(?<![\w.\-/])/(?:[^\s/:,;'\"\[\]]+/)+")
+
+Summary = Mapping[str, Any]  # of a finished run
 
 
 def collect(
@@ -35,36 +44,29 @@ def collect(
         costs: what `measure_costs` returned.
         broken: runs that did not reach their end, by folder.
     """
-    summaries = {v: {run.seed: read_summary(run) or {} for run in found} for v, found in runs.items()}
-    first = next((s for by_seed in summaries.values() for s in by_seed.values()), {})
-    scores = {v: _scores(plan.objective.main_metric, by_seed) for v, by_seed in summaries.items()}
+    summaries = {v: {run.seed: run.files.summary() or {} for run in found} for v, found in runs.items()}
     variants = {}
-    for name, variant in plan.variants.items():
-        if name not in runs:
-            continue
-        entry: dict[str, Any] = {"title": variant.title, "changes": variant.changes, "value": runs[name][0].value}
+    for name, by_seed in summaries.items():
+        changes, value = plan.variants[name].changes, runs[name][0].value
+        entry: dict[str, Any] = {"title": plan.variants[name].title, "changes": changes, "value": value}
         if plan.sweep:
             entry["sweep"] = {
-                f"{value:g}": {str(seed): score for seed, score in by_seed.items()}
-                for value, by_seed in validation_scores(plan, name).items()
+                f"{value:g}": {str(seed): score for seed, score in scores.items()}
+                for value, scores in validation_scores(plan, name).items()
             }
-        entry["scores"] = {state: {str(s): x for s, x in found.items()} for state, found in scores[name].items()}
-        if name != plan.baseline and plan.baseline in scores:
-            entry["difference"] = differences(scores[name], scores[plan.baseline])
+        entry["scores"] = _scores(plan.metric.key, by_seed)
         if costs:
-            peaks = [s["peak_memory"] for s in summaries[name].values() if s.get("peak_memory")]
-            entry["costs"] = {
-                **costs["variants"][name],
-                "peak_memory": int(statistics.median(peaks)) if peaks else None,
-            }
+            peaks = [s["peak_memory"] for s in by_seed.values() if s.get("peak_memory")]
+            peak = int(statistics.median(peaks)) if peaks else None
+            entry["costs"] = {**costs["variants"][name], "peak_memory": peak}
         variants[name] = entry
     return without_paths(
         {
             "name": plan.name,
             "title": plan.comparison.title,
-            "main_metric": plan.objective.main_metric,
-            "higher_is_better": plan.objective.higher_is_better,
-            "baseline": plan.baseline,
+            **_compared(
+                plan.metric, plan.baseline, {v: variants[v] for v in plan.variants if v in variants}, summaries
+            ),
             "highlight": plan.highlight,
             "command": plan.command,
             "summary": plan.comparison.summary,
@@ -74,9 +76,6 @@ def collect(
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "seeds": list(plan.seeds),
             "sweep": plan.sweep.model_dump() if plan.sweep else None,
-            "test_samples": first.get("test_samples"),
-            "val_samples": first.get("val_samples"),
-            "variants": variants,
             "left_out": [
                 {"title": variant.title, "why": why_left_out(plan, name, broken)}
                 for name, variant in plan.variants.items()
@@ -87,30 +86,68 @@ def collect(
     )
 
 
+def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
+    """Put finished runs together as `collect` does, whoever started them; the first setting is the baseline.
+
+    Runs whose configs differ only in seed, output and wandb are one setting.
+
+    Raises:
+        CheckpointError: a folder that holds no finished run, or a damaged one.
+        ConfigError: two runs of a setting with the same seed, or runs with different metrics.
+    """
+    settings: dict[str, dict[int, Summary]] = {}
+    names: dict[str, str] = {}
+    for folder in folders:
+        setting, summary = _read_run(folder)
+        by_seed = settings.setdefault(setting, {})
+        if summary["seed"] in by_seed:
+            raise ConfigError(f"{folder}: seed={summary['seed']} of this setting is there twice; leave one out")
+        by_seed[summary["seed"]] = summary
+        names.setdefault(setting, str(folder))
+    summaries = {names[setting]: by_seed for setting, by_seed in settings.items()}
+    keys = {name: next(iter(by_seed.values()))["main_metric"] for name, by_seed in summaries.items()}
+    baseline = next(iter(keys))
+    for name, key in keys.items():
+        if key != keys[baseline]:
+            raise ConfigError(f"{name} is measured by {key}, {baseline} by {keys[baseline]}; leave one out")
+    variants = {
+        name: {
+            "title": f"{name} and alike" if len(by_seed) > 1 else name,
+            "scores": _scores(keys[baseline], by_seed),
+            "runs": {
+                "mixtures": next(iter(by_seed.values()))["mixtures"],
+                "lost": {str(seed): lost for seed, s in by_seed.items() if (lost := _lost(s)) is not None},
+                "seconds": {str(seed): sum(s["seconds"].values()) for seed, s in by_seed.items()},
+            },
+        }
+        for name, by_seed in summaries.items()
+    }
+    return {"title": baseline, **_compared(METRICS[keys[baseline]], baseline, variants, summaries)}
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """Read a results file, of this package or of another tool that writes the same keys.
 
     Raises:
-        ConfigError: no JSON, or one that lacks what every table needs.
+        ConfigError: not JSON, or one that lacks what every table needs.
     """
+    again = "write it again with pc-ewa compare ... --save"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = {_RENAMED.get(key, key): value for key, value in json.loads(path.read_text("utf-8")).items()}
+        variants = content.get("variants", {}).items()
         missing = [key for key in _NEEDED if key not in content]
-        lacking = [
-            name for name, variant in content.get("variants", {}).items() if not {"title", "scores"} <= {*variant}
-        ]
+        missing += [f"variants.{name}.{key}" for name, v in variants for key in ("title", "scores") if key not in v]
     except (OSError, ValueError, TypeError, AttributeError):
-        raise ConfigError(f"{path} holds no results; write it again with tools/compare.py --save") from None
-    missing += [f"variants.{name}.title or .scores" for name in lacking]
+        raise ConfigError(f"{path} holds no results; {again}") from None
     if missing:
-        raise ConfigError(f"{path} lacks {', '.join(missing)}; write it again with tools/compare.py --save")
-    return dict(content)
+        raise ConfigError(f"{path} lacks {', '.join(missing)}; {again}")
+    return content
 
 
 def differences(
     scores: Mapping[str, Mapping[Any, float]], baseline: Mapping[str, Mapping[Any, float]]
 ) -> dict[str, dict[str, Any]]:
-    """Paired differences to the baseline, of the merged model after the last step and of the best by validation."""
+    """Pair scores with the baseline's, of the merged model after the last step and of the best by validation."""
     found = {
         state: difference(scores[state], baseline[state])
         for state in ("merged", "merged_best")
@@ -120,7 +157,7 @@ def differences(
 
 
 def hardware() -> str:
-    """Processor, cores and GPU in words; no name of a machine."""
+    """Name processor, cores and GPU; no name of a machine."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -142,17 +179,56 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+def _compared(
+    metric: Metric, baseline: str, variants: dict[str, dict[str, Any]], summaries: Mapping[str, Mapping[int, Summary]]
+) -> dict[str, Any]:
+    """Return the part of the results that tables compare, with the differences of the variants to the baseline."""
+    for name, entry in variants.items():
+        if name != baseline and baseline in variants:
+            entry["difference"] = differences(entry["scores"], variants[baseline]["scores"])
+    first = next((s for by_seed in summaries.values() for s in by_seed.values()), {})
+    own = [s.get("test_standard_error_merged") for s in summaries.get(baseline, {}).values()]
+    errors = [error for error in own if error is not None]
+    return {
+        "main_metric": metric.key,
+        "higher_is_better": metric.higher_is_better,
+        "baseline": baseline,
+        "test_samples": first.get("test_samples"),
+        "val_samples": first.get("val_samples"),
+        "standard_error": statistics.fmean(errors) if errors else None,
+        "variants": variants,
+    }
+
+
+def _read_run(folder: Path) -> tuple[str, Summary]:
+    """Read the setting of a run (its config as text, without what may differ between seeds) and its summary."""
+    run = RunFolder(folder)
+    if not run.is_begun or not run.is_finished:
+        raise CheckpointError(f"{folder} is not a finished run; leave it out, or let pc-ewa train finish it")
+    summary = run.summary() or {}
+    needed = {"seed", "mixtures", "seconds", f"test_{summary['main_metric']}_merged"}
+    if summary["main_metric"] not in METRICS or not needed <= summary.keys():
+        raise CheckpointError(f"{folder} is damaged: its summary lacks what a run leaves; leave it out")
+    setting = {key: value for key, value in run.config().items() if key not in _MAY_DIFFER}
+    return json.dumps(setting, sort_keys=True), summary
+
+
+def _lost(summary: Summary) -> int | None:
+    """Count the test samples that merging lost, where they were counted."""
+    before, after = (summary.get(f"test_correct_{state}") for state in ("unmerged", "merged"))
+    return None if before is None or after is None or summary.get("gated") else before - after
+
+
 def _last_day(runs: Sequence[Run]) -> str | None:
-    """The day on which the last of finished runs ended."""
-    ended = [(run.folder / "summary.json").stat().st_mtime for run in runs]
+    """Return the day on which the last of finished runs ended."""
+    ended = [run.files.finished_at for run in runs]
     return datetime.date.fromtimestamp(max(ended)).isoformat() if ended else None
 
 
-def _scores(main_metric: str, summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, dict[int, float]]:
-    """The main_metric by state and seed; "val" and "val_best" are of validation, all others of test."""
-    metrics = {state: f"test_{main_metric}_{state}" for state in STATES}
-    metrics |= {"val": f"val_{main_metric}", "val_best": f"val_{main_metric}_best"}
+def _scores(key: str, summaries: Mapping[int, Summary]) -> dict[str, dict[str, float]]:
+    """Return the metric by state and seed; "val" and "val_best" are of validation, all others of test."""
+    metrics = {state: f"test_{key}_{state}" for state in STATES} | {"val": f"val_{key}", "val_best": f"val_{key}_best"}
     return {
-        state: {seed: summary[figure] for seed, summary in summaries.items() if summary.get(figure) is not None}
-        for state, figure in metrics.items()
+        state: {str(seed): summary[name] for seed, summary in summaries.items() if summary.get(name) is not None}
+        for state, name in metrics.items()
     }

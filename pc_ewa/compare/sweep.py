@@ -1,4 +1,4 @@
-"""What a sweep says: the value of each variant that is best on validation. Test scores are never looked at."""
+"""The value of a sweep: of each variant the one that is best on validation. Test scores are never looked at."""
 
 import math
 import statistics
@@ -7,19 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pc_ewa.compare.plan import Number, Plan, Run
-from pc_ewa.compare.summaries import read_summary
 
 Scores = dict[Number, dict[int, float]]
 
 
 def validation_scores(plan: Plan, variant: str) -> Scores:
-    """Validation main_metric after the last step by value and seed, as far as runs are finished."""
+    """Return the main metric on validation after the last step by value and seed, as far as runs are finished."""
     assert plan.sweep is not None
-    figure = f"val_{plan.objective.main_metric}"
+    key = f"val_{plan.metric.key}"
     scores: Scores = {}
     for value in sorted(plan.sweep.values):
-        summaries = {seed: read_summary(plan.run(variant, value, seed)) for seed in plan.sweep.seeds}
-        scores[value] = {seed: summary[figure] for seed, summary in summaries.items() if summary}
+        summaries = {seed: plan.run(variant, value, seed).files.summary() for seed in plan.sweep.seeds}
+        scores[value] = {seed: summary[key] for seed, summary in summaries.items() if summary}
     return scores
 
 
@@ -43,13 +42,13 @@ def chosen(plan: Plan, variant: str) -> Number | None:
     """The value at which a variant runs all its seeds; None without a sweep, or while nothing can be chosen."""
     if plan.sweep is None:
         return None
-    return choose_value(validation_scores(plan, variant), plan.sweep.seeds, plan.objective.higher_is_better)
+    return choose_value(validation_scores(plan, variant), plan.sweep.seeds, plan.metric.higher_is_better)
 
 
 def is_swept(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
     """Whether all runs of the sweep of a variant are finished or, as those in the folders `broken`, will never be."""
     runs = [run for run in plan.sweep_runs() if run.variant == variant]
-    return all(plan.is_done(run) or run.folder in broken for run in runs)
+    return all(run.files.is_finished or run.folder in broken for run in runs)
 
 
 def is_settled(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:

@@ -14,7 +14,7 @@ SWEEP = {"key": "train.lr", "values": [1e-3, 1e-2], "seeds": [0]}
 
 
 @pytest.fixture
-def study_file(toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def comparison_file(toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Write a comparison of dense and EWA, with other keys on top; its folder is the current one."""
     monkeypatch.chdir(tmp_path)
 
@@ -36,11 +36,9 @@ def study_file(toy_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture
-def plan(study_file: Callable[..., Path]) -> Callable[..., Plan]:
+def plan(comparison_file: Callable[..., Path]) -> Callable[..., Plan]:
     """The checked comparison, with other keys on top."""
-    return lambda *overrides, **keys: load_plan(
-        study_file(**keys), list(overrides), "python tools/compare.py toys.yaml"
-    )
+    return lambda *overrides, **keys: load_plan(comparison_file(**keys), list(overrides), "pc-ewa compare toys.yaml")
 
 
 @pytest.fixture

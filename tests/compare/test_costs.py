@@ -67,8 +67,8 @@ def test_experts_cost_parameters_in_training_alone(plan: Make, monkeypatch: pyte
     }
     made = plan("sweep=null", variants=variants)
     runs = final_runs(made)
-    made.output.mkdir(parents=True)
-    found = costs.measure_costs(made, runs)["variants"]
+    measured = costs.measure_costs(made, runs, {})
+    found = measured["variants"]
     dense, ewa, naive = found["dense"], found["ewa"], found["naive"]
     ffn = 2 * 16 * 64 + 64 + 16
     assert dense["params_training"] == dense["params_inference"] == ewa["params_inference"]
@@ -81,9 +81,9 @@ def test_experts_cost_parameters_in_training_alone(plan: Make, monkeypatch: pyte
     built: list[object] = []
     build = costs.build
     monkeypatch.setattr(costs, "build", lambda *arguments: built.append(1) or build(*arguments))
-    assert costs.measure_costs(made, runs)["variants"] == found
+    assert costs.measure_costs(made, runs, measured) is measured
     assert built == []
-    costs.measure_costs(made, {"dense": runs["dense"]})
+    costs.measure_costs(made, {"dense": runs["dense"]}, measured)
     assert built == [1]
 
 
@@ -105,8 +105,7 @@ def test_times_are_per_cloud_and_ratios_to_the_baseline(plan: Make, monkeypatch:
     monkeypatch.setattr(costs, "train_step", step)
     monkeypatch.setattr(costs, "_seconds", fake)
     made = plan("sweep=null")
-    made.output.mkdir(parents=True)
-    found = costs.measure_costs(made, final_runs(made))["variants"]
+    found = costs.measure_costs(made, final_runs(made), {})["variants"]
     assert steps == [(2, 2), (0, 0), (1, 1), (2, 2), (2, 2), (3, 3)]  # once to warm up; of 4 steps
     assert (found["dense"]["step_seconds"], found["ewa"]["step_seconds"]) == (4.0, 4.0)
     assert found["ewa"]["step_ratio"] == 1.5  # the median of 4, 3/2, 2/4, 10/4 and 6/4

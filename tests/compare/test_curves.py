@@ -1,14 +1,14 @@
 """Curves are means over seeds of what the runs logged."""
 
 import csv
+import io
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 from compare_folder import finish
 
 from pc_ewa.compare import Plan
-from pc_ewa.compare.curves import save_curves
+from pc_ewa.compare.curves import make_curves
 from pc_ewa.compare.sweep import final_runs
 
 Make = Callable[..., Plan]
@@ -28,10 +28,8 @@ def test_the_files_hold_mean_and_deviation_over_seeds(plan: Make) -> None:
     finish(made, dense)
     (dense.folder / "metrics.jsonl").write_text('{"step": 4, "val_accuracy": 0.5}\n')
     runs = {**final_runs(made), "dense": [dense]}
-    save_curves(made, runs)
-
-    folder = Path("runs/compare/toys")
-    content = json.loads((folder / "curves.json").read_text())
+    found = make_curves(made, runs)
+    content = json.loads(found.as_json())
     assert (content["x"], content["main_metric"]) == ("epochs", "accuracy")
     ewa = content["variants"]["ewa"]
     first, second = ewa["val"]
@@ -48,18 +46,19 @@ def test_the_files_hold_mean_and_deviation_over_seeds(plan: Make) -> None:
     assert [point["mean"] for point in ewa["share_rate"]] == [0.15]
     assert content["variants"]["dense"]["spread"] == []
     assert content["variants"]["dense"]["val"] == [{"step": 4, "x": 2.0, "mean": 0.5, "std": 0.0, "seeds": 1}]
-    with (folder / "curves.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(found.as_csv())))
     assert {
         "variant": "ewa",
-        "figure": "val",
+        "curve": "val",
         "step": "4",
         "epochs": "2.0",
         "mean": "0.8",
         "std": "0.0",
         "seeds": "2",
     } in rows
-    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    picture = io.BytesIO()
+    found.draw(picture)
+    assert picture.getvalue().startswith(b"\x89PNG")
 
 
 def test_titles_with_dollars_and_a_torn_line_are_no_problem(plan: Make) -> None:
@@ -67,10 +66,10 @@ def test_titles_with_dollars_and_a_torn_line_are_no_problem(plan: Make) -> None:
     (run,) = made.final_runs("ewa", None)
     finish(made, run)
     (run.folder / "metrics.jsonl").write_text('{"step": 4, "val_accuracy": 0.5}\n{"loss": 1}\n{"step": 4, "val_ac')
-    save_curves(made, {"ewa": [run]})
-    content = json.loads(Path("runs/compare/toys/curves.json").read_text())
+    found = make_curves(made, {"ewa": [run]})
+    content = json.loads(found.as_json())
     assert [point["mean"] for point in content["variants"]["ewa"]["val"]] == [0.5]
-    assert Path("runs/compare/toys/curves.png").is_file()
+    found.draw(io.BytesIO())
 
 
 def test_a_config_that_counts_steps_is_drawn_in_steps(plan: Make) -> None:
@@ -78,7 +77,6 @@ def test_a_config_that_counts_steps_is_drawn_in_steps(plan: Make) -> None:
     for runs in final_runs(made).values():
         finish(made, runs[0])
         (runs[0].folder / "metrics.jsonl").write_text('{"step": 4, "val_accuracy": 0.5}\n')
-    save_curves(made, final_runs(made))
-    content = json.loads(Path("runs/compare/toys/curves.json").read_text())
+    content = json.loads(make_curves(made, final_runs(made)).as_json())
     assert content["x"] == "steps"
     assert content["variants"]["ewa"]["val"][0]["x"] == 4.0

@@ -8,6 +8,7 @@ import pytest
 from compare_folder import finish
 
 from pc_ewa.compare import Plan, load_plan, outline
+from pc_ewa.compare import plan as plan_module
 from pc_ewa.errors import ConfigError
 
 Make = Callable[..., Plan]
@@ -27,7 +28,7 @@ DENSE = {"title": "dense", "changes": ["ewa=null"]}
         ({"variants": {}}, "variants={}"),
         ({"variants": {"a/b": DENSE}}, "a/b"),
         ({"variants": {"..": DENSE}}, "variants"),
-        ({"variants": {"curves.png": DENSE}}, "variants.curves.png: that is a file of the results"),
+        ({"variants": {"curves.png": DENSE}}, "curves.png: that is a file of the results"),
         ({"variants": {"dense": {**DENSE, "titel": "x"}}}, "unknown key 'variants.dense.titel'; did you mean 'title'?"),
         ({"variants": {"dense": {"changes": []}}}, "'variants.dense.title' is missing"),
         ({"variants": {"dense": {"title": "x", "changes": ["ewa.nun=3"]}}}, "variant dense: unknown key 'ewa.nun'"),
@@ -36,12 +37,18 @@ DENSE = {"title": "dense", "changes": ["ewa=null"]}
         ({"changes": ["ewa"]}, "variant dense: 'ewa'"),
         ({"experiment": "none.yaml"}, "none.yaml"),
         ({"sweep": {"key": "train.lr", "values": []}}, "sweep.values=[]"),
-        ({"sweep": {"key": "train.lr", "values": [0.1, 0.1000000001]}}, "a value is there twice, to six digits"),
+        ({"sweep": {"key": "train.lr", "values": [0.1, 0.1000000001]}}, "a value (to six digits) is there twice"),
         ({"sweep": {"key": "train.lr", "values": [-1.0]}}, "variant dense: train.lr=-1.0"),
         ({"sweep": {"key": "train.rl", "values": [1.0]}}, "variant dense: unknown key 'train.rl'"),
         # Setting these would give dense experts, and both an average.
-        ({"sweep": {"key": "ewa.share_rate", "values": [0.1]}}, "variant dense: sweep.key=ewa.share_rate is no number"),
-        ({"sweep": {"key": "average.decay", "values": [0.9]}}, "variant dense: sweep.key=average.decay is no number"),
+        (
+            {"sweep": {"key": "ewa.share_rate", "values": [0.1]}},
+            "variant dense: sweep.key=ewa.share_rate is not a number",
+        ),
+        (
+            {"sweep": {"key": "average.decay", "values": [0.9]}},
+            "variant dense: sweep.key=average.decay is not a number",
+        ),
         ({"sweep": {"key": "seed", "values": [1, 2]}}, "sweep.key=seed: seeds says which"),
         ({"sweep": {"key": "output", "values": [1, 2]}}, "sweep.key=output: every run has a folder of its own"),
         ({"sweep": {"key": "model.num_classes", "values": [3]}}, "variant dense: unknown key 'model.num_classes'"),
@@ -57,8 +64,8 @@ def test_a_wrong_comparison_is_one_line(plan: Make, keys: dict[str, Any], messag
     assert message in str(stop.value)
 
 
-def test_an_experiment_is_no_comparison(toy_config: Path) -> None:
-    with pytest.raises(ConfigError, match=r"toy\.yaml is one experiment, no comparison; compare configs/compare"):
+def test_an_experiment_is_not_a_comparison(toy_config: Path) -> None:
+    with pytest.raises(ConfigError, match=r"toy\.yaml is one experiment"):
         load_plan(toy_config)
 
 
@@ -111,3 +118,17 @@ def test_every_comparison_of_the_repository_is_a_valid_one(path: Path, monkeypat
     made = load_plan(path.relative_to(REPOSITORY))
     assert made.baseline == "dense"
     assert len(made.seeds) >= 3
+
+
+def test_the_file_is_read_once_and_every_run_resolved_once(plan: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, resolved = [], []
+    read_yaml, resolve = plan_module.read_yaml, plan_module.resolve
+    monkeypatch.setattr(plan_module, "read_yaml", lambda path: read.append(str(path)) or read_yaml(path))
+    monkeypatch.setattr(plan_module, "resolve", lambda content: resolved.append(content) or resolve(content))
+    made = plan()
+    assert read == ["toys.yaml", made.comparison.experiment]
+    assert len(resolved) == 6  # two variants at two values, and without the sweep
+    run = made.run("ewa", 1e-2, 0)
+    assert made.resolve(run) is made.resolve(made.run("ewa", 1e-2, 0))
+    assert made.resolve(made.run("ewa", 1e-2, 1)).seed == 1
+    assert (len(read), len(resolved)) == (2, 7)

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from compare_folder import finish
 
-from pc_ewa.compare import Options, Plan, compare, preflight
-from pc_ewa.compare.preflight import check_runs
+from pc_ewa.compare import Options, Plan, check_runs, compare
+from pc_ewa.compare import run as run_module
 from pc_ewa.errors import ConfigError, Error
 
 Make = Callable[..., Plan]
@@ -27,7 +27,7 @@ def test_a_folder_with_another_run_in_it_stops_the_comparison(plan: Make) -> Non
 
 def test_what_runs_start_from_is_looked_for_first(plan: Make) -> None:
     made = plan(changes=["init_from=none.pt"])
-    with pytest.raises(Error, match=r"init_from=none\.pt is no file"):
+    with pytest.raises(Error, match=r"init_from=none\.pt"):
         check_runs(made)
 
 
@@ -51,8 +51,10 @@ def test_data_is_looked_for_first_and_loaded_once(plan: Make, monkeypatch: pytes
     fewer = {"title": "fewer points", "changes": ["data.num_points=32"]}
     made = plan(variants={"dense": dense, "ewa": {"title": "EWA"}, "fewer": fewer})
     loaded: list[int] = []
-    load = preflight.load_splits
-    monkeypatch.setattr(preflight, "load_splits", lambda data, seed: loaded.append(data.num_points) or load(data, seed))
+    load = run_module.load_splits
+    monkeypatch.setattr(
+        run_module, "load_splits", lambda data, seed: loaded.append(data.num_points) or load(data, seed)
+    )
     check_runs(made)
     assert loaded == [48, 32]
     lost = {"title": "lost", "changes": ["data.path=none.h5"]}

@@ -16,7 +16,7 @@ from pc_ewa.compare import Options, Plan
 from pc_ewa.compare.execute import Broken
 from pc_ewa.compare.report import as_csv, as_markdown, as_summary
 from pc_ewa.compare.results import collect, read_results, without_paths
-from pc_ewa.compare.runner import report
+from pc_ewa.compare.run import report
 from pc_ewa.compare.sweep import final_runs
 from pc_ewa.errors import ConfigError
 
@@ -46,7 +46,7 @@ def swept(plan: Make) -> Plan:
 
 def results(made: Plan, **more: Any) -> dict[str, Any]:
     costs = {"where": "1 CPU thread", "variants": {v: {**COST, "inference_seconds": 1e-3} for v in made.variants}}
-    runs = {v: [run for run in found if made.is_done(run)] for v, found in final_runs(made).items()}
+    runs = {v: [run for run in found if run.files.is_finished] for v, found in final_runs(made).items()}
     return {**collect(made, {v: found for v, found in runs.items() if found}, costs, {}), **more}
 
 
@@ -71,7 +71,7 @@ def test_the_tables_say_what_the_runs_say(plan: Make) -> None:
     assert cells(text, "dense")[6:] == ["", ""]
     assert re.search(r"\| EWA +\| 1,200 +\| 1,000 +\| 2.5 M +\| 20.0 ms +\| 1.10 +\| 1.00 ms +\| 100 MiB +\|", text)
     assert "At the edge of the sweep, with the highest train.lr: all. A higher one may be better still." in text
-    assert "12 test shapes: a single accuracy has a standard error of 14.4%." in text
+    assert "12 test samples: a single accuracy has a standard error of 14.4%." in text
     assert "seeds 0, 1" in text
     assert "comparisons with" not in text  # there is one
 
@@ -157,7 +157,7 @@ def test_the_date_is_that_of_the_latest_run(plan: Make) -> None:
         ("{", "holds no results"),
         ("[]", "holds no results"),
         ('{"title": "x", "variants": {}}', "lacks main_metric, higher_is_better, baseline"),
-        (json.dumps({**MINIMAL, "variants": {"a": {"title": "a"}}}), "lacks variants.a.title or .scores"),
+        (json.dumps({**MINIMAL, "variants": {"a": {"title": "a"}}}), "lacks variants.a.scores"),
     ],
 )
 def test_damaged_results_are_one_line(tmp_path: Path, content: str, message: str) -> None:
@@ -165,3 +165,10 @@ def test_damaged_results_are_one_line(tmp_path: Path, content: str, message: str
     with pytest.raises(ConfigError) as stop:
         read_results(tmp_path / "x.json")
     assert message in str(stop.value)
+
+
+def test_results_of_an_earlier_version_are_read_by_todays_keys(tmp_path: Path) -> None:
+    earlier = {key: value for key, value in MINIMAL.items() if key != "main_metric"}
+    earlier |= {"headline": "accuracy", "test_shapes": 12, "val_shapes": 3}
+    (tmp_path / "x.json").write_text(json.dumps(earlier))
+    assert read_results(tmp_path / "x.json") == {**MINIMAL, "test_samples": 12, "val_samples": 3}

@@ -17,16 +17,17 @@ def finish(
     """Leave the folder of a finished run; `val` is of the last step, `best` the best of all (default: the same)."""
     run.folder.mkdir(parents=True, exist_ok=True)
     (run.folder / "config.yaml").write_text(dump(plan.resolve(run)))
-    figure = f"test_{plan.objective.main_metric}"
+    key = plan.metric.key
     summary = {
-        "main_metric": plan.objective.main_metric,
+        "main_metric": key,
         "seed": run.seed,
         "steps": 4,
-        f"val_{plan.objective.main_metric}": val,
-        f"val_{plan.objective.main_metric}_best": val if best is None else best,
+        f"val_{key}": val,
+        f"val_{key}_best": val if best is None else best,
         "val_samples": 3,
         "test_samples": 12,
-        **{f"{figure}_{state}": part * test for state, part in STATES.items()},
+        **{f"test_{key}_{state}": part * test for state, part in STATES.items()},
+        "test_standard_error_merged": (test * (1 - test) / 12) ** 0.5,
         **more,
     }
     (run.folder / "summary.json").write_text(json.dumps(summary))

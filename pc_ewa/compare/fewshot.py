@@ -53,8 +53,8 @@ def run_fewshot(
             summary = finished(experiment) or run(experiment)
             if summary is None:
                 raise TrainingError(f"stopped in {output}; the same command goes on from there")
-            best = summary.get("test_accuracy_merged_best")
-            done.append(Fold(way, shot, fold, summary["test_accuracy_merged"], best))
+            score = f"test_{summary['main_metric']}_merged"
+            done.append(Fold(way, shot, fold, summary[score], summary.get(f"{score}_best")))
     return FewShot(done), base.output
 
 

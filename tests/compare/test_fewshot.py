@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from pc_ewa.compare import fewshot
+from pc_ewa.compare.fewshot import run_fewshot
 from pc_ewa.config import Experiment
 from pc_ewa.data import write_hdf5
 from pc_ewa.errors import ConfigError, DataError, TrainingError
 from pc_ewa.models.checkpoints.read import read_content
-from pc_ewa.train import fewshot, loop
-from pc_ewa.train.fewshot import run_fewshot
+from pc_ewa.train import loop
 
 Tool = Callable[..., Any]
 SETTING = ((5, 10),)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from compare_folder import finish
 
-from pc_ewa.compare import Options, Plan, compare, outline, runner
-from pc_ewa.compare.runner import report
+from pc_ewa.compare import Options, Plan, compare, outline
+from pc_ewa.compare import run as run_module
+from pc_ewa.compare.run import report
 
 Make = Callable[..., Plan]
 NO_COSTS = Options(jobs=1, costs=False)
@@ -62,7 +63,7 @@ def test_costs_that_cannot_be_measured_lose_no_results(
         assert all((made.output / f"results.{kind}").is_file() for kind in ("json", "md", "csv"))
         raise RuntimeError("out of memory.\nTried to allocate")
 
-    monkeypatch.setattr(runner, "measure_costs", fail)
+    monkeypatch.setattr(run_module, "measure_costs", fail)
     report(made, Options(save=Path("docs")), {})
     assert "costs were not measured: RuntimeError: out of memory. Tried to allocate\n" in capsys.readouterr().out
     assert Path("docs/toys.json").is_file()
