@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,6 +50,19 @@ def version_of(module: str) -> str | None:
         return importlib.metadata.version(_DISTRIBUTIONS.get(module, module))
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def command() -> str:
+    """Return `pc-ewa` as this user types it: its path if the shell finds none, or that of another environment."""
+    script = Path(sys.executable).with_name("pc-ewa")
+    if not script.is_file():
+        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m pc_ewa"
+    found = shutil.which("pc-ewa")
+    return "pc-ewa" if found and Path(found).samefile(script) else shlex.quote(_from_here(script))
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def missing_package(error: ModuleNotFoundError, user: str, extra: str | None = None) -> MissingPackageError | None:

@@ -155,6 +155,26 @@ def test_info_says_what_a_bug_report_needs(
     assert rows["modelnet40"] == "absent"
 
 
+def test_the_command_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.chdir(tmp_path)
+    assert package.command() == ".venv/bin/python -m pc_ewa"
+    (folder / "pc-ewa").touch(0o755)
+    assert package.command() == ".venv/bin/pc-ewa"
+    monkeypatch.chdir("/usr")
+    assert package.command() == f"{folder}/pc-ewa"
+    monkeypatch.setenv("PATH", str(folder))
+    assert package.command() == "pc-ewa"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "pc-ewa").touch(0o755)
+    monkeypatch.setenv("PATH", f"{other}:{folder}")
+    assert package.command() == f"{folder}/pc-ewa"
+
+
 # A package that is not installed.
 
 
