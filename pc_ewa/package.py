@@ -1,5 +1,7 @@
 """The package itself: its version, its optional packages, and how to get one that is missing."""
 
+from __future__ import annotations  # an old Python shall get as far as `check_python`
+
 import importlib.metadata
 import re
 import shlex
@@ -29,6 +31,18 @@ _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
 
 class MissingPackageError(Error, ModuleNotFoundError):
     """A package that is not installed; the message has the command that installs it."""
+
+
+def check_python() -> None:
+    """Refuse a Python that is too old; a clone's scripts may be started by the one of the system.
+
+    Raises:
+        Error: it is below 3.10; the message names a better one.
+    """
+    if sys.version_info < (3, 10):  # noqa: UP036
+        found = ".".join(map(str, sys.version_info[:3]))
+        remedy = _environment_of_checkout("torch") or "start another one"
+        raise Error(f"pc-ewa needs Python 3.10 or newer, and this is {found}: {remedy}")
 
 
 def version() -> str:
@@ -95,4 +109,5 @@ def _environment_of_checkout(module: str) -> str | None:
     place = "" if Path.cwd() == root else f"{root}/"
     if (root / ".venv/bin/activate").is_file():
         return f"source {place}.venv/bin/activate"
-    return f"bash {place}tools/run_train.sh makes an environment that has it" if module in CORE else None
+    bare = module in CORE or version_of("torch") is None
+    return f"bash {place}tools/run_train.sh makes an environment that has it" if bare else None

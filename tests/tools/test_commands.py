@@ -216,6 +216,15 @@ def test_outside_of_its_environment_a_clone_names_it(tmp_path: Path, monkeypatch
     assert remedy("torch") == "pip install 'pc-ewa'"
 
 
+def test_an_old_python_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As that of a system, which may start a script in tools/."""
+    monkeypatch.setattr(sys, "version_info", (3, 9, 6))
+    assert cli.main(["info"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: pc-ewa needs Python 3\.10 or newer, and this is 3\.9\.6: .+\n", err)
+
+
 def test_a_missing_module_of_ours_keeps_its_traceback() -> None:
     @command("train", extra="train")
     def main(arguments: Any = None) -> None:
