@@ -5,22 +5,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
+import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from torch import nn
 
 from pc_ewa.data import DATASETS
 from pc_ewa.errors import ConfigError
-from pc_ewa.ewa.averaging import Schedule, check_share_rate
-from pc_ewa.ewa.experts import Init, PartitionScope
+from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS
-from pc_ewa.validation import check_arguments, choose, describe, refuse_switch
+from pc_ewa.validation import arguments_of, check_arguments, choose, describe, refuse_switch
 from pc_ewa.yaml_config import apply_overrides, read_yaml
 
 # Arguments of models that the data decides, and that are not for the config to say again.
 DECIDED_BY_DATA = ("num_classes", "num_parts", "num_categories")
+# Arguments of EWA that a run decides: the model says itself which FFNs experts may replace.
+DECIDED_BY_RUN = ("model", "ffn", "total_steps")
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class _Section(BaseModel):
@@ -56,36 +58,8 @@ class Model(_OpenSection):
     name: str
 
 
-class Gate(_Section):
-    """A naive mixture of experts for comparison: a gate sends each token to one expert, at inference too."""
-
-    capacity_factor: PositiveFloat = 1.25  # tokens an expert takes at most, in shares of an equal deal
-    balance_weight: NonNegativeFloat = 0.01  # of the load-balance loss that is added to the loss
-
-
-class Ewa(_Section):
-    """Experts weights averaging, see `pc_ewa.upcycle` and `pc_ewa.ExpertAverager`."""
-
-    num_experts: Annotated[int, Field(ge=2)] = 4
-    layers: str | list[int] = "every-2"
-    init: Init = "copy"
-    partition: PartitionScope = "batch"
-    share_rate: NonNegativeFloat = 0.3
-    schedule: Schedule = "linear"
-    ramp: Share = 1.0
-    start: Fraction = 0.0
-    stop: Share = 1.0
-    every: PositiveInt = 1
-    gate: Gate | None = None  # null deals tokens at random, and merges the experts at the end
-
-    @pydantic.model_validator(mode="after")
-    def _check(self) -> "Ewa":
-        check_share_rate(self.share_rate, self.num_experts)
-        if self.gate and self.partition != "batch":
-            raise ValueError(f"partition={self.partition} with ewa.gate, which deals the tokens itself; leave it out")
-        if self.start >= self.stop:
-            raise ValueError(f"start={self.start} must be below stop={self.stop}")
-        return self
+class Ewa(_OpenSection):
+    """Experts weights averaging; every key is an argument of `pc_ewa.upcycle` or `pc_ewa.ExpertAverager`."""
 
 
 class Average(_Section):
@@ -223,6 +197,7 @@ def resolve(content: dict[str, Any]) -> Experiment:
             "task": experiment.task or model_class.task,
             "model": Model(name=model.name, **model_arguments),
             "data": _resolve_data(experiment.data, "data"),
+            "ewa": experiment.ewa and _resolve_ewa(experiment.ewa),
             "probe": probe and probe.model_copy(update={"data": _resolve_data(probe.data, "probe.data")}),
         }
     )
@@ -243,6 +218,21 @@ def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Ex
         )
     if probe and not hasattr(model_class, "features"):
         raise ConfigError(f"probe with model.name={experiment.model.name}, which has no features; set probe=null")
+
+
+def _resolve_ewa(ewa: Ewa) -> Ewa:
+    """Check the arguments of EWA, and fill in their defaults."""
+    arguments = check_arguments("ewa", (upcycle, ExpertAverager), ewa.arguments, skip=DECIDED_BY_RUN)
+    # `ewa/` alone knows which values are possible: they are tried on one FFN that takes no memory. Which layers there
+    # are is for the real model to say.
+    with torch.device("meta"):
+        stand_in = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))})
+        try:
+            upcycle(stand_in, **arguments_of(upcycle, arguments) | {"layers": "all"})
+            ExpertAverager(stand_in, total_steps=1, **arguments_of(ExpertAverager, arguments))
+        except ValueError as error:  # the message begins with the argument
+            raise ConfigError(f"ewa.{error}") from None
+    return Ewa(**arguments)
 
 
 def _resolve_data(data: Data, where: str) -> Data:

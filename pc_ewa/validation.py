@@ -1,8 +1,9 @@
-"""Keyword arguments checked against the signature they are meant for, so that a default is written only once."""
+"""Checks keyword arguments against the signature they are meant for, so that a default is written only once."""
 
+import dataclasses
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
 from pc_ewa.errors import ConfigError
@@ -14,7 +15,7 @@ T = TypeVar("T")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Say what was probably meant, or what there is."""
+    """Name the allowed word that was probably meant, or all of them."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     if not allowed:
@@ -23,7 +24,11 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
 
 
 def choose(kind: str, name: str, registry: Mapping[str, T]) -> T:
-    """Look a name up in a registry; an unknown one is a ConfigError that names the nearest."""
+    """Look a name up in a registry.
+
+    Raises:
+        ConfigError: an unknown name; the message has the nearest one.
+    """
     if name not in registry:
         raise ConfigError(f"unknown {kind} {name!r}; {nearest(name, registry)}")
     return registry[name]
@@ -31,18 +36,20 @@ def choose(kind: str, name: str, registry: Mapping[str, T]) -> T:
 
 def check_arguments(
     where: str,
-    function: Callable[..., object],
+    function: Callable[..., object] | Sequence[Callable[..., object]],
     values: Mapping[str, Any],
     skip: Iterable[str] = (),
     beside: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Check keyword arguments of a function or class by its annotations, and fill in its defaults.
 
+    A parameter that takes a dataclass also takes a mapping of its fields, checked in the same way.
+
     Args:
-        where: how messages name the place, such as "model".
-        function: the callable; `skip` are those of its parameters that the caller gives otherwise.
+        where: the place as messages name it, such as "model".
+        function: the callable, or several that share the arguments between them (see `arguments_of`).
         values: the keyword arguments.
-        skip: parameters left out of the check and of the result.
+        skip: parameters left out of the check and of the result, because the caller gives them otherwise.
         beside: other keys that the place knows, for what an unknown one may have meant.
 
     Raises:
@@ -50,25 +57,49 @@ def check_arguments(
     """
     import pydantic  # a quarter of a second, for those who build a model
 
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = get_type_hints(target)
-    skipped = {"self", *skip}
-    fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(target).parameters.items():
-        if name not in skipped and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            default = ... if parameter.default is parameter.empty else parameter.default
-            fields[name] = (hints[name], default)
+    fields = _fields(function, skip)
     model = pydantic.create_model(
         where,
         __config__=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False),
         __validators__={"switch": pydantic.field_validator("*", mode="wrap")(refuse_switch)},
         **fields,
     )
+    values = {name: _built(f"{where}.{name}", fields.get(name, (None,))[0], value) for name, value in values.items()}
     try:
         checked = model(**values)
     except pydantic.ValidationError as error:
         raise ConfigError(describe(error, model, where, beside)) from None
     return {name: getattr(checked, name) for name in fields}
+
+
+def arguments_of(function: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the values that are arguments of this function."""
+    parameters = inspect.signature(function).parameters
+    return {name: value for name, value in values.items() if name in parameters}
+
+
+def _fields(function: Callable[..., object] | Sequence[Callable[..., object]], skip: Iterable[str]) -> dict[str, Any]:
+    """Annotation and default (... for none) of every parameter."""
+    fields: dict[str, Any] = {}
+    skipped = {"self", *skip}
+    for each in [function] if callable(function) else function:
+        target = each.__init__ if inspect.isclass(each) else each
+        hints = get_type_hints(target)
+        for name, parameter in inspect.signature(target).parameters.items():
+            if name not in skipped and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+                fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
+    return fields
+
+
+def _built(where: str, annotation: Any, value: Any) -> Any:
+    """Build the dataclass that a parameter takes from a mapping of its fields; return other values as they are."""
+    kind: Any = next((c for c in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(c)), None)
+    if kind is None or not isinstance(value, Mapping):
+        return value
+    try:
+        return kind(**check_arguments(where, kind, value))
+    except ValueError as error:  # the message begins with the field
+        raise ConfigError(f"{where}.{error}") from None
 
 
 def refuse_switch(value: Any, handler: Callable[[Any], Any]) -> Any:
@@ -112,11 +143,21 @@ def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, besid
         return key, f"unknown key {key!r}; {nearest(steps[-1], [*section.model_fields, *beside])}"
     if problem["type"] == "missing":
         return key, f"{key!r} is missing; set it"
-    if section and problem["type"] == "model_type":
-        first = next(iter(section.model_fields))
+    if problem["type"] in ("model_type", "dataclass_type"):
         none = ", or null for none" if type(None) in get_args(annotation) else ""
-        return key, f"{key}={problem['input']!r}: should be a section of keys, such as {key}.{first}=...{none}"
+        return key, f"{key}={problem['input']!r}: should be a section of keys{_example(key, annotation)}{none}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if problem["type"] == "value_error":  # of a section: the message begins with the key in it
         return key, f"{key}.{message}".removeprefix(".")
     return key, f"{key}={problem['input']!r}: {message}"
+
+
+def _example(key: str, annotation: Any) -> str:
+    """Name the first key of the section that the annotation takes, if it has keys of its own."""
+    for kind in (annotation, *get_args(annotation)):
+        names = [*getattr(kind, "model_fields", ())]
+        if dataclasses.is_dataclass(kind):
+            names = [field.name for field in dataclasses.fields(kind)]
+        if names:
+            return f", such as {key}.{names[0]}=..."
+    return ""

@@ -10,6 +10,8 @@ import yaml
 from pc_ewa.bundled import bundled_configs, find_config
 from pc_ewa.errors import ConfigError
 
+MAX_DEPTH, MAX_NODES = 50, 100_000
+
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file of keys and values, by its path or by the name of a bundled one.
@@ -19,9 +21,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = _find(path)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
     if not isinstance(content, dict):
         held = "nothing" if content is None else f"a {type(content).__name__}"
         raise ConfigError(f"{path} holds {held}; expected keys and values, see configs/quickstart.yaml")
@@ -33,6 +35,25 @@ def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, 
     for override in overrides:
         _apply(content, override)
     return content
+
+
+def parse_yaml(text: str) -> Any:
+    """Read YAML as people write it: 5e-4 is a number (YAML 1.1 wants 5.0e-4).
+
+    Raises:
+        ValueError: no YAML, in one line; a key given twice; deeper or, with its aliases written out, larger than any
+            config, which would take all memory or time.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, {}) > MAX_NODES:
+            raise ValueError(f"with its aliases written out it has more than {MAX_NODES} values")
+        return loader.construct_document(node)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
 
 
 def _find(path: str | Path) -> Path:
@@ -51,7 +72,17 @@ def _find(path: str | Path) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 5e-4 is a number (YAML 1.1 wants 5.0e-4), a key given twice an error."""
+    """Refuses keys given twice and deep nesting."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"it nests deeper than {MAX_DEPTH} levels", None)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -60,6 +91,17 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.composer.ComposerError(None, None, f"key {key!r} is given twice", node.start_mark)
         return node
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Count the values of a node with its aliases written out; `known` are those counted before."""
+    if id(node) not in known:
+        known[id(node)] = MAX_NODES  # met again inside itself: it has no end
+        children = [*node.value] if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            children = [child for pair in node.value for child in pair]
+        known[id(node)] = 1 + sum(_size(child, known) for child in children)
+    return known[id(node)]
 
 
 _Loader.add_implicit_resolver(
@@ -72,9 +114,9 @@ def _apply(content: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"{override!r} is not an override; write key=value, such as train.lr=1e-3")
     try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise ConfigError(f"{override!r}: the value is not YAML; quote it") from None
+        value = parse_yaml(text)
+    except ValueError:
+        raise ConfigError(f"{override[:200]!r}: the value is not YAML; quote it") from None
     *sections, last = key.split(".")
     for section in sections:
         # `ewa.num_experts=8` also switches a section on that is absent or null.

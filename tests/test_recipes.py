@@ -61,7 +61,8 @@ def test_every_recipe_resolves_builds_and_takes_experts(name: str) -> None:
     assert len(expert_layers(narrowed(experiment))) == (experiment.ewa is not None)
     with_ewa = load_experiment(CONFIGS[name], ["ewa.num_experts=4"])
     assert with_ewa.ewa is not None
-    assert (with_ewa.ewa.num_experts, with_ewa.ewa.layers, with_ewa.ewa.init) == (4, "every-2", "copy")
+    knobs = with_ewa.ewa.arguments
+    assert (knobs["num_experts"], knobs["layers"], knobs["init"]) == (4, "every-2", "copy")
     if experiment.model.name == "dvae":
         with pytest.raises(
             ConfigError, match=r"^ewa with model\.name=dvae, which has no FFN for experts; set ewa=null$"

@@ -1,7 +1,8 @@
 """ExpertAverager: moves the experts of each mixture a little towards each other after every optimizer step."""
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -50,6 +51,10 @@ class ExpertAverager:
         stop: averaging ends after this share of training (0.5 is "Early EWA").
         every: average each k-th step only, k steps at once: γ_k = 1 - (1 - γ)^k.
 
+    Attributes:
+        layers: the mixtures by name.
+        steps_done: optimizer steps seen; `state_dict` has it.
+
     Raises:
         ValueError: an impossible value, or a model without mixtures.
     """
@@ -69,8 +74,7 @@ class ExpertAverager:
         self.layers = expert_layers(model)
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no mixture of experts to average; upcycle() it first")
-        for name, layer in self.layers.items():
-            check_share_rate(share_rate, layer.num_experts, f" in {name or type(model).__name__}")
+        _check_share_rate(share_rate, self.layers)
         if schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule={schedule!r}; choose 'constant', 'linear' or 'cosine'")
         if total_steps is None and (schedule != "constant" or (start, stop) != (0.0, 1.0)):
@@ -91,12 +95,23 @@ class ExpertAverager:
     def attach(self, optimizer: Optimizer) -> "ExpertAverager":
         """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it.
 
+        A wrapper that holds the optimizer as `optimizer`, such as accelerate's, is unwrapped.
+
         Raises:
-            ValueError: attached already; the experts would be averaged twice a step.
+            ValueError: attached already (the experts would be averaged twice a step), not an optimizer, or an
+                optimizer that lacks experts which train: it was built before `upcycle`, or of another model.
         """
         if self._hook:
             raise ValueError("the averager is attached to an optimizer already; detach() it first")
-        self._hook = optimizer.register_step_post_hook(self._after_optimizer_step)
+        inner = _unwrapped(optimizer)
+        self._check_held(inner)
+        if inner.state and not self.steps_done:
+            warnings.warn(
+                "the optimizer has taken steps that this averager does not know of, so its schedule begins at 0; to "
+                "resume, averager.load_state_dict() what averager.state_dict() gave",
+                stacklevel=2,
+            )
+        self._hook = inner.register_step_post_hook(self._after_optimizer_step)
         return self
 
     def detach(self) -> None:
@@ -104,6 +119,21 @@ class ExpertAverager:
         if self._hook:
             self._hook.remove()
         self._hook = None
+
+    def state_dict(self) -> dict[str, int]:
+        """Return what a checkpoint needs to go on with the schedule: the number of optimizer steps done."""
+        return {"steps_done": self.steps_done}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from the state that `state_dict` returned.
+
+        Raises:
+            ValueError: something else.
+        """
+        steps = state.get("steps_done")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
+            raise ValueError(f"{dict(state)!r} is not the state of an averager, such as {{'steps_done': 10}}")
+        self.steps_done = steps
 
     def share_rate_at(self, step: int) -> float:
         """Return β for the averaging after optimizer step `step` (the first is 0): a pure function of the step."""
@@ -121,7 +151,16 @@ class ExpertAverager:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Average once, for those who call it by hand after `optimizer.step()` instead of attaching."""
+        """Average once, for those who call it by hand after `optimizer.step()` instead of attaching.
+
+        Raises:
+            ValueError: the model was merged, so that these experts are no longer in it.
+        """
+        if any(layer.merged for layer in self.layers.values()):
+            raise ValueError(
+                "the model was merged: this optimizer and this averager still hold its experts, which are no longer in "
+                "it; build a new optimizer to train the merged model"
+            )
         self.steps_done += 1
         if self.steps_done % self.every:
             return
@@ -139,6 +178,20 @@ class ExpertAverager:
         rate = self.share_rate_at(max(0, self.steps_done - 1))
         return {name: _measure(layer, rate) for name, layer in self.layers.items()}
 
+    def _check_held(self, optimizer: Optimizer) -> None:
+        """Raise ValueError unless the optimizer has every expert that trains."""
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        stacks = {f"{name}.{key}".lstrip("."): p for name, m in self.layers.items() for key, p in m.named_parameters()}
+        trained = {name: stack for name, stack in stacks.items() if stack.requires_grad}
+        absent = [name for name, stack in trained.items() if id(stack) not in held]
+        if absent:
+            raise ValueError(
+                f"{len(absent)} of {len(trained)} parameters of the mixtures are not in the optimizer, such as "
+                f"{absent[0]}: they would never train; build the optimizer after upcycle(), from model.parameters()"
+            )
+        if not trained:
+            warnings.warn("all experts are frozen (requires_grad=False): averaging changes nothing", stacklevel=3)
+
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
         # Fused optimizers run under a GradScaler even when they skip the update inside their kernel.
         found_inf = getattr(optimizer, "found_inf", None)
@@ -146,11 +199,26 @@ class ExpertAverager:
             self.step()
 
 
-def check_share_rate(share_rate: float, num_experts: int, where: str = "") -> None:
+def _unwrapped(optimizer: object) -> Optimizer:
+    """Return the optimizer that steps, out of what wraps it."""
+    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
+        optimizer = optimizer.optimizer  # type: ignore[attr-defined]
+    if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_post_hooks"):
+        raise ValueError(
+            f"{type(optimizer).__name__} is not a torch.optim.Optimizer; attach the averager to the optimizer before "
+            "something wraps it"
+        )
+    return optimizer
+
+
+def _check_share_rate(share_rate: float, layers: dict[str, Mixture]) -> None:
     """Raise ValueError unless 0 <= β <= (N-1)/N; above that the averaging would overshoot the mean."""
-    limit = (num_experts - 1) / num_experts
+    name, fewest = min(layers.items(), key=lambda item: item[1].num_experts)
+    count = fewest.num_experts
+    limit = (count - 1) / count
     if not 0 <= share_rate <= limit:
-        raise ValueError(f"share_rate={share_rate} with {num_experts} experts{where}; choose 0 to (N-1)/N = {limit}")
+        where = f" in {name}" if any(layer.num_experts > count for layer in layers.values()) else ""
+        raise ValueError(f"share_rate={share_rate} with {count} experts{where}; choose 0 to (N-1)/N = {limit}")
 
 
 def expert_shard_placement(parameter: nn.Parameter) -> "Shard":

@@ -1,6 +1,7 @@
 """Dense model <-> mixtures of experts, in place: upcycles some of its FFNs, merges them back."""
 
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,8 @@ from pc_ewa.ewa.find_ffns import (
     select_layers,
 )
 from pc_ewa.ewa.gated import CANNOT_MERGE, Gate, GatedFFN, has_gate
+
+log = logging.getLogger(__name__)
 
 # torch's fused inference kernels read linear1.weight themselves: off while a mixture stands in its place.
 _FAST_PATHS: dict[str, Any] = {"activation_relu_or_gelu": 0, "use_nested_tensor": False}
@@ -45,10 +48,10 @@ def upcycle(
             "last-n"; or indices.
         init: "copy" or "independent", see `Mixture`.
         partition: deal the tokens of the whole "batch" together, or of each "sample" apart.
-        ffn: for models whose FFNs are not found: a name, a pattern such as "blocks.*.ffn", a list of them, or a
-            predicate on (name, module). The modules must map (..., C) to (..., C) token by token. A model that should
-            not be upcycled everywhere (a decoder that is thrown away, a frozen copy) says so itself, in an attribute
-            `expert_ffns` of the same kind.
+        ffn: for models whose FFNs are not found: a name, a pattern such as "blocks.*.ffn", a list of them, a class, or
+            a predicate on (name, module). The modules must map (..., C) to (..., C) token by token; each is tried on
+            random tokens. A model that should not be upcycled everywhere (a decoder that is thrown away, a frozen
+            copy) says so itself, in an attribute `expert_ffns` of the same kind.
         gate: make them naive top-1 mixtures with a learned gate (`GatedFFN`), which stay mixtures at inference. Add
             `balance_loss(model)` to the loss.
 
@@ -56,8 +59,8 @@ def upcycle(
         The model itself.
 
     Raises:
-        ValueError: no FFN found, a selection that is empty or out of range, a model that has mixtures already, or a
-            partition by "sample" with a gate.
+        ValueError: no FFN found, a named module that is not an FFN, FFNs that share parameters, a selection that is
+            empty or out of range, a model that has mixtures already, or a partition by "sample" with a gate.
     """
     if has_gate(model):
         raise ValueError("the model has gated mixtures of experts already; start from a dense model")
@@ -83,13 +86,16 @@ def upcycle(
         for part in site.parts[1:]:
             put_part(site.host, part, nn.Identity())
     _leave_fast_paths(model)
+    names = ", ".join(site.name for site in chosen)
+    log.info("upcycled %d of %d FFNs into mixtures of %d experts: %s", len(chosen), len(sites), num_experts, names)
     return model
 
 
 def merge_experts(model: nn.Module) -> nn.Module:
     """Replace every mixture by one FFN, the mean of its experts, in place: the original classes and keys again.
 
-    A model without mixtures stays as it is. Returns the model itself.
+    A model without mixtures stays as it is. Returns the model itself. To train it further, build a new optimizer: the
+    old one holds the experts.
 
     Raises:
         ValueError: a gated or a sharded mixture, or the model is itself an `ExpertFFN`; call its `fuse()`.
@@ -106,6 +112,7 @@ def merge_experts(model: nn.Module) -> nn.Module:
                 put_part(host, part, module.function if isinstance(module, Function) else module)
         else:
             put_part(host, slot, fused)
+        mixture.merged = True
     for module in model.modules():
         for flag, value in module.__dict__.pop(_FAST_PATHS_BEFORE, {}).items():
             setattr(module, flag, value)

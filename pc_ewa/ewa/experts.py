@@ -71,9 +71,14 @@ class Mixture(nn.Module):
         init: "copy" starts every expert as the FFN; "independent" gives each but the first its own shuffle of the
             FFN's initial weights, so that they follow whatever law the host drew them from.
 
+    Attributes:
+        merged: whether `merge_experts` has taken it out of its model.
+
     Raises:
         ValueError: fewer than 2 experts, an unknown init, or an FFN that this cannot stack.
     """
+
+    merged = False
 
     def __init__(self, ffn: nn.Module, num_experts: int, init: Init) -> None:
         super().__init__()

@@ -1,5 +1,7 @@
 """Finds the FFNs of a transformer by structure or by name, and takes them out of their hosts and back in."""
 
+import difflib
+import logging
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
@@ -7,8 +9,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from pc_ewa.ewa.probe import MIN_FEATURES, why_not_tokenwise
+
+log = logging.getLogger(__name__)
+
 Layers = str | Sequence[int]
-FFNChoice = str | Sequence[str] | Callable[[str, nn.Module], bool]
+FFNChoice = str | Sequence[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 
 LOOKED_FOR = (
     "a module of two nn.Linear layers (C -> H -> C) and nothing else with parameters (ours, timm Mlp, torchvision "
@@ -20,8 +26,12 @@ _SPLIT_LAYOUTS = (("linear1", "activation", "dropout", "linear2"), ("intermediat
 
 
 class Site(NamedTuple):
-    """Where an FFN is: the module that holds it, and its parts there (dotted, in order of computation)."""
+    """Where an FFN is: its dotted name in the model, the module that holds it, and the names of its pieces there.
 
+    The pieces are dotted too, and in the order in which they compute; most FFNs are one piece.
+    """
+
+    name: str
     host: nn.Module
     parts: tuple[str, ...]
 
@@ -48,32 +58,61 @@ class Function(nn.Module):
 
 
 def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[Site]:
-    """Find the FFNs of a model, in the order of `named_modules()`; `ffn` as in `upcycle`."""
+    """Find the FFNs of a model, in the order of `named_modules()`; `ffn` as in `upcycle`.
+
+    Each is tried on random tokens (`why_not_tokenwise`). A module found by structure that does not map token by token,
+    such as a token mixer, is left out and logged.
+
+    Raises:
+        ValueError: no FFN, or one that was named and does not map token by token.
+    """
     ffn = getattr(model, "expert_ffns", None) if ffn is None else ffn
-    if ffn is not None:
-        sites, last = [], ""
-        for name, module in model.named_modules():
-            # A pattern or predicate that fits an FFN often fits its parts too: the outermost module is meant.
-            if not (last and name.startswith(f"{last}.")) and _chosen(ffn, name, module):
-                sites.append(Site(*_parent(model, name)))
-                last = name
-        if not sites:
-            wanted = f"the predicate {ffn!r} accepted" if callable(ffn) else f"ffn={ffn!r} names"
-            raise ValueError(f"{wanted} no module of {type(model).__name__}; its names are model.named_modules()")
-        return sites
+    return _by_structure(model) if ffn is None else _by_choice(model, ffn)
+
+
+def _by_choice(model: nn.Module, ffn: FFNChoice) -> list[Site]:
+    sites: list[Site] = []
+    for name, module in model.named_modules():
+        # A pattern or predicate that fits an FFN often fits its parts too: the outermost module is meant.
+        inside = bool(sites) and name.startswith(f"{sites[-1].name}.")
+        if name and not inside and _is_chosen(ffn, name, module):
+            sites.append(_site(model, name))
+    if not sites:
+        raise ValueError(f"{_wanted(ffn)} no module of {type(model).__name__}; {_nearest(model, ffn)}")
+    for site in sites:
+        reason = why_not_tokenwise(ffn_at(site))
+        if reason:
+            raise ValueError(
+                f"{site.name} ({type(ffn_at(site)).__name__}) is not an FFN: {reason}; name modules that map (..., C) "
+                "to (..., C) token by token"
+            )
+    return sites
+
+
+def _by_structure(model: nn.Module) -> list[Site]:
     sites = []
     for name, module in model.named_modules():
-        split = next((layout for layout in _SPLIT_LAYOUTS if _has_split_ffn(module, layout)), None)
-        if split:
-            sites.append(Site(module, split))
+        layout = next((layout for layout in _SPLIT_LAYOUTS if _has_split_ffn(module, layout)), None)
+        if layout:
+            sites.append(Site(f"{name}.{layout[0]}".lstrip("."), module, layout))
         elif name and _is_ffn(module):
-            sites.append(Site(*_parent(model, name)))
-    if not sites:
+            sites.append(_site(model, name))
+    kept = []
+    for site in sites:
+        reason = why_not_tokenwise(ffn_at(site))
+        if "token" in site.name.rpartition(".")[2]:
+            # MLP-Mixer's `mlp_tokens`: the module is an MLP, but its host transposes what it gives it.
+            reason = "its name says that it mixes tokens"
+        if reason:
+            log.info("%s is not taken for an FFN: %s", site.name, reason)
+        else:
+            kept.append(site)
+    if not kept:
         raise ValueError(
             f"{type(model).__name__} has no FFN that upcycle() knows; looked for {LOOKED_FOR}; "
-            "name yours with ffn='pattern' or a predicate"
+            "name yours with ffn='pattern', a class or a predicate"
         )
-    return sites
+    return kept
 
 
 def select_layers(layers: Layers, count: int) -> list[int]:
@@ -95,12 +134,33 @@ def select_layers(layers: Layers, count: int) -> list[int]:
     return sorted(layers)
 
 
-def _chosen(ffn: FFNChoice, name: str, module: nn.Module) -> bool:
-    if not name:
-        return False
+def _is_chosen(ffn: FFNChoice, name: str, module: nn.Module) -> bool:
+    if isinstance(ffn, type):
+        return isinstance(module, ffn)
     if callable(ffn):
         return ffn(name, module)
-    return any(fnmatchcase(name, pattern) for pattern in ([ffn] if isinstance(ffn, str) else ffn))
+    return any(fnmatchcase(name, pattern) for pattern in _patterns(ffn))
+
+
+def _patterns(ffn: str | Sequence[str]) -> Sequence[str]:
+    return [ffn] if isinstance(ffn, str) else ffn
+
+
+def _wanted(ffn: FFNChoice) -> str:
+    if isinstance(ffn, type):
+        return f"ffn={ffn.__name__} is the class of"
+    return f"the predicate {ffn!r} accepted" if callable(ffn) else f"ffn={ffn!r} names"
+
+
+def _nearest(model: nn.Module, ffn: FFNChoice) -> str:
+    """Name the modules, or their classes, that come closest to what was asked for."""
+    modules = [(name, type(module).__name__) for name, module in model.named_modules() if name]
+    if isinstance(ffn, type):
+        return f"its classes are {', '.join(sorted({kind for _, kind in modules}))}"
+    names = [name for name, _ in modules]
+    asked = [] if callable(ffn) else _patterns(ffn)
+    close = [found for pattern in asked for found in difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)]
+    return f"the nearest are {', '.join(dict.fromkeys(close))}" if close else "its names are model.named_modules()"
 
 
 def _is_ffn(module: nn.Module) -> bool:
@@ -112,7 +172,8 @@ def _is_ffn(module: nn.Module) -> bool:
         return False
     # H > C tells an FFN from two projections of an attention; where the names tell, any H will do.
     first, second = linears
-    return _returns(first, second) and (hasattr(module, "fc1") or first.out_features > first.in_features)
+    wider = hasattr(module, "fc1") or first.out_features > first.in_features
+    return _returns(first, second) and wider and first.in_features >= MIN_FEATURES
 
 
 def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
@@ -129,16 +190,24 @@ def _returns(first: nn.Linear, second: nn.Linear) -> bool:
 
 
 def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
-    """Raise ValueError if an FFN hangs in two places: a mixture in one of them would leave the other behind."""
+    """Raise ValueError if an FFN, or a parameter of one, hangs in two places.
+
+    A mixture in one of them would leave the other behind: they would train apart, and merge into another function.
+    """
     owners: dict[int, set[int]] = {}
-    for owner in model.modules():
+    tied: dict[int, list[str]] = {}
+    for name, owner in model.named_modules():
         for child in owner.children():
             owners.setdefault(id(child), set()).add(id(owner))
-    for host, (first, *_) in sites:
-        if len(owners.get(id(get_part(host, first)), ())) > 1:
-            raise ValueError(
-                f"{first!r} of a {type(host).__name__} is shared by several modules; choose FFNs that are not"
-            )
+        for kind, parameter in owner.named_parameters(name, recurse=False, remove_duplicate=False):
+            tied.setdefault(id(parameter), []).append(kind)
+    for site in sites:
+        if len(owners.get(id(get_part(site.host, site.parts[0])), ())) > 1:
+            raise ValueError(f"{site.name} is shared by several modules; choose FFNs that are not")
+        for parameter in ffn_at(site).parameters():
+            names = tied.get(id(parameter), [])
+            if len(names) > 1:
+                raise ValueError(f"{names[0]} and {names[1]} are one parameter (tied); choose FFNs that share none")
 
 
 def ffn_at(site: Site) -> nn.Module:
@@ -148,9 +217,9 @@ def ffn_at(site: Site) -> nn.Module:
     return site.host.get_submodule(site.parts[0])
 
 
-def _parent(model: nn.Module, name: str) -> tuple[nn.Module, tuple[str]]:
+def _site(model: nn.Module, name: str) -> Site:
     parent, _, slot = name.rpartition(".")
-    return model.get_submodule(parent), (slot,)
+    return Site(name, model.get_submodule(parent), (slot,))
 
 
 def get_part(host: nn.Module, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Momentum contrast (MoCo, arXiv 1911.05722), as Point-BERT uses it: telling clouds, or mixtures of two, apart."""
+"""Momentum contrast (MoCo, arXiv 1911.05722) of clouds and of mixtures of two clouds, as in Point-BERT."""
 
 import torch
 import torch.distributed as dist
@@ -7,14 +7,14 @@ from torch import Tensor
 
 
 def cutmix(*tensors: Tensor, generator: torch.Generator | None = None) -> tuple[list[Tensor], Tensor]:
-    """Exchange patches between sample i and sample B - 1 - i: keep each with a chance drawn for its sample.
+    """Mix sample i with sample B - 1 - i: draw a share for each sample, and keep each patch with that probability.
 
     Args:
-        tensors: (B, G, ...), all treated alike.
-        generator: on the device of the tensors; None is torch's own.
+        tensors: (B, G, ...); the same patches of all of them are exchanged.
+        generator: generator on the device of the tensors; None is torch's global one.
 
     Returns:
-        The mixed tensors, and the expected share (B,) of sample i in the new sample i.
+        The mixed tensors, and the share (B,) of sample i in mixed sample i, in expectation.
     """
     first, device = tensors[0], tensors[0].device
     share = torch.rand(first.shape[0], device=device, generator=generator)
@@ -23,14 +23,15 @@ def cutmix(*tensors: Tensor, generator: torch.Generator | None = None) -> tuple[
 
 
 def contrast(query: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of finding the key of each cloud among those in the queue.
+    """Compute the cross-entropy of picking a cloud's own key among the keys in the queue.
 
     Args:
-        query: descriptions (B, D), of any length.
-        keys: (B, D), of length 1, as the next.
-        queue: keys of other clouds (D, K).
-        temperature: what similarities are divided by.
+        query: features (B, D); they are normalised here.
+        keys: features (B, D) of unit length.
+        queue: keys of other clouds, (D, K), of unit length.
+        temperature: divisor of the similarities.
     """
+    # Similarities over a temperature of 0.07 need more than the 8 bits of bfloat16: no autocast here.
     with torch.autocast(keys.device.type, enabled=False):
         query = F.normalize(query, dim=1)
         logits = torch.cat([(query * keys).sum(dim=1, keepdim=True), query @ queue], dim=1) / temperature
@@ -38,14 +39,14 @@ def contrast(query: Tensor, keys: Tensor, queue: Tensor, temperature: float) -> 
 
 
 def contrast_mixed(query: Tensor, keys: Tensor, queue: Tensor, temperature: float, share: Tensor) -> Tensor:
-    """Cross-entropy of finding the keys of the two clouds that each query is mixed of, weighted by their shares.
+    """Compute the cross-entropies of picking the keys of both clouds in a mixture, weighted by their shares.
 
     Args:
-        query: descriptions (B, D) of mixed clouds, of any length: of cloud i, and of cloud B - 1 - i.
-        keys: (B, D) of the clouds, of length 1, as the next.
-        queue: keys of other clouds (D, K).
-        temperature: what similarities are divided by.
-        share: expected share of cloud i in mixed cloud i, (B,).
+        query: features (B, D) of mixtures of cloud i and cloud B - 1 - i; they are normalised here.
+        keys: features (B, D) of the clouds, of unit length.
+        queue: keys of other clouds, (D, K), of unit length.
+        temperature: divisor of the similarities.
+        share: share of cloud i in mixture i, (B,).
     """
     with torch.autocast(keys.device.type, enabled=False):
         logits = F.normalize(query, dim=1) @ torch.cat([keys.T, queue], dim=1) / temperature
@@ -56,12 +57,12 @@ def contrast_mixed(query: Tensor, keys: Tensor, queue: Tensor, temperature: floa
 
 @torch.no_grad()
 def enqueue(queue: Tensor, pointer: Tensor, keys: Tensor) -> None:
-    """Put the keys (B, D) of all processes, in the order of their ranks, in place of the oldest in the queue (D, K).
+    """Replace the oldest keys in the queue by the keys of all processes, in the order of their ranks.
 
     Args:
-        queue: changed in place.
-        pointer: (1,), where the oldest key is; moved on in place.
-        keys: those of this process; as many in each.
+        queue: (D, K), changed in place.
+        pointer: (1,), the column of the oldest key, changed in place.
+        keys: keys (B, D) of this process. All processes have the same number of them.
 
     Raises:
         ValueError: more keys than the queue holds.

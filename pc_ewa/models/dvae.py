@@ -1,45 +1,51 @@
-"""Point-BERT's tokenizer (arXiv 2111.14819): a discrete VAE that names each patch by one of 8192 words."""
+"""Point-BERT's tokenizer (arXiv 2111.14819): a discrete VAE that assigns one of 8192 words to each patch."""
 
 import math
 from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.graph import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
+from pc_ewa.models.dgcnn import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv
 
-FOLD = 4  # fine points around each coarse one
+FOLD = 4  # fine points around each coarse point
 FOLD_HALF_WIDTH = 0.05
 
 
 class DiscreteVAE(nn.Module):
-    """Encode patches as words of a codebook, and rebuild their points from the words; the keys are the official ones.
+    """Encode patches as words of a codebook, and decode points from the words; the keys are the official ones.
 
-    The defaults are the official model: 27.6 M parameters. It has no FFN that could become a mixture of experts.
+    The defaults are the official model: 27.6 M parameters. It has no FFN that could become a mixture of experts. Other
+    arguments: see `pc_ewa.models`.
 
     Args:
-        num_groups: patches per cloud, at least 4.
-        group_size: points per patch, a multiple of 4.
+        num_groups: at least 4.
+        group_size: a multiple of 4.
         encoder_dim: width of the patch encoder.
         num_tokens: words in the codebook, a multiple of 4.
         tokens_dim: width of a word.
-        decoder_dim: width of what the points are rebuilt from, a multiple of 4.
-        encoder_width: width of the first layer of the patch encoder.
-        graph_width: width of the first layer of both DGCNNs, even.
+        decoder_dim: width of the decoder's input, a multiple of 4.
+        graph_width: width of the first layer of both DGCNNs, an even number.
         decoder_width: half the width of the decoder's MLP, and the width of its folding.
-        temperature: of the Gumbel softmax, at the first step and in the end.
-        temperature_steps: optimizer steps from the one to the other.
-        kl_weight: weight of the KL divergence in the end.
-        kl_start: optimizer steps without it.
-        kl_steps: optimizer steps from there to its full weight.
+        temperature: temperature of the Gumbel softmax at the first step and at the end.
+        temperature_steps: optimizer steps between the two.
+        kl_weight: weight of the KL divergence at the end.
+        kl_start: optimizer steps before the weight leaves 0.
+        kl_steps: optimizer steps from there to its full value.
 
     Raises:
-        ConfigError: an impossible size, or a schedule that makes no sense.
+        ConfigError: an impossible size or schedule.
+
+    Example:
+        >>> model = pc_ewa.create_model("dvae", num_tokens=512, graph_width=16).eval()
+        >>> model.tokenize(*pc_ewa.ops.group(torch.rand(4, 1024, 3), 64, 32)).shape
+        torch.Size([4, 64])
     """
 
     task: ClassVar[str] = "tokenize"
@@ -121,26 +127,27 @@ class DiscreteVAE(nn.Module):
         return LossOutput(loss, terms | {"coarse": coarse, "fine": fine, "logits": logits, "centers": centers})
 
     def encode(self, groups: Tensor, centers: Tensor) -> Tensor:
-        """Score every word for patches (B, G, K, 3) around centers (B, G, 3): logits (B, G, T), at least float32."""
+        """Return scores (B, G, T), at least float32, of all words for patches (B, G, K, 3) around centers (B, G, 3)."""
         return self._logits(groups, neighbour_graph(centers))
 
     def decode(self, words: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-        """Rebuild patches from shares of words (B, G, T): coarse (B, G, K/4, 3) and fine (B, G, K, 3) points."""
+        """Decode patches from weights of words (B, G, T): coarse (B, G, K/4, 3) and fine (B, G, K, 3) points."""
         return self._points(words, neighbour_graph(centers))
 
     @torch.no_grad()
     def tokenize(self, groups: Tensor, centers: Tensor) -> Tensor:
-        """Name patches (B, G, K, 3) by their likeliest words (B, G), int64; autocast does not change the names."""
+        """Return the most likely word of each patch (B, G, K, 3): (B, G), int64."""
+        # Without autocast: in bfloat16 the best of 8192 scores may be another one, and words are targets.
         with torch.autocast(groups.device.type, enabled=False):
             return self.encode(groups, centers).argmax(dim=2)
 
     def temperature_at(self, step: int) -> float:
-        """Temperature of the Gumbel softmax after `step` optimizer steps: from start to end along half a cosine."""
+        """Return the Gumbel softmax's temperature after `step` optimizer steps: half a cosine from start to end."""
         start, end = self.temperature
         return start + (end - start) * _half_cosine(step / self.temperature_steps)
 
     def kl_weight_at(self, step: int) -> float:
-        """Weight of the KL divergence after `step` optimizer steps: 0 until `kl_start`, then up along half a cosine."""
+        """Return the KL divergence's weight after `step` optimizer steps: 0 until `kl_start`, then half a cosine."""
         return self.kl_weight * _half_cosine((step - self.kl_start) / self.kl_steps)
 
     def _logits(self, groups: Tensor, index: Tensor) -> Tensor:
@@ -151,7 +158,7 @@ class DiscreteVAE(nn.Module):
 
 
 class _Folding(nn.Module):
-    """Rebuild the points of a patch: some coarse ones, and around each of them a grid of 2 x 2, folded by an MLP."""
+    """Decode the points of a patch: coarse points, and a 2 x 2 grid around each, which an MLP folds (FoldingNet)."""
 
     seed: Tensor
 
@@ -172,12 +179,12 @@ class _Folding(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Map features (B, G, C) to coarse (B, G, K/4, 3) and fine (B, G, K, 3) points, at least float32."""
-        coarse = at_least_single(self.mlp(features).view(*features.shape[:2], -1, 3))
+        coarse = at_least_single(rearrange(self.mlp(features), "b g (n c) -> b g n c", c=3))
         first = cast(PointConv, self.final_conv[0])
         weight, dim = first.weight.squeeze(-1), features.shape[2]
         by_feature, by_seed, by_point = weight[:, :dim], weight[:, dim : dim + 2], weight[:, dim + 2 :]
-        # The official layer sees concat(feature, seed, coarse point) for each fine point. Its parts apart give the same
-        # sums, each computed once for all the points that share it.
+        # The official layer maps concat(feature, seed, coarse point) for each fine point. As the sum of three layers,
+        # each runs once for all the points that share its input.
         hidden = F.linear(features, by_feature, first.bias)[:, :, None, None] + F.linear(self.seed, by_seed)
         hidden = hidden + F.linear(coarse, by_point)[:, :, :, None]
         offsets = self.final_conv[1:](hidden.flatten(0, 3)).view(*hidden.shape[:-1], 3)
@@ -185,14 +192,14 @@ class _Folding(nn.Module):
 
 
 def _kl_from_uniform(logits: Tensor) -> Tensor:
-    """KL(uniform || q) with q the mean over the patches of the softmax over the words, mean over the batch."""
-    # In logarithms throughout: a word that no patch uses may have a probability too small for float32.
+    """Return KL(uniform || q), the mean over the batch; q is the mean over patches of the softmax over words."""
+    # In logarithms throughout: the probability of an unused word may underflow in float32.
     log_mean = F.log_softmax(logits, dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
     return -math.log(logits.shape[2]) - log_mean.mean()
 
 
 def _half_cosine(progress: float) -> float:
-    """Rise from 0 at progress 0 to 1 at progress 1 along half a cosine."""
+    """Return a value that rises from 0 at progress 0 to 1 at progress 1 along half a cosine."""
     return (1 - math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
 
 

@@ -1,23 +1,22 @@
-"""The transformer of Point-BERT's pre-training: reads patches, some of them hidden, and describes cloud and patches."""
+"""The transformer of Point-BERT's pre-training: masked patches to a feature of the cloud and scores of words."""
 
 import torch
 from torch import Tensor, nn
 
 from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
-from pc_ewa.models.point_mae import trunc_normal_init
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, trunc_normal_init
 
 
 class MaskTransformer(nn.Module):
-    """A ViT on patches; a hidden one keeps its place and loses its content, for a learned token.
+    """A ViT over patches. A masked patch keeps its position embedding; its token is replaced by a learned mask token.
 
     Args:
-        encoder: the patch encoder, to tokens of width `encoder_dim`.
-        encoder_dim: a linear layer makes them `dim` wide.
+        encoder: the patch encoder.
+        encoder_dim: width of its tokens; a linear layer projects them to `dim`.
         blocks: the trunk.
         dim: width of the trunk.
-        num_tokens: words to choose from for a hidden patch.
-        contrast_dim: width of what the class token is turned into.
+        num_tokens: words of the tokenizer, which a masked patch is classified into.
+        contrast_dim: width of the contrastive feature, made from the class token.
     """
 
     def __init__(
@@ -45,16 +44,16 @@ class MaskTransformer(nn.Module):
         self.apply(trunc_normal_init)
 
     def forward(self, groups: Tensor, centers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Read patches (B, G, K, 3) around centers (B, G, 3), but those that the mask (B, G) hides.
+        """Map patches (B, G, K, 3) around centers (B, G, 3), without those that the mask (B, G) hides.
 
         Returns:
-            What describes the clouds, (B, D), and the scores of all words for the M hidden patches, (M, T).
+            Contrastive features (B, D) of the clouds, and scores (M, T) of all words for the M masked patches.
         """
         x = self._states(groups, centers, mask)
         return self.cls_head(x[:, 0]), self.lm_head(x[:, 1:][mask])
 
     def describe(self, groups: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Describe the clouds only, (B, D); without a mask nothing is hidden."""
+        """Return the contrastive features (B, D) alone. Without a mask, no patch is hidden."""
         return self.cls_head(self._states(groups, centers, mask)[:, 0])
 
     def _states(self, groups: Tensor, centers: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,28 +1,28 @@
-"""Which patches a pre-training model has to guess: masks (B, G), True = hidden, drawn anew for every sample."""
+"""Masks (B, G) for pre-training, True = hidden; each sample has its own."""
 
 import torch
 from torch import Tensor, nn
 
 
 def random_mask(centers: Tensor, ratio: float, generator: torch.Generator | None = None) -> Tensor:
-    """Hide int(ratio G) patches of each sample, any of them ("rand" of Point-MAE).
+    """Hide int(ratio G) patches of each sample, chosen uniformly ("rand" in Point-MAE).
 
     Args:
         centers: (B, G, 3).
-        ratio: share to hide, 0 to 1.
-        generator: on the device of the centers; None is torch's own.
+        ratio: share of the patches to hide, 0 to 1.
+        generator: generator on the device of the centers; None is torch's global one.
     """
     keys = torch.rand(centers.shape[:2], device=centers.device, generator=generator)
     return _hide(keys, torch.full_like(keys[:, 0], int(ratio * centers.shape[1]), dtype=torch.long))
 
 
 def block_mask(centers: Tensor, ratio: float | Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Hide a patch of each sample and those nearest to it by their centers, int(ratio G) in all (Point-BERT).
+    """Hide int(ratio G) patches of each sample: a random one and the nearest to its center ("block" in Point-BERT).
 
     Args:
         centers: (B, G, 3).
-        ratio: share to hide, 0 to 1; one for all, or one for each sample, (B,).
-        generator: on the device of the centers; None is torch's own.
+        ratio: share of the patches to hide, 0 to 1; one for all samples, or one for each, (B,).
+        generator: generator on the device of the centers; None is torch's global one.
     """
     batch, count, _ = centers.shape
     seeds = torch.randint(count, (batch, 1, 1), device=centers.device, generator=generator)
@@ -33,18 +33,26 @@ def block_mask(centers: Tensor, ratio: float | Tensor, generator: torch.Generato
 
 
 def check_mask(mask: Tensor, centers: Tensor) -> Tensor:
-    """Bring a mask that the caller gave to the device of the centers (B, G, 3); ValueError unless it is (B, G) bool."""
+    """Move a mask given by the caller to the device of the centers (B, G, 3).
+
+    Raises:
+        ValueError: a mask that is not (B, G) bool.
+    """
     if mask.shape != centers.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(centers.shape[:2])} bool")
     return mask.to(centers.device)
 
 
 def fixed_in_evaluation(model: nn.Module, device: torch.device) -> torch.Generator | None:
-    """Return what a model draws from: torch's own generator in training, the same numbers each time in evaluation."""
+    """Return the generator of a model's random numbers.
+
+    None, torch's global generator, in training. In evaluation a new one of seed 0, so that the loss is reproducible.
+    """
     return None if model.training else torch.Generator(device).manual_seed(0)
 
 
 def _hide(keys: Tensor, counts: Tensor) -> Tensor:
-    """Mark the positions of the `counts` (B,) lowest keys of each row; ties go to the lowest index."""
+    """Mark the `counts` (B,) lowest keys of each row."""
+    # Ranks, not a threshold: equal keys, as of patches with one center, then still hide the right number.
     ranks = keys.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks < counts[:, None]

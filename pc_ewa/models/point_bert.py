@@ -1,4 +1,4 @@
-"""Point-BERT (arXiv 2111.14819): guess the words of hidden patches, and tell mixed clouds apart."""
+"""Point-BERT (arXiv 2111.14819): predict the words of masked patches, and contrast mixtures of clouds."""
 
 import copy
 from collections.abc import Mapping
@@ -17,49 +17,48 @@ from pc_ewa.models.mask_transformer import MaskTransformer
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointBERT(nn.Module):
-    """Pre-train a transformer on the words that a frozen tokenizer gives to patches; the keys are the official ones.
+    """Pre-train a transformer on the words that a frozen tokenizer assigns to patches; the keys are the official ones.
 
     The defaults are the official pre-training on ShapeNet-55: 78.6 M parameters, the two frozen networks included.
-    Call `load_tokenizer` before training, and `after_step` after every optimizer step: nothing but BatchNorm's
-    statistics changes in between.
+    Other arguments: see `pc_ewa.models` and, for the tokenizer's, `DiscreteVAE`.
 
-    `transformer_q` is what is trained, and may hold mixtures of experts. `transformer_k`, which makes the keys that its
-    class token is told apart by, stays dense: it follows the mean of the experts, which is the model that they merge
-    into. Averaging the experts (EWA, Eq. 6) leaves that mean as it is, so it may come before `after_step` or after.
+    Call `load_tokenizer` before training and `after_step` after every optimizer step. `forward` changes nothing in the
+    state_dict except BatchNorm statistics.
+
+    `transformer_q` is trained, and may hold mixtures of experts. `transformer_k` makes the keys of the contrastive
+    loss. It stays dense: it follows the mean of the experts, which is the model that they merge into. Averaging the
+    experts (EWA, Eq. 6) does not change that mean, so it may come before `after_step` or after.
 
     Args:
-        dim: width of the tokens.
-        depth: number of blocks.
-        num_heads: attention heads; must divide `dim`.
-        num_groups: patches per cloud, at least 4.
-        group_size: points per patch, a multiple of 4.
-        encoder_dim: width of the patch encoders.
-        encoder_width: width of the first layer of the patch encoders.
-        mlp_ratio: hidden width of the FFNs, in units of `dim`.
-        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
-        mask_ratio: least and greatest share of the patches to hide; drawn for each sample ("rand": batch).
-        mask_type: "block" hides a patch and those nearest to it, "rand" each patch by chance.
-        contrast_dim: width of what is contrasted.
-        queue_size: keys of earlier steps to contrast with.
-        momentum: of the weights of `transformer_k`.
-        contrast_temperature: of the softmax over keys.
-        num_tokens: words of the tokenizer, as the next four: see `DiscreteVAE`.
+        num_groups: at least 4.
+        group_size: a multiple of 4.
+        mask_ratio: smallest and largest share of the patches to hide; drawn for each sample ("rand": for each batch).
+        mask_type: "block" hides a patch and its nearest ones, "rand" each patch with the same probability.
+        contrast_dim: width of the contrastive features.
+        queue_size: number of keys of earlier steps to contrast with.
+        momentum: share of its weights that `transformer_k` keeps at each step.
+        contrast_temperature: temperature of the softmax over keys.
+        num_tokens: words of the tokenizer.
         tokens_dim: width of its words.
         decoder_dim: width of its decoder's input.
         graph_width: width of its DGCNNs.
         decoder_width: width of its decoder.
-        cutmix_loss: tell clouds apart whose patches were mixed.
-        moco_loss: tell clouds apart as they are; off in the released configuration.
-        live_tokenizer: leave the tokenizer's BatchNorm in training mode, as the official code does by accident: the
-            words then depend on the batch, and its running statistics change.
+        cutmix_loss: contrast clouds whose patches were mixed.
+        moco_loss: contrast clouds as they are; off in the released configuration.
+        live_tokenizer: keep the tokenizer's BatchNorm in training mode, as the official code does by accident. The
+            words then depend on the batch, and the running statistics change.
 
     Raises:
         ConfigError: an impossible size.
+
+    Example:
+        >>> model = pc_ewa.create_model("point_bert", depth=2, num_tokens=512, graph_width=16, queue_size=64)
+        >>> model(torch.rand(4, 1024, 3)).loss.backward()
+        >>> model.after_step()
     """
 
     task: ClassVar[str] = "pretrain"
@@ -130,24 +129,27 @@ class PointBERT(nn.Module):
         blocks = TransformerEncoder(dim, depth, num_heads, mlp_ratio, drop_path)
         self.transformer_q = MaskTransformer(encoder, encoder_dim, blocks, dim, num_tokens, contrast_dim)
         self.transformer_k = copy.deepcopy(self.transformer_q).requires_grad_(False)
+        # Words are targets: trained by the same loss, the tokenizer could make them trivial to predict.
         self.dvae = dvae.requires_grad_(False)
         self._contrasts = cutmix_loss or moco_loss
         if not self._contrasts:
-            self.transformer_q.cls_head.requires_grad_(False)  # nothing trains it
+            # No loss reaches it, and DistributedDataParallel demands a gradient of every trainable parameter.
+            self.transformer_q.cls_head.requires_grad_(False)
         self._keys: list[Tensor] = []
         self.train()
 
     def train(self, mode: bool = True) -> "PointBERT":
-        """Switch to training or evaluation; the tokenizer stays in evaluation unless it is live."""
+        """Set training or evaluation mode; the tokenizer stays in evaluation mode unless it is live."""
         super().train(mode)
+        # With running statistics the word of a patch does not depend on the other samples of its batch.
         self.dvae.train(mode and self.live_tokenizer)
         return self
 
     def load_tokenizer(self, state: Mapping[str, Tensor]) -> None:
-        """Take up a trained `DiscreteVAE` by its state_dict; both transformers start from its patch encoder.
+        """Load the state_dict of a trained `DiscreteVAE`; both transformers start from its patch encoder.
 
         Raises:
-            RuntimeError: keys or shapes that are not those of the tokenizer.
+            RuntimeError: keys or shapes that differ from the tokenizer's.
         """
         self.dvae.load_state_dict(state, strict=True)
         encoder = self.dvae.encoder.state_dict()
@@ -206,19 +208,19 @@ class PointBERT(nn.Module):
         return keys < least + (most - least) * ratio
 
     def features(self, points: Tensor) -> Tensor:
-        """Describe clouds (B, N, 3) by what is contrasted, nothing hidden: (B, D), the official SVM's input."""
+        """Return the contrastive features of clouds (B, N, 3), none masked: (B, D), the official SVM's input."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         return self.transformer_q.describe(groups, centers)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Keep the keys of this step in the queue, and move `transformer_k` towards `transformer_q`.
+        """Put the keys of this step in the queue, and move `transformer_k` towards `transformer_q`.
 
-        To be called once after each optimizer step, by all processes. The official code does the same with other bounds
-        of a step: it moves the weights before the keys of the next one are made.
+        All processes call it once after each optimizer step. The official code does the same at another point of the
+        loop: it moves the weights before it makes the keys of the next step.
 
-        The keys of all forwards in training since the last call are kept, process after process, each in the order of
-        its forwards; the oldest in the queue make room.
+        The keys of all training forwards since the last call replace the oldest in the queue, process by process, each
+        in the order of its forwards.
 
         Raises:
             ValueError: more keys than the queue holds.
@@ -236,7 +238,7 @@ class PointBERT(nn.Module):
 
 
 def _guesses(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and accuracy of guesses (M, T) at words (M,); 0 where there is none."""
+    """Return cross-entropy and accuracy of scores (M, T) for words (M,); both are 0 if M is 0."""
     count = max(1, len(words))
     loss = F.cross_entropy(at_least_single(logits), words, reduction="sum") / count
     return loss, (logits.argmax(dim=1) == words).sum() / count

@@ -1,4 +1,4 @@
-"""Point-BERT's classifier (arXiv 2111.14819): patches projected to the width of a ViT, a class token, a small head."""
+"""Point-BERT's classifier (arXiv 2111.14819): patch encoder with a projection, ViT with a class token, MLP head."""
 
 from typing import ClassVar
 
@@ -7,31 +7,26 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointBERTClassifier(nn.Module):
     """Classify clouds; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ModelNet40 model: 22.1 M parameters with 40 classes. As in the official runs from
-    scratch, all layers keep PyTorch's own initialisation, the class token is 0 and its position normal.
+    scratch, all layers keep PyTorch's own initialisation, the class token is 0 and its position normal. Other
+    arguments: see `pc_ewa.models`.
 
     Args:
-        num_classes: outputs.
-        dim: width of the tokens.
-        depth: number of blocks.
-        num_heads: attention heads; must divide `dim`.
-        num_groups: patches per cloud.
-        group_size: points per patch.
-        encoder_dim: width of the patch encoder; a linear layer makes it `dim`.
-        encoder_width: width of the first layer of the patch encoder, which is most of the cost of a small model.
-        mlp_ratio: hidden width of the FFNs, in units of `dim`.
-        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
-        head_dropout: dropout in the head.
+        num_classes: number of outputs.
 
     Raises:
         ConfigError: an impossible size.
+
+    Example:
+        >>> model = pc_ewa.create_model("point_bert_classifier", num_classes=15, depth=2).eval()
+        >>> model.features(torch.rand(4, 1024, 3)).shape
+        torch.Size([4, 768])
     """
 
     task: ClassVar[str] = "classify"
@@ -76,7 +71,7 @@ class PointBERTClassifier(nn.Module):
         return self.cls_head_finetune(self.features(points))
 
     def features(self, points: Tensor) -> Tensor:
-        """Describe clouds (B, N, 3) by the class token and the maximum over the others: (B, 2 C), the head's input."""
+        """Return the head's input for clouds (B, N, 3): the class token and the maximum over the others, (B, 2 C)."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.reduce_dim(self.encoder(groups))
         x = self.blocks(*with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers)))

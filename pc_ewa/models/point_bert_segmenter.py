@@ -1,4 +1,4 @@
-"""Point-BERT's network for part segmentation (arXiv 2111.14819): features handed on over two levels of points."""
+"""Point-BERT's part segmentation (arXiv 2111.14819): features after three depths, propagated over two levels."""
 
 from typing import ClassVar
 
@@ -8,38 +8,35 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.graph import NEIGHBOURS
+from pc_ewa.models.dgcnn import NEIGHBOURS
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding, with_class_token
 from pc_ewa.models.point_mae_segmenter import log_probabilities, one_hot, three_depths
 from pc_ewa.models.propagation import FeaturePropagation, GraphPropagation, relu_norm
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointBERTSegmenter(nn.Module):
-    """Say for every point which part it belongs to; the state_dict keys are those of the official checkpoints.
+    """Classify each point by its part; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. As in the official
-    code, all layers but the two tokens keep PyTorch's own initialisation.
+    code, all layers but the two tokens keep PyTorch's own initialisation. Other arguments: see `pc_ewa.models`.
 
     Args:
-        num_parts: parts of all categories together; the outputs.
-        num_categories: kinds of shapes.
-        dim: width of the tokens; a multiple of 4, for the norms of the head.
-        depth: number of blocks, at least 3: features are taken after one, two and three thirds of them.
-        num_heads: attention heads; must divide `dim`.
-        num_groups: patches per cloud, at least 4.
-        group_size: points per patch.
-        encoder_dim: width of the patch encoder, projected to `dim`.
-        encoder_width: width of the first layer of the patch encoder.
-        mlp_ratio: hidden width of the FFNs, in units of `dim`.
-        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
-        head_dropout: dropout in the head.
-        levels: how many farthest points make the finer and the coarser level between the points and the patches, each
-            at least 4 and at most the number of points.
+        num_parts: parts of all categories together, the number of outputs.
+        num_categories: categories of shapes.
+        dim: a multiple of 4, for the norms of the head.
+        depth: at least 3: features are taken after one, two and three thirds of the blocks.
+        num_groups: at least 4.
+        levels: farthest points in the finer and in the coarser level between points and patches. Each is at least 4 and
+            at most the number of points.
 
     Raises:
         ConfigError: an impossible size.
+
+    Example:
+        >>> model = pc_ewa.create_model("point_bert_segmenter", depth=3).eval()
+        >>> model(torch.rand(2, 2048, 3), categories=torch.tensor([0, 15])).argmax(dim=2).shape
+        torch.Size([2, 2048])
     """
 
     task: ClassVar[str] = "segment"
@@ -104,7 +101,7 @@ class PointBERTSegmenter(nn.Module):
             )
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         early, middle, late = self._features(groups, centers)
-        # Farthest points come one by one: those of the smaller level are the first of the larger one.
+        # Farthest point sampling is greedy: the points of the smaller level are the first of the larger one.
         farthest = ops.gather_points(points, ops.farthest_point_sample(points, max(self.levels)))
         fine, coarse = (farthest[:, :count] for count in self.levels)
         coarse_x = self.propagation_2(coarse, centers, middle)
@@ -123,7 +120,7 @@ class PointBERTSegmenter(nn.Module):
 
 
 def _check_graph(dim: int, num_groups: int, levels: tuple[int, int]) -> None:
-    """Check what the graph layers need: norms of 4 groups of channels, and enough neighbours."""
+    """Check that the graph layers have channels for 4 groups, and points for 4 neighbours."""
     if dim % 4:
         raise ConfigError(f"dim={dim}; the norms of the head have 4 groups of channels: make it a multiple of 4")
     for name, count in (("num_groups", num_groups), ("levels", min(levels))):

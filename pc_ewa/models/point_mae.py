@@ -1,8 +1,9 @@
-"""Point-MAE (arXiv 2203.06604): a masked autoencoder of patches; the encoder sees only what is not hidden."""
+"""Point-MAE (arXiv 2203.06604): a masked autoencoder of patches, whose encoder sees only the visible ones."""
 
 from typing import ClassVar, Literal
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from pc_ewa import ops
@@ -10,36 +11,33 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import Block, TransformerEncoder
+from pc_ewa.models.transformer import Block, TransformerEncoder, check_sizes, drop_path_rates, trunc_normal_init
 
 
 class PointMAE(nn.Module):
-    """Hide patches of a cloud, and predict their points from the others; the state_dict keys are the official ones.
+    """Mask patches of a cloud, and predict their points from the others; the state_dict keys are the official ones.
 
-    The defaults are the official pre-training on ShapeNet-55: 29.0 M parameters.
+    The defaults are the official pre-training on ShapeNet-55: 29.0 M parameters. Other arguments: see `pc_ewa.models`.
 
     Args:
-        dim: width of the tokens.
-        depth: number of blocks of the encoder.
-        num_heads: attention heads of the encoder; must divide `dim`.
-        num_groups: patches per cloud.
-        group_size: points per patch.
-        encoder_width: width of the first layer of the patch encoder.
-        mlp_ratio: hidden width of the FFNs, in units of `dim`.
-        drop_path: stochastic depth of the last block of encoder and decoder; it grows linearly from 0 at the first.
         decoder_depth: number of blocks of the decoder.
-        decoder_num_heads: attention heads of the decoder; as many as the encoder's if not given.
-        mask_ratio: share of the patches to hide; int(mask_ratio * num_groups) of each sample.
-        mask_type: "rand" hides any patches, "block" one and those nearest to it.
-        loss: Chamfer distance of predicted and hidden patches, "cdl2" or "cdl1".
+        decoder_num_heads: attention heads of the decoder. None takes those of the encoder.
+        mask_ratio: share of the patches to hide: int(mask_ratio * num_groups) of each sample.
+        mask_type: "rand" hides patches at random, "block" a patch and its nearest ones.
+        loss: Chamfer distance of predicted and masked patches, "cdl2" or "cdl1".
 
     Raises:
         ConfigError: an impossible size.
+
+    Example:
+        >>> model = pc_ewa.create_model("point_mae", depth=2, decoder_depth=1)
+        >>> model(torch.rand(4, 1024, 3)).loss.backward()
+        >>> model.features(torch.rand(4, 1024, 3)).shape
+        torch.Size([4, 768])
     """
 
     task: ClassVar[str] = "pretrain"
-    expert_ffns: ClassVar[str] = "MAE_encoder.blocks.blocks.*.mlp"  # the decoder is thrown away after pre-training
+    expert_ffns: ClassVar[str] = "MAE_encoder.blocks.blocks.*.mlp"  # the decoder is dropped after pre-training
     feature_name: ClassVar[str] = "mean and maximum over all tokens of the encoder"
     head_keys: ClassVar[tuple[str, ...]] = ()
 
@@ -104,7 +102,7 @@ class PointMAE(nn.Module):
         return draw(centers, self.mask_ratio, fixed_in_evaluation(self, centers.device))
 
     def features(self, points: Tensor) -> Tensor:
-        """Describe clouds (B, N, 3) by mean and maximum over all tokens of the encoder, nothing hidden: (B, 2 C)."""
+        """Return mean and maximum over all tokens of the encoder for clouds (B, N, 3), none masked: (B, 2 C)."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.MAE_encoder(groups, centers, torch.zeros_like(centers[..., 0], dtype=torch.bool))
         return torch.cat([tokens.mean(dim=1), tokens.max(dim=1).values], dim=-1)
@@ -115,8 +113,7 @@ class PointMAE(nn.Module):
         position = torch.cat([self.decoder_pos_embed(_pick(centers, ~mask)), hidden_position], dim=1)
         tokens = torch.cat([visible, self.mask_token.expand_as(hidden_position).to(visible.dtype)], dim=1)
         decoded = self.MAE_decoder(tokens, position, hidden_position.shape[1])
-        predicted = at_least_single(self.increase_dim(decoded))
-        return predicted.view(*predicted.shape[:2], self.group_size, 3)
+        return rearrange(at_least_single(self.increase_dim(decoded)), "b m (k c) -> b m k c", c=3)
 
     def _checked(self, mask: Tensor, centers: Tensor) -> Tensor:
         mask = check_mask(mask, centers)
@@ -127,7 +124,7 @@ class PointMAE(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """Embed all patches, and let those that are not hidden attend to each other."""
+    """Encode all patches, and let the visible ones attend to each other."""
 
     def __init__(
         self, dim: int, depth: int, num_heads: int, encoder_width: int, mlp_ratio: float, drop_path: float
@@ -140,34 +137,27 @@ class _Encoder(nn.Module):
         self.apply(trunc_normal_init)
 
     def forward(self, groups: Tensor, centers: Tensor, mask: Tensor) -> Tensor:
-        """Map patches (B, G, K, 3) to tokens of those that are not hidden (B, V, C)."""
+        """Map patches (B, G, K, 3) to tokens (B, V, C) of the visible ones."""
+        # All patches pass the patch encoder, as in the official code: its batch norm has statistics over all of them.
         tokens, position = _pick(self.encoder(groups), ~mask), self.pos_embed(_pick(centers, ~mask))
         return self.norm(self.blocks(tokens, position))
 
 
 class _Decoder(nn.Module):
-    """Let mask tokens attend to the visible ones."""
+    """Let the mask tokens attend to each other and to the visible tokens."""
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
         self.norm = nn.LayerNorm(dim)
         self.apply(_xavier_init)
 
     def forward(self, x: Tensor, position: Tensor, count: int) -> Tensor:
-        """Map all tokens (B, G, C), and return the last `count` of each sample."""
+        """Map all tokens (B, G, C); return the last `count` of each sample, those of the masked patches."""
         for block in self.blocks:
             x = block(x + position)
         return self.norm(x[:, -count:])
-
-
-def trunc_normal_init(module: nn.Module) -> None:
-    """Initialise a layer as the official pre-training does: normal weights of deviation 0.02, no bias."""
-    if isinstance(module, nn.Linear | nn.Conv1d):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def _xavier_init(module: nn.Module) -> None:
@@ -178,5 +168,5 @@ def _xavier_init(module: nn.Module) -> None:
 
 
 def _pick(values: Tensor, mask: Tensor) -> Tensor:
-    """Keep the entries of (B, G, ...) that the mask marks, as many in each sample: (B, M, ...)."""
-    return values[mask].view(len(values), -1, *values.shape[2:])
+    """Select the entries of (B, G, ...) where the mask (B, G) is True, as many in each sample: (B, M, ...)."""
+    return rearrange(values[mask], "(b m) ... -> b m ...", b=len(values))

@@ -1,4 +1,4 @@
-"""Point-MAE's classifier (arXiv 2203.06604): patches, a ViT with a class token, an MLP head."""
+"""Point-MAE's classifier (arXiv 2203.06604): patch encoder, ViT with a class token, MLP head."""
 
 from typing import ClassVar
 
@@ -8,31 +8,26 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointMAEClassifier(nn.Module):
     """Classify clouds; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ModelNet40 model: 22.1 M parameters with 40 classes. As in the official runs from
-    scratch, all layers but the two tokens keep PyTorch's own initialisation.
+    scratch, all layers but the two tokens keep PyTorch's own initialisation. Other arguments: see `pc_ewa.models`.
 
     Args:
-        num_classes: outputs.
-        dim: width of the tokens.
-        depth: number of blocks.
-        num_heads: attention heads; must divide `dim`.
-        num_groups: patches per cloud.
-        group_size: points per patch.
-        encoder_dim: width of the patch encoder; Point-MAE has no projection after it, so it equals `dim`.
-        encoder_width: width of the first layer of the patch encoder, which is most of the cost of a small model.
-        mlp_ratio: hidden width of the FFNs, in units of `dim`.
-        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
-        head_dropout: dropout in the head.
+        num_classes: number of outputs.
+        encoder_dim: width of the patch encoder. Point-MAE has no projection after it, so it equals `dim`.
 
     Raises:
         ConfigError: an impossible size.
+
+    Example:
+        >>> model = pc_ewa.create_model("point_mae_classifier", num_classes=15, depth=2).eval()
+        >>> model(torch.rand(4, 1024, 3)).argmax(dim=1).shape
+        torch.Size([4])
     """
 
     task: ClassVar[str] = "classify"
@@ -81,7 +76,7 @@ class PointMAEClassifier(nn.Module):
         return self.cls_head_finetune(self.features(points))
 
     def features(self, points: Tensor) -> Tensor:
-        """Describe clouds (B, N, 3) by class token and maximum over the others: (B, 2 C), what the head sees."""
+        """Return the head's input for clouds (B, N, 3): the class token and the maximum over the others, (B, 2 C)."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.encoder(groups)
         x = self.blocks(*with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers)))

@@ -1,4 +1,4 @@
-"""Point-MAE's network for part segmentation (arXiv 2203.06604): features of three depths, handed on to all points."""
+"""Point-MAE's part segmentation (arXiv 2203.06604): features after three depths, interpolated to all points."""
 
 from typing import ClassVar
 
@@ -11,31 +11,27 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.objective import at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.propagation import FeaturePropagation, relu_norm
-from pc_ewa.models.sizes import check_sizes
-from pc_ewa.models.transformer import TransformerEncoder
+from pc_ewa.models.transformer import TransformerEncoder, check_sizes
 
 
 class PointMAESegmenter(nn.Module):
-    """Say for every point which part it belongs to; the state_dict keys are those of the official checkpoints.
+    """Classify each point by its part; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. There is no class
-    token. As in the official code, all layers keep PyTorch's own initialisation.
+    token. As in the official code, all layers keep PyTorch's own initialisation. Other arguments: see `pc_ewa.models`.
 
     Args:
-        num_parts: parts of all categories together; the outputs.
-        num_categories: kinds of shapes.
-        dim: width of the tokens.
-        depth: number of blocks, at least 3: features are taken after one, two and three thirds of them.
-        num_heads: attention heads; must divide `dim`.
-        num_groups: patches per cloud.
-        group_size: points per patch.
-        encoder_width: width of the first layer of the patch encoder.
-        mlp_ratio: hidden width of the FFNs, in units of `dim`.
-        drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
-        head_dropout: dropout in the head.
+        num_parts: parts of all categories together, the number of outputs.
+        num_categories: categories of shapes.
+        depth: at least 3: features are taken after one, two and three thirds of the blocks.
 
     Raises:
         ConfigError: an impossible size.
+
+    Example:
+        >>> model = pc_ewa.create_model("point_mae_segmenter", depth=3).eval()
+        >>> model(torch.rand(2, 2048, 3), categories=torch.tensor([0, 15])).argmax(dim=2).shape
+        torch.Size([2, 2048])
     """
 
     task: ClassVar[str] = "segment"
@@ -93,8 +89,8 @@ class PointMAESegmenter(nn.Module):
         return self._head(self.propagation_0(points, centers, features), cloud)
 
     def _head(self, x: Tensor, cloud: Tensor) -> Tensor:
-        """Map features of points (B, N, 1024), and of their clouds (B, D), to log-probabilities."""
-        # The official layer sees concat(x, cloud); the half of `cloud` is computed once a cloud, not once a point.
+        """Map features of points (B, N, 1024) and of their clouds (B, D) to log-probabilities."""
+        # The official layer maps concat(x, cloud). As the sum of two layers, the one on `cloud` runs once per cloud.
         weight, cloud_weight = torch.split(self.convs1.weight.squeeze(-1), [x.shape[-1], cloud.shape[-1]], dim=1)
         x = F.linear(x, weight) + F.linear(cloud, cloud_weight, self.convs1.bias)[:, None]
         x = F.dropout(relu_norm(self.bns1, x), self.head_dropout, self.training)
@@ -113,15 +109,15 @@ def three_depths(depth: int) -> tuple[int, int, int]:
 
 
 def log_probabilities(scores: Tensor) -> Tensor:
-    """Return log_softmax over the last axis, in single precision where the scores have less."""
+    """Return log_softmax over the last axis, at least in float32."""
     return F.log_softmax(at_least_single(scores), dim=-1)
 
 
 def one_hot(categories: Tensor, count: int, points: Tensor) -> Tensor:
-    """Turn the categories (B,) of clouds (B, N, 3) into rows (B, count) of zeros and a one, in the type of the points.
+    """Encode the categories (B,) of clouds (B, N, 3) as one-hot rows (B, count), in the dtype of the points.
 
     Raises:
-        ValueError: another shape or type, or a category that is not 0 to count - 1.
+        ValueError: categories that are not (B,) int64, or not in 0 to count - 1.
     """
     if categories.shape != points.shape[:1] or categories.dtype != torch.int64:
         raise ValueError(

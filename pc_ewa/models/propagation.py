@@ -1,4 +1,4 @@
-"""From the patches of a cloud back to its points: features handed on to nearby points, by distance or by a graph."""
+"""Feature propagation from the patches of a cloud to its points: by interpolation, or by edge convolutions."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -8,21 +8,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_ewa import ops
-from pc_ewa.models.graph import NEIGHBOURS, edge_convolution, edge_layer
+from pc_ewa.models.dgcnn import NEIGHBOURS, edge_convolution, edge_layer
 from pc_ewa.models.patches import PointConv
 
 _HIDDEN = 512  # channels between the two layers of GraphPropagation
 
 
 class FeaturePropagation(nn.Module):
-    """Mix the features of the 3 nearest sources, then map every point by an MLP (PointNet++, arXiv 1706.02413).
+    """Interpolate features from the 3 nearest sources, then apply an MLP to each point (PointNet++, arXiv 1706.02413).
 
-    The official layer sees concat(what describes the whole cloud, coordinates, mixed features).
+    The official MLP maps concat(features of the cloud, coordinates, interpolated features).
 
     Args:
-        channels: of the features of the sources.
-        widths: outputs of the layers of the MLP, each a convolution, batch norm and ReLU.
-        cloud_channels: of what describes the whole cloud.
+        channels: channels of the features of the sources.
+        widths: output channels of the layers of the MLP, each a linear layer, batch norm and ReLU.
+        cloud_channels: channels of the features of the whole cloud; 0 for none.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], cloud_channels: int = 0) -> None:
@@ -33,18 +33,18 @@ class FeaturePropagation(nn.Module):
         self.mlp_bns = nn.ModuleList(nn.BatchNorm1d(width) for width in widths)
 
     def forward(self, queries: Tensor, sources: Tensor, features: Tensor, cloud: Tensor | None = None) -> Tensor:
-        """Give features (B, M, W) to queries.
+        """Return features (B, M, W) of the queries.
 
         Args:
             queries: coordinates (B, M, 3).
-            sources: coordinates (B, S, 3); with fewer than 3, all of them are mixed.
-            features: of the sources, (B, S, C).
-            cloud: what describes the whole cloud, (B, D).
+            sources: coordinates (B, S, 3). Fewer than 3 are all used.
+            features: features of the sources, (B, S, C).
+            cloud: features of the whole cloud, (B, D), with D = cloud_channels.
         """
         first = cast(PointConv, self.mlp_convs[0])
         cloud_weight, own_weight, weight = torch.split(first.weight.squeeze(-1), self.split, dim=1)
-        # A mean of features mapped is the mean of the mapped: so the few sources are mapped, not the many queries, and
-        # what is the same for all points of a cloud is mapped once.
+        # A linear layer commutes with interpolation. Apply it to the few source features before interpolating, and once
+        # per cloud to the features of the cloud.
         x = interpolate(queries, sources, F.linear(features, weight)) + F.linear(queries, own_weight, first.bias)
         if cloud is not None:
             x = x + F.linear(cloud, cloud_weight)[:, None]
@@ -55,13 +55,12 @@ class FeaturePropagation(nn.Module):
 
 
 class GraphPropagation(nn.Module):
-    """Two layers of a graph network (DGCNN) from sources to queries, then among the queries, as in Point-BERT.
+    """Two edge convolutions (DGCNN): from sources to queries, then among the queries, as in Point-BERT.
 
-    The official layers map concat(x_j - x_i, x_i) of every query i and each of its 4 nearest neighbours j, and keep the
-    maximum over these. The norm has 4 groups of channels, each with statistics over all pairs of a cloud.
+    Each query has its 4 nearest neighbours. The group norm has 4 groups of channels.
 
     Args:
-        dim: width of the features, of sources, queries and output; a multiple of 4.
+        dim: width of the features of sources, queries and output, a multiple of 4.
     """
 
     def __init__(self, dim: int) -> None:
@@ -70,26 +69,35 @@ class GraphPropagation(nn.Module):
         self.layer2 = edge_layer(_HIDDEN, dim)
 
     def forward(self, queries: Tensor, own: Tensor, sources: Tensor, features: Tensor) -> Tensor:
-        """Give features (B, M, C) to queries.
+        """Return features (B, M, C) of the queries.
 
         Args:
             queries: coordinates (B, M, 3), M >= 4.
             own: features of the queries, (B, M, C).
             sources: coordinates (B, S, 3), S >= 4.
-            features: of the sources, (B, S, C).
+            features: features of the sources, (B, S, C).
         """
-        queries, sources = queries.detach(), sources.detach()  # only indices are needed of them
+        queries, sources = queries.detach(), sources.detach()  # they only choose neighbours, which has no gradient
         own = edge_convolution(self.layer1, own, features, ops.knn(queries, sources, NEIGHBOURS)[1])
         return edge_convolution(self.layer2, own, own, ops.knn(queries, queries, NEIGHBOURS)[1])
 
 
 def interpolate(queries: Tensor, sources: Tensor, features: Tensor) -> Tensor:
-    """Mix the features (B, S, C) of the 3 nearest sources of every query, weighted by 1 / (d² + 1e-8): (B, M, C)."""
+    """Interpolate features (B, S, C) to queries: the mean of the 3 nearest sources, weighted by 1 / (d² + 1e-8).
+
+    Args:
+        queries: coordinates (B, M, 3).
+        sources: coordinates (B, S, 3). Fewer than 3 are all used.
+        features: features of the sources, (B, S, C).
+
+    Returns:
+        Features of the queries, (B, M, C).
+    """
     distances, index = ops.knn(queries, sources, min(3, sources.shape[1]))
     weights = 1 / (distances + 1e-8)
     return ops.three_interpolate(features, index, weights / weights.sum(dim=-1, keepdim=True))
 
 
 def relu_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Batch norm and ReLU on features (B, N, C), over all points of all clouds."""
+    """Apply batch norm, over all points of all clouds, and ReLU to features (B, N, C)."""
     return F.relu(norm(x.flatten(0, 1)), inplace=True).view_as(x)

@@ -1,19 +1,22 @@
-"""The standard ViT trunk of Point-BERT and Point-MAE: pre-norm blocks, the position added before every one."""
+"""The ViT trunk of Point-BERT and Point-MAE: pre-norm blocks, with the position added before each."""
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
+
+from pc_ewa.errors import ConfigError
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: drops the whole residual branch of a sample with probability `rate` while training."""
+    """Stochastic depth (arXiv 1603.09382): drop a sample's residual branch with probability `rate` in training."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale the surviving samples by 1 / (1 - rate), so that the expectation stays."""
+        """Drop samples of (B, ...), and scale the others by 1 / (1 - rate), so that the expectation stays."""
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
@@ -30,12 +33,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens one by one."""
+        """Map each token by itself."""
         return self.fc2(self.act(self.fc1(x)))
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention on tokens (B, T, C), without bias on query, key and value."""
+    """Multi-head self-attention on tokens (B, T, C); query, key and value have no bias."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -45,15 +48,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Let every token attend to all tokens of its sample."""
-        batch, tokens, dim = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, dim // self.num_heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        query, key, value = rearrange(self.qkv(x), "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
         x = F.scaled_dot_product_attention(query, key, value)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, dim))
+        return self.proj(rearrange(x, "b h t d -> b t (h d)"))
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block; both residual branches share one drop-path rate."""
+    """A pre-norm transformer block. Its two residual branches have the same drop-path rate, and draw apart."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -70,11 +71,19 @@ class Block(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Blocks that each receive `x + position`, so the residual stream takes the position up once a block."""
+    """Transformer blocks that each map `x + position`; the residual stream so gains the position once per block.
+
+    Args:
+        dim: width of the tokens.
+        depth: number of blocks.
+        num_heads: attention heads.
+        mlp_ratio: hidden width of the FFNs, in units of `dim`.
+        drop_path: stochastic depth of the last block; the rate grows linearly from 0 at the first.
+    """
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = drop_path_rates(drop_path, depth)
         self.blocks = nn.ModuleList(Block(dim, num_heads, mlp_ratio, rate) for rate in rates)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
@@ -88,3 +97,41 @@ class TransformerEncoder(nn.Module):
             x = block(x + position)
             states.append(x)
         return states
+
+
+def drop_path_rates(last: float, depth: int) -> list[float]:
+    """Return drop-path rates that grow linearly from 0 at the first of `depth` blocks to `last`."""
+    return torch.linspace(0, last, depth, device="cpu").tolist()  # numbers, also where a model is built on "meta"
+
+
+def trunc_normal_init(module: nn.Module) -> None:
+    """Initialise a linear layer as the official pre-training does: truncated normal weights of std 0.02, zero bias."""
+    if isinstance(module, nn.Linear | nn.Conv1d):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def check_sizes(sizes: dict[str, int], mlp_ratio: float = 1.0, **rates: float) -> None:
+    """Check the arguments of a model before it is built.
+
+    Args:
+        sizes: each at least 1; `num_heads` must divide `dim`.
+        mlp_ratio: times `dim`, at least 1.
+        rates: each at least 0 and below 1.
+
+    Raises:
+        ConfigError: an argument outside of its bounds.
+    """
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value}; it must be at least 1")
+    dim, num_heads = sizes["dim"], sizes["num_heads"]
+    if dim % num_heads:
+        fitting = ", ".join(str(n) for n in range(1, 2 * num_heads) if dim % n == 0)
+        raise ConfigError(f"num_heads={num_heads} does not divide dim={dim}; choose one of {fitting}")
+    if int(dim * mlp_ratio) < 1:
+        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise ConfigError(f"{name}={rate}; it must be at least 0 and below 1")

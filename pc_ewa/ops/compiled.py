@@ -11,6 +11,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -53,25 +54,32 @@ def library(scalar: Scalar) -> ctypes.CDLL:
                 return ctypes.CDLL(str(path))
     compiler = find_compiler()
     name = f"kernels-{_fingerprint(scalar, compiler)}"
-    cache = cache_folder()
     with suppress(OSError):
+        cache = _private_cache()
         for path in sorted(cache.glob(f"{name}-*.so")):
-            if path.name == f"{name}-{_digest(path)}.so":  # else damaged, and to load it could crash
+            # One with another digest is damaged, and to load it could crash.
+            if is_private(path) and path.name == f"{name}-{_digest(path)}.so":
                 return ctypes.CDLL(str(path))
-    with suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Processes that start together each compile a file of their own, and rename it when it is whole.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = _compile_here(scalar, compiler, Path(folder) / "kernels.so")
+            made.chmod(0o700)
             path = cache / f"{name}-{_digest(made)}.so"
             os.replace(made, path)
         return ctypes.CDLL(str(path))
-    # A home that cannot be written, or not executed from: for this process alone.
+    # A home that cannot be written, not executed from or not trusted: for this process alone.
     with tempfile.TemporaryDirectory() as folder:
         try:
             return ctypes.CDLL(str(_compile_here(scalar, compiler, Path(folder) / "kernels.so")))
         except OSError as error:
             raise UnavailableError(f"the compiled kernels cannot be loaded: {error}") from None
+
+
+def is_private(path: Path) -> bool:
+    """Whether a file or folder is ours or root's, is not a link, and nobody else can write it: it runs in our name."""
+    about = path.lstat()
+    ours = about.st_uid in (0, os.geteuid())
+    return ours and not stat.S_ISLNK(about.st_mode) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -137,9 +145,24 @@ def _compile_here(scalar: Scalar, compiler: tuple[str, ...], target: Path) -> Pa
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps what was compiled on this machine."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "pc_ewa"
+    """Return the folder that keeps what was compiled on this machine; without a home the path is not absolute."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "pc_ewa"
+
+
+def _private_cache() -> Path:
+    """Make and return that folder.
+
+    Raises:
+        OSError: it cannot be made, or others could put a library there.
+    """
+    cache = cache_folder()
+    if not cache.is_absolute():  # whoever owns the working directory would choose the library
+        raise OSError(f"{cache} is not an absolute path")
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not is_private(cache):
+        log.warning("%s can be written by others: the kernels are compiled for this process alone", cache)
+        raise PermissionError(f"{cache} can be written by others")
+    return cache
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from torch import nn
 from pc_ewa import ops
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.ewa import ExpertAverager, Gate, upcycle
+from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import create_model
 from pc_ewa.train.batches import INIT, Batches, stream
 from pc_ewa.train.distributed import World
@@ -20,6 +20,7 @@ from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.splits import Splits, load_splits, to_device_if_it_fits
 from pc_ewa.train.weight_average import WeightAverage
 from pc_ewa.train.weights import check_initial_weights, load_initial_weights
+from pc_ewa.validation import arguments_of
 
 
 class Setup(NamedTuple):
@@ -121,9 +122,8 @@ def put_experts(model: nn.Module, experiment: Experiment) -> None:
     """Upcycle the model as the experiment's `ewa` section says; none leaves it dense."""
     ewa = experiment.ewa
     if ewa:
-        gate = Gate(**ewa.gate.model_dump()) if ewa.gate else None
         try:
-            upcycle(model, ewa.num_experts, ewa.layers, ewa.init, ewa.partition, gate=gate)
+            upcycle(model, **arguments_of(upcycle, ewa.arguments))
         except ValueError as error:
             raise ConfigError(f"ewa: {error}") from None
 
@@ -135,14 +135,5 @@ def attach_averager(
     ewa = experiment.ewa
     if ewa is None:
         return None
-    averager = ExpertAverager(
-        model,
-        ewa.share_rate,
-        ewa.schedule,
-        total_steps,
-        ramp=ewa.ramp,
-        start=ewa.start,
-        stop=ewa.stop,
-        every=ewa.every,
-    )
+    averager = ExpertAverager(model, total_steps=total_steps, **arguments_of(ExpertAverager, ewa.arguments))
     return averager.attach(optimizer)

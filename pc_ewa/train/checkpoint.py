@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pc_ewa.errors import CheckpointError
-from pc_ewa.models.files import read_checkpoint, save_atomically
+from pc_ewa.models.checkpoints.read import read_checkpoint
+from pc_ewa.models.checkpoints.write import save_atomically
 
 LAST, BEST = "last.pt", "best.pt"
 

@@ -14,7 +14,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.ewa.find_ffns import find_ffns
-from pc_ewa.models.official import read_weights
+from pc_ewa.models.checkpoints.read import read_weights
 from pc_ewa.train.batches import ROUTED, stream
 from pc_ewa.train.build import Setup
 from pc_ewa.train.checkpoint import BEST

@@ -144,7 +144,7 @@ def _train_step(
         with waiting:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 loss = setup.objective.loss(parallel, batch, step)
-            if experiment.ewa and experiment.ewa.gate:
+            if experiment.ewa and experiment.ewa.arguments["gate"]:
                 loss = with_balance(loss, setup.model)
             (loss.value / train.accumulate).backward()  # type: ignore[no-untyped-call]
         for name, figure in loss.metrics.items():

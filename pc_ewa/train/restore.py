@@ -13,9 +13,9 @@ from pc_ewa.errors import CheckpointError
 from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.models import create_model
-from pc_ewa.models.export import WeightsFormat, save_gated, save_weights
-from pc_ewa.models.files import read_content
-from pc_ewa.models.official import fit_head, rename_keys
+from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
+from pc_ewa.models.checkpoints.read import read_content
+from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
 from pc_ewa.train.batches import INIT, ROUTED, stream
 from pc_ewa.train.build import put_experts
 from pc_ewa.train.distributed import choose_device

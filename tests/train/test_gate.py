@@ -13,8 +13,8 @@ from run_folder import metrics
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import GatedFFN, has_gate
-from pc_ewa.models.export import save_weights
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.models.checkpoints.read import read_checkpoint
+from pc_ewa.models.checkpoints.write import save_weights
 from pc_ewa.train import run
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World

@@ -16,8 +16,8 @@ from torch import Tensor
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, Error
 from pc_ewa.ewa import expert_layers
+from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.models.dvae import DiscreteVAE
-from pc_ewa.models.official import read_checkpoint
 from pc_ewa.train import loop, run
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World

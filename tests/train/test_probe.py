@@ -10,7 +10,7 @@ from torch import nn
 
 from pc_ewa.config import Experiment
 from pc_ewa.eval import Accuracy, LinearSVMResult
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import run
 from pc_ewa.train.probe import SVMProbe
 

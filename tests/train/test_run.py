@@ -19,7 +19,7 @@ from pc_ewa.data import Clouds, load_dataset, write_hdf5
 from pc_ewa.errors import CheckpointError, ConfigError, DataError
 from pc_ewa.eval import Accuracy
 from pc_ewa.ewa import ExpertFFN, ExpertLinear, expert_layers
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import loop, objectives, run
 from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World

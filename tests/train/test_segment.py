@@ -15,7 +15,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.data import Clouds, load_dataset, write_hdf5
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.ewa import expert_layers
-from pc_ewa.models.official import read_checkpoint
+from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import run
 from pc_ewa.train.batches import Batch, Batches
 from pc_ewa.train.build import build

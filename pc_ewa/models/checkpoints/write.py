@@ -1,14 +1,17 @@
-"""Weights to files that others read: in the layout of the official code, or as safetensors."""
+"""Write weights in the layout of the official code or as safetensors, whole or not at all."""
 
 import json
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import IO, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from pc_ewa.errors import CheckpointError
 from pc_ewa.ewa import expert_layers, has_gate
-from pc_ewa.models.files import STATES, save_atomically, write_whole
+from pc_ewa.models.checkpoints.read import STATES
 
 WeightsFormat = Literal["official", "safetensors"]
 
@@ -23,23 +26,23 @@ def save_weights(
     class_names: list[str],
     extra: dict[str, Any],
 ) -> None:
-    """Write a dense model to a file, whole or not at all; `files.read_content` reads either format alike.
+    """Write a dense model to a file. `read_content` reads both formats alike.
 
-    "official" is a file of `torch.save` with the weights under `base_model`, where the official code looks for them, of
-    segmenters under `model_state_dict` too; `torch.load(weights_only=True)` reads it. "safetensors" has the same keys,
-    and everything else as JSON in its metadata.
+    "official" is a file of `torch.save` with the weights under `base_model`, where the official code looks for them;
+    for segmenters under `model_state_dict` too. `torch.load(weights_only=True)` reads it. "safetensors" has the same
+    keys, and everything else as JSON in its metadata.
 
     Args:
-        model: any model of ours, without mixtures of experts.
-        path: the file; its folder must be there.
+        model: a model without mixtures of experts.
+        path: the file; its folder must exist.
         format: "official" or "safetensors".
         config: the experiment that the model comes from.
         class_names: one name for each class.
-        extra: what else to keep, by names that are not taken. Like the config, it is kept as JSON keeps it: numbers,
-            text, lists and dicts of them.
+        extra: further content under keys of its own. Like the config, it is kept as JSON: numbers, text, lists and
+            dicts of them.
 
     Raises:
-        ValueError: a model with mixtures, an unknown format, or an `extra` that cannot be kept.
+        ValueError: a model with mixtures, an unknown format, or an `extra` that is not JSON or takes a reserved key.
         CheckpointError: the file cannot be written.
     """
     if has_gate(model):
@@ -62,7 +65,7 @@ def save_weights(
 def save_gated(
     model: nn.Module, path: str | Path, config: dict[str, Any], class_names: list[str], extra: dict[str, Any]
 ) -> None:
-    """Write a model that keeps its mixtures at inference; only our own code reads it, the weights are under `model`.
+    """Write a model that keeps its mixtures at inference, with the weights under `model`. Only our code reads it.
 
     Arguments and errors are those of `save_weights`.
     """
@@ -70,15 +73,47 @@ def save_gated(
     save_atomically({"model": _weights(model), **{k: json.loads(v) for k, v in about.items()}}, Path(path))
 
 
+def save_atomically(content: Mapping[str, Any], path: Path) -> None:
+    """Write a dict by `torch.save`, whole or not at all.
+
+    Raises:
+        CheckpointError: the file cannot be written.
+    """
+    write_whole(path, lambda file: torch.save(dict(content), file))
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, whole.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError about positions
+        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+        raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another output") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def _about(config: dict[str, Any], class_names: list[str], extra: dict[str, Any]) -> dict[str, Any]:
     taken = [key for key in extra if key in _RESERVED]
     if taken:
-        raise ValueError(f"extra has {taken[0]!r}, which has its own meaning in the file; choose another name")
+        raise ValueError(f"extra has {taken[0]!r}, which is reserved in the file; choose another name")
     return {"config": config, "class_names": class_names, **extra}
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of each: what is a view into more, or shared, or on a GPU, would be written as that."""
+    """Copy every tensor to memory of its own on the CPU.
+
+    A file would otherwise hold the whole storage of a view, names for shared weights, and the device of a GPU tensor.
+    """
     return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
 
 

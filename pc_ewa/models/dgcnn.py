@@ -1,9 +1,10 @@
-"""Graph networks over patches and points (DGCNN, arXiv 1801.07829): edge convolutions, and the tokenizer's DGCNN."""
+"""Edge convolutions of DGCNN (arXiv 1801.07829) over patches or points, and the network of the tokenizer."""
 
 from typing import cast
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from pc_ewa import ops
@@ -14,50 +15,51 @@ NORM_GROUPS = 4
 
 
 def edge_layer(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Make a layer on edges, named as the official ones are: convolution, norm, activation."""
+    """Make a layer on edges under the official keys: convolution, group norm, activation."""
     conv = nn.Conv2d(2 * in_channels, out_channels, 1, bias=False)
     return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, out_channels), nn.LeakyReLU(0.2))
 
 
 def edge_convolution(layer: nn.Sequential, own: Tensor, features: Tensor, index: Tensor) -> Tensor:
-    """Apply a layer to the edges from every query to its neighbours, and keep the maximum over these.
+    """Apply a layer to the edges from each query to its neighbours, and take the maximum over its edges.
 
-    The official layer sees concat(x_j - x_i, x_i) of query i and neighbour j; its norm has statistics over all edges of
+    The official layer maps concat(x_j - x_i, x_i) of query i and neighbour j. Its norm has statistics over all edges of
     a cloud.
 
     Args:
-        layer: from `edge_layer`.
+        layer: a layer made by `edge_layer`, from C to D channels.
         own: features of the queries, (B, M, C).
-        features: of those that may be neighbours, (B, S, C).
-        index: which of them are, (B, M, k).
+        features: features of the sources, (B, S, C).
+        index: sources that are the neighbours of each query, (B, M, k).
 
     Returns:
-        (B, M, D).
+        Features of the queries, (B, M, D).
     """
     conv, norm, activation = layer
     difference, centre = cast(nn.Conv2d, conv).weight.flatten(1).chunk(2, dim=1)
-    # V (x_j - x_i) + W x_i = V x_j + (W - V) x_i: two products for each point instead of one, wider, for each edge.
+    # V (x_j - x_i) + W x_i = V x_j + (W - V) x_i: two products per point replace a product, twice as wide, per edge.
     mapped = ops.gather_points(F.linear(features, difference), index)
     edges = mapped + F.linear(own, centre - difference)[:, :, None]
-    # The activation is increasing: the maximum may be taken before it, and it is a quarter of the work then.
-    return activation(norm(edges.permute(0, 3, 1, 2)).max(dim=3).values).transpose(1, 2)
+    normed = norm(rearrange(edges, "b m k d -> b d m k"))
+    # The activation is increasing, so it commutes with the maximum: after it, it runs once per query, not per edge.
+    return activation(normed.max(dim=3).values).transpose(1, 2)
 
 
 def neighbour_graph(centers: Tensor) -> Tensor:
-    """Join every patch to the 4 with the nearest centers (B, G, 3), itself among them: indices (B, G, 4)."""
+    """Find the 4 patches with the nearest centers (B, G, 3), each patch among its own: indices (B, G, 4)."""
     return ops.knn(centers.detach(), centers.detach(), NEIGHBOURS)[1]
 
 
 class DGCNN(nn.Module):
-    """Let patches learn from their neighbours: four edge convolutions, and a layer that sees the output of each.
+    """Four edge convolutions, and a layer on their concatenated outputs.
 
-    The graph is given, and the same for all layers (Point-BERT); that of the original DGCNN changes with the features.
+    The graph is an input, the same for all layers, as in Point-BERT. In the original DGCNN it follows the features.
 
     Args:
         in_channels: width of the input.
         out_channels: width of the output, a multiple of 4.
-        width: width of the first layer, even; the edge layers have 2, 4, 4 and 8 times as many channels. 128 is
-            official.
+        width: width of the first layer, an even number; the edge layers have 2, 4, 4 and 8 times as many channels. 128
+            is official.
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int = 128) -> None:
@@ -74,7 +76,7 @@ class DGCNN(nn.Module):
         )
 
     def forward(self, features: Tensor, index: Tensor) -> Tensor:
-        """Map the features (B, G, C) of patches joined by `index` (B, G, k) to new ones (B, G, D)."""
+        """Map features (B, G, C) of patches with neighbours `index` (B, G, k) to features (B, G, D)."""
         x = self.input_trans(features)
         outputs = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
