@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pc_ewa import ops
     from pc_ewa.data import Clouds, load_dataset
-    from pc_ewa.errors import CheckpointError, ConfigError, DataError, Error, TrainingError
+    from pc_ewa.errors import CheckpointError, ConfigError, DataError, Error, TrainingError, WriteError
     from pc_ewa.ewa import ExpertAverager, Gate, balance_loss, dense_state_dict, merge_experts, upcycle
     from pc_ewa.models import create_model, load_pretrained
 
@@ -33,13 +33,14 @@ __all__ = [
     "DataError",
     "CheckpointError",
     "TrainingError",
+    "WriteError",
 ]
 
 _HOMES = {
     "models": ("create_model", "load_pretrained"),
     "ewa": ("upcycle", "ExpertAverager", "merge_experts", "dense_state_dict", "Gate", "balance_loss"),
     "data": ("load_dataset", "Clouds"),
-    "errors": ("Error", "ConfigError", "DataError", "CheckpointError", "TrainingError"),
+    "errors": ("Error", "ConfigError", "DataError", "CheckpointError", "TrainingError", "WriteError"),
 }
 
 

@@ -186,7 +186,7 @@ def resolve(content: dict[str, Any]) -> Experiment:
         raise ConfigError(describe(error, Experiment)) from None
     model = experiment.model
     model_class = choose("model.name", model.name, MODELS)
-    defaults = {"live_tokenizer": True} if experiment.recipe == "official" and model.name == "point_bert" else {}
+    defaults = getattr(model_class, "official_arguments", {}) if experiment.recipe == "official" else {}
     model_arguments = check_arguments(
         "model", model_class, defaults | model.arguments, skip=DECIDED_BY_DATA, beside=["name"]
     )

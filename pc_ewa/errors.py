@@ -23,6 +23,10 @@ class CheckpointError(Error):
     """A checkpoint that is missing, damaged or made for another model."""
 
 
+class WriteError(Error):
+    """A file that cannot be written: a full disk, a folder that is not ours."""
+
+
 class TrainingError(Error):
     """Training that cannot go on, such as a loss that is not finite."""
 

@@ -13,11 +13,11 @@ from torch import nn
 from pc_ewa import ExpertAverager, Gate, config, upcycle
 from pc_ewa.config import Experiment, Train, dump, load_experiment, resolve
 from pc_ewa.errors import ConfigError, Error
-from pc_ewa.train import build as SETUP
 from pc_ewa.train import run
-from pc_ewa.train.build import build
+from pc_ewa.train import setup as SETUP
 from pc_ewa.train.distributed import join_world
-from pc_ewa.train.runner import check_folder
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.setup import build
 
 REPOSITORY = Path(__file__).parent.parent
 # Those in configs/compare are no experiments: they name some.
@@ -245,9 +245,9 @@ def test_folders_of_before_gates_and_averages_are_those_of_runs_without(
     config = yaml.safe_load((trained.folder / "config.yaml").read_text())
     assert (config.pop("average"), config["ewa"].pop("gate")) == (None, None)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    check_folder(tmp_path, experiment(f"output={trained.folder}"))
+    RunFolder(tmp_path).check(experiment(f"output={trained.folder}"))
     with pytest.raises(ConfigError, match=r"average\.decay=None there, 0\.999 asked"):
-        check_folder(tmp_path, experiment(f"output={trained.folder}", "average.kind=ema"))
+        RunFolder(tmp_path).check(experiment(f"output={trained.folder}", "average.kind=ema"))
 
 
 def test_a_gate_and_an_average_are_switched_on_by_a_key(experiment: MakeExperiment) -> None:

@@ -11,9 +11,8 @@ from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import expert_layers
 from pc_ewa.models import create_model
-from pc_ewa.train.build import put_experts
 from pc_ewa.train.objectives import create_objective
-from pc_ewa.train.weights import check_initial_weights
+from pc_ewa.train.setup import check_initial_weights, put_experts
 
 REPOSITORY = Path(__file__).parent.parent
 FILES = sorted((REPOSITORY / "configs").rglob("*.yaml"))

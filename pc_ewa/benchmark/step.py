@@ -8,9 +8,9 @@ import torch
 
 from pc_ewa.config import Experiment
 from pc_ewa.progress import progress
-from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step
+from pc_ewa.train.setup import build
 
 
 def compare_steps(experiment: Experiment, pairs: int) -> str:

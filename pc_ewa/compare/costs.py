@@ -18,10 +18,10 @@ from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.compare.results import hardware
 from pc_ewa.config import Experiment
 from pc_ewa.ewa import has_gate, merge_experts
-from pc_ewa.train.build import Setup, build
+from pc_ewa.files import write_text
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step
-from pc_ewa.train.tracking import write_text
+from pc_ewa.train.setup import Setup, build
 
 CLOUDS = 8  # in a batch at inference
 SECONDS, MIN_ROUNDS, MAX_ROUNDS = 60.0, 5, 25  # as many rounds as fit into the time, within these bounds

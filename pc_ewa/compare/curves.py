@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.compare.statistics import unit_of
 from pc_ewa.compare.summaries import read_metrics, read_summary
+from pc_ewa.files import write_text
 from pc_ewa.train.summary import TITLES
-from pc_ewa.train.tracking import write_text
 
 FIGURES = ("val", "spread", "share_rate")
 _COLUMNS = 4  # of the legend

@@ -6,9 +6,9 @@ from pathlib import Path
 from pc_ewa.compare.plan import FILES, Plan
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.train.runner import check_folder
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.setup import check_initial_weights
 from pc_ewa.train.splits import load_splits
-from pc_ewa.train.weights import check_initial_weights
 
 
 def check_runs(plan: Plan) -> None:
@@ -50,7 +50,7 @@ def check_save(folder: Path, name: str) -> None:
 
 def _check_folders(plan: Plan) -> None:
     # A folder without a config holds no run, but it must be one that can be written: any experiment will do.
-    check_folder(plan.output, plan.experiment)
+    RunFolder(plan.output).check(plan.experiment)
     for name in FILES:
         if (plan.output / name).is_dir():
             raise ConfigError(f"{plan.output / name} is a folder, where the results go; move it or set output=...")
@@ -59,7 +59,7 @@ def _check_folders(plan: Plan) -> None:
             for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
                 run = plan.run(variant, value, seed)
                 begun = (run.folder / "config.yaml").is_file()
-                check_folder(run.folder, plan.resolve(run) if begun else plan.experiment)
+                RunFolder(run.folder).check(plan.resolve(run) if begun else plan.experiment)
 
 
 def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:

@@ -14,9 +14,8 @@ from pc_ewa.compare.report import as_csv, as_markdown
 from pc_ewa.compare.results import collect
 from pc_ewa.compare.sweep import final_runs, is_settled
 from pc_ewa.errors import Error
+from pc_ewa.files import lock_folder, write_text
 from pc_ewa.train.distributed import choose_device
-from pc_ewa.train.runner import only_process_in
-from pc_ewa.train.tracking import write_text
 
 _OTHERS = "another comparison, or by runs still going on of one that was killed"
 
@@ -60,7 +59,7 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
     check_runs(plan)
     if options.save:
         check_save(options.save, plan.name)
-    with only_process_in(plan.output, _OTHERS) as lock:
+    with lock_folder(plan.output, _OTHERS) as lock:
         executor = Executor(plan, _jobs(plan, options), 0, lock)
         done = sum(map(plan.is_done, dict.fromkeys(run for runs in _wanted(plan, options.only) for run in runs)))
         executor.total = _total(plan, options.only) - done

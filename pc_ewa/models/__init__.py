@@ -31,7 +31,9 @@ from pc_ewa.models.point_mae_segmenter import PointMAESegmenter
 from pc_ewa.validation import check_arguments, choose
 
 # Each is an nn.Module with class attributes: `task` (the objective that trains it), `expert_ffns` (the FFNs that may
-# become mixtures of experts) and `head_keys` (the beginnings of keys that a pre-trained file need not have).
+# become mixtures of experts) and `head_keys` (the beginnings of keys that a pre-trained file need not have). Some have
+# more: `needs_tokenizer` (a trained dvae, for `load_tokenizer`), `refuses_gate` (the reason, in words),
+# `official_arguments` (defaults with recipe=official) and `next_step` (see `NextStep`).
 MODELS: dict[str, type[Any]] = {
     "point_mae": PointMAE,
     "point_mae_classifier": PointMAEClassifier,

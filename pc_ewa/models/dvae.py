@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.dgcnn import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
+from pc_ewa.models.next_step import NextStep
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv
 
@@ -50,6 +51,11 @@ class DiscreteVAE(nn.Module):
 
     task: ClassVar[str] = "tokenize"
     head_keys: ClassVar[tuple[str, ...]] = ()
+    next_step: ClassVar[NextStep] = NextStep(
+        "point_bert",
+        ("quickstart_point_bert", "pretrain/point_bert_shapenet55"),
+        "pre-training that predicts its tokens",
+    )
 
     def __init__(
         self,

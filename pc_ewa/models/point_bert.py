@@ -15,6 +15,7 @@ from pc_ewa.models.contrast import contrast, contrast_mixed, cutmix, enqueue
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.mask_transformer import MaskTransformer
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
+from pc_ewa.models.next_step import FINE_TUNING, NextStep
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.models.transformer import TransformerEncoder, check_sizes
@@ -65,6 +66,10 @@ class PointBERT(nn.Module):
     expert_ffns: ClassVar[str] = "transformer_q.blocks.blocks.*.mlp"
     feature_name: ClassVar[str] = "output of the contrastive head"
     head_keys: ClassVar[tuple[str, ...]] = ()
+    needs_tokenizer: ClassVar[bool] = True
+    refuses_gate: ClassVar[str] = "its momentum encoder follows the merged experts, and gated ones do not merge"
+    official_arguments: ClassVar[dict[str, bool]] = {"live_tokenizer": True}
+    next_step: ClassVar[NextStep] = NextStep("point_bert_classifier", FINE_TUNING, "fine-tuning from here")
 
     queue: Tensor
     queue_ptr: Tensor

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
+from pc_ewa.models.next_step import FINE_TUNING, NextStep
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.transformer import Block, TransformerEncoder, check_sizes, drop_path_rates, trunc_normal_init
@@ -40,6 +41,7 @@ class PointMAE(nn.Module):
     expert_ffns: ClassVar[str] = "MAE_encoder.blocks.blocks.*.mlp"  # the decoder is dropped after pre-training
     feature_name: ClassVar[str] = "mean and maximum over all tokens of the encoder"
     head_keys: ClassVar[tuple[str, ...]] = ()
+    next_step: ClassVar[NextStep] = NextStep("point_mae_classifier", FINE_TUNING, "fine-tuning from here")
 
     def __init__(
         self,

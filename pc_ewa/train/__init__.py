@@ -1,5 +1,5 @@
 """Training: `run(experiment)` does all of it."""
 
-from pc_ewa.train.runner import run
+from pc_ewa.train.run import run
 
 __all__ = ["run"]

@@ -1,4 +1,4 @@
-"""One process or many: what torchrun says about this one, and the few things that all of them do together."""
+"""One process or many: this process among those of torchrun, and what all of them do together."""
 
 import datetime
 import os
@@ -24,12 +24,12 @@ class World(NamedTuple):
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and prints."""
+        """True for the process that writes files and prints."""
         return self.rank == 0
 
 
 def is_main_process() -> bool:
-    """Whether this process prints, for those who have not joined the others."""
+    """Return True if this process prints; for code outside of `join_world`."""
     return int(os.environ.get("RANK", 0)) == 0
 
 
@@ -84,10 +84,10 @@ def _existing_device(device: str, local_rank: int | None) -> torch.device:
     return torch.device("cuda", index)
 
 
-def average_statistics(model: nn.Module) -> None:
-    """Give every process the mean of the running statistics that training changes; each saw its own part of batches.
+def sync_batchnorm_statistics(model: nn.Module) -> None:
+    """Average the running statistics of BatchNorm over the processes, each of which saw its own share of the batches.
 
-    Nothing else: a mean of equal numbers is not always the number, and what is frozen shall stay as it is.
+    Statistics of frozen layers stay as they are: a mean of equal numbers is not always the number.
     """
     if dist.is_initialized():
         for module in model.modules():
@@ -102,14 +102,14 @@ def check_replicas(model: nn.Module) -> None:
     """Raise TrainingError unless all processes hold the same weights, bit for bit."""
     if dist.is_initialized():
         total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
-        spread = torch.stack([total, -total])
-        dist.all_reduce(spread, dist.ReduceOp.MAX)
-        if spread.sum() != 0:
+        bounds = torch.stack([total, -total])  # the maximum of both is the largest and the smallest total
+        dist.all_reduce(bounds, dist.ReduceOp.MAX)
+        if bounds.sum() != 0:
             raise TrainingError("the processes hold different weights; this is a bug in pc-ewa: please report it")
 
 
 def any_process(flag: bool, device: torch.device) -> bool:
-    """Whether the flag is up in at least one process."""
+    """Return True if the flag is set in at least one process."""
     if not dist.is_initialized():
         return flag
     votes = torch.tensor(float(flag), device=device)

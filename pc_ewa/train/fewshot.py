@@ -1,14 +1,14 @@
 """Few-shot classification: one short training for each fold, resumable fold by fold."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.data.published.modelnet_fewshot import FOLDS, NAME
 from pc_ewa.errors import ConfigError, TrainingError
 from pc_ewa.eval.fewshot import SETTINGS, FewShot, Fold
-from pc_ewa.train.runner import check_folder, run
+from pc_ewa.train.run import run
+from pc_ewa.train.run_folder import RunFolder
 
 
 def run_fewshot(
@@ -60,7 +60,6 @@ def run_fewshot(
 
 def finished(experiment: Experiment) -> dict[str, Any] | None:
     """Read the summary of a run that is done with the same settings; None if it is not done."""
-    folder = Path(experiment.output)
-    check_folder(folder, experiment)
-    path = folder / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    folder = RunFolder(experiment.output)
+    folder.check(experiment)
+    return folder.summary()

@@ -16,14 +16,12 @@ from tqdm import tqdm
 from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
-from pc_ewa.train.build import Setup
-from pc_ewa.train.checkpoint import Checkpoints
-from pc_ewa.train.distributed import World, any_process, average_statistics, check_replicas
-from pc_ewa.train.memory import peak_memory
-from pc_ewa.train.meter import Meter
+from pc_ewa.train.distributed import World, any_process, check_replicas, sync_batchnorm_statistics
 from pc_ewa.train.objectives import with_balance
 from pc_ewa.train.probe import SVMProbe
-from pc_ewa.train.tracking import Tracker
+from pc_ewa.train.run_folder import Checkpoints
+from pc_ewa.train.setup import Setup
+from pc_ewa.train.tracking import Meter, Tracker, peak_memory
 
 LOG_EVERY = 10  # optimizer steps
 
@@ -55,7 +53,7 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoints.folder} holds another run: {reason}; choose another output") from None
     if setup.averager:
-        setup.averager.steps_done = progress.step
+        setup.averager.load_state_dict({"steps_done": progress.step})
     return progress
 
 
@@ -96,11 +94,11 @@ def train(
             progress.seconds += time.perf_counter() - began
             done = progress.step == setup.total_steps
             if progress.step % LOG_EVERY == 0 or done:
-                tracker.metrics(progress.step, meter.means(experiment.train.batch_size) | _ewa_figures(setup))
+                tracker.metrics(progress.step, meter.means(experiment.train.batch_size) | _ewa_metrics(setup))
             bar.update()
             best = False
             if progress.step % eval_every == 0 or done:
-                average_statistics(setup.model)
+                sync_batchnorm_statistics(setup.model)
                 with _divergence_told(experiment, progress.step):
                     best = _validate(setup, world, progress, tracker)
             if setup.probe and (progress.step % probe_every == 0 or done):
@@ -198,11 +196,10 @@ def _save(
     checkpoints: Checkpoints,
     best: bool,
 ) -> None:
-    average_statistics(setup.model)
+    sync_batchnorm_statistics(setup.model)
     check_replicas(setup.model)
-    averaged = (
-        setup.weight_average.state(progress.step) if setup.weight_average else {}
-    )  # of all processes: it gathers statistics
+    # On all processes: it gathers statistics.
+    averaged = setup.weight_average.state(progress.step) if setup.weight_average else {}
     progress.peak_memory = max(progress.peak_memory, peak_memory(world.device))
     if world.is_main:
         checkpoints.save(
@@ -220,7 +217,7 @@ def _save(
         )
 
 
-def _ewa_figures(setup: Setup) -> dict[str, float]:
+def _ewa_metrics(setup: Setup) -> dict[str, float]:
     if setup.averager is None:
         return {}
     metrics: dict[str, float] = {}

@@ -1,6 +1,8 @@
 """From a checkpoint file back to a model and its data."""
 
+import copy
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +19,9 @@ from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
 from pc_ewa.models.checkpoints.read import read_content
 from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
 from pc_ewa.train.batches import INIT, ROUTED, stream
-from pc_ewa.train.build import put_experts
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.objectives import Pretrain, create_objective
+from pc_ewa.train.setup import put_experts
 from pc_ewa.train.splits import Splits, load_splits
 from pc_ewa.yaml_config import apply_overrides
 
@@ -80,7 +82,7 @@ class Restored:
         return splits
 
     def evaluate(self, split: Split, routed: bool = False) -> Score:
-        """Measure on a part of the experiment's dataset; `routed` deals tokens at random to experts, as in training.
+        """Measure on a split of the experiment's dataset; `routed` routes tokens at random to experts, as in training.
 
         Raises:
             CheckpointError: a dataset that does not fit; gates, where `routed` was asked for.
@@ -89,11 +91,11 @@ class Restored:
             self._check_no_gate()
         splits, device = self.splits(), self.place()
         objective = create_objective(self.experiment)
-        if not routed:
-            return objective.evaluate(self.model, splits, split, device)
-        torch.manual_seed(stream(self.experiment.seed, ROUTED, 0))
-        with routed_experts(self.model):
-            return objective.evaluate(self.model, splits, split, device)
+
+        def measure(model: nn.Module) -> Score:
+            return objective.evaluate(model, splits, split, device)
+
+        return evaluate_routed(self.model, measure, self.experiment.seed) if routed else measure(self.model)
 
     def place(self) -> torch.device:
         """Put the model on the experiment's device, in evaluation mode."""
@@ -105,7 +107,7 @@ class Restored:
         if has_gate(self.model):
             raise CheckpointError(
                 "its mixtures are gated: each token needs its own expert at inference too, so that there is nothing to "
-                "merge; use the checkpoint as it is: python tools/evaluate.py CHECKPOINT"
+                "merge; use the checkpoint as it is: pc-ewa evaluate CHECKPOINT"
             )
 
 
@@ -155,9 +157,7 @@ def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
     decided, names = content.get("model_arguments"), content.get("class_names")
     if decided is None or names is None or _model_in(content) != experiment.model.name:
         objective = create_objective(experiment)
-        if isinstance(
-            objective, Pretrain
-        ):  # labels are not looked at: its data need not be here, for an SVM on other data
+        if isinstance(objective, Pretrain):  # it uses no label: its data need not be here, for an SVM on other data
             decided, names = {}, []
         else:
             splits = load_splits(experiment.data, experiment.seed)
@@ -173,6 +173,18 @@ def _model_in(content: dict[str, Any]) -> object:
         return content["config"]["model"]["name"]
     except (KeyError, TypeError):
         return None
+
+
+def at_inference(model: nn.Module) -> nn.Module:
+    """Return the model as it is used after training: a merged copy, or itself with its gates."""
+    return model if has_gate(model) else merge_experts(copy.deepcopy(model))
+
+
+def evaluate_routed(model: nn.Module, measure: Callable[[nn.Module], Score], seed: int, rank: int = 0) -> Score:
+    """Measure a model that routes each token to one expert at random, as in training; the seed decides the routes."""
+    torch.manual_seed(stream(seed, ROUTED, rank))
+    with routed_experts(model):
+        return measure(model)
 
 
 def save_merged(

@@ -1,46 +1,17 @@
-"""What a finished run says about itself."""
+"""The summary of a finished run, in words: a table, remarks, and the commands that go on from it."""
 
 import inspect
-import os
 import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
+from typing import Any
 
 from pc_ewa.config import Data
 from pc_ewa.models import MODELS
+from pc_ewa.models.next_step import NextStep
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.yaml_config import read_yaml
 
 TITLES = {"accuracy": "accuracy", "instance_miou": "instance mIoU", "loss": "loss"}
-
-
-class _Sequel(NamedTuple):
-    """What a self-supervised model is trained for: the next model, the command up to the weights, its datasets."""
-
-    model: str
-    command: str
-    data: tuple[str, ...]
-    why: str
-
-
-# {config} is the quickstart's on its data, else the recipe of the field.
-_FINETUNE = "tools/finetune.py {config}"
-_TOKENIZED = "tools/pretrain.py {config} tokenizer="
-_CONFIGS = {
-    "point_mae": ("configs/quickstart_finetune.yaml", "configs/finetune/modelnet40.yaml"),
-    "point_bert": ("configs/quickstart_finetune.yaml", "configs/finetune/modelnet40.yaml"),
-    "dvae": ("configs/quickstart_point_bert.yaml", "configs/pretrain/point_bert_shapenet55.yaml"),
-}
-_POINT_BERT = "point_bert_classifier"
-_SEQUELS = {
-    "point_mae": _Sequel("point_mae_classifier", f"{_FINETUNE} --from ", ("data",), "fine-tuning from here"),
-    "point_bert": _Sequel(
-        _POINT_BERT, f"{_FINETUNE} model.name={_POINT_BERT} --from ", ("data",), "fine-tuning from here"
-    ),
-    "dvae": _Sequel("point_bert", _TOKENIZED, ("data", "probe.data"), "pre-training that predicts its tokens"),
-}
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
@@ -115,23 +86,22 @@ def _format(main_metric: str, value: float) -> str:
 
 
 def next_commands(summary: dict[str, Any]) -> list[str]:
-    """Commands that work from here, as this machine would type them."""
+    """Return commands that go on from here, each with a few words on why."""
     output, seed = shlex.quote(summary["output"]), summary["seed"] + 1
-    again = f"bash tools/run_train.sh {output}/config.yaml"
+    again = f"pc-ewa train {output}/config.yaml"
     rival = ("ewa=null", "dense", "without EWA") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with EWA")
     if summary.get("gated"):
         rival = ("ewa=null", "dense", "without experts")
-    evaluate = f"{_python()} tools/evaluate.py {output}/checkpoints/merged_last.pt"
+    model_class = MODELS[summary["model"]]
+    evaluate = f"pc-ewa evaluate {_merged(summary)}"
     commands = {}
-    if summary["main_metric"] == "accuracy":
-        commands[evaluate] = "accuracy of every class"
-    elif summary["main_metric"] == "instance_miou":
-        commands[evaluate] = "mIoU of every class"
-    elif hasattr(MODELS[summary["model"]], "features"):
+    starts_another = hasattr(model_class, "next_step")
+    if not starts_another:
+        commands[evaluate] = f"{TITLES[summary['main_metric']]} in detail"
+    elif hasattr(model_class, "features"):
         commands[f"{evaluate} --protocol svm"] = "a linear SVM on the features"
-    if summary["model"] in _SEQUELS and not summary.get("gated"):  # nothing starts from gated mixtures
-        sequel = _SEQUELS[summary["model"]]
-        commands[_sequel_command(summary, sequel)] = sequel.why
+    if starts_another and not summary.get("gated"):  # nothing starts from gated mixtures
+        commands[_next_training(summary, model_class.next_step)] = model_class.next_step.why
     if summary["ffns_merged"]:
         commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]}"
     commands[f"{again} seed={seed} output={output}_seed{seed}"] = "another seed"
@@ -139,20 +109,29 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
     return [f"{command:<{width}}   # {why}" for command, why in commands.items()]
 
 
-def _sequel_command(summary: dict[str, Any], sequel: _Sequel) -> str:
-    """The command that trains the next model from the weights of a run, in its sizes and on datasets in its place."""
-    output = summary["output"]
-    config = yaml.safe_load((Path(output) / "config.yaml").read_text(encoding="utf-8"))
-    quickstart, recipe = _CONFIGS[summary["model"]]
-    command = sequel.command.format(config=quickstart if config["data"]["name"] == "sweethome3d" else recipe)
-    parameters, root = inspect.signature(MODELS[sequel.model]).parameters, config["data"]["root"]
-    shared = {name: value for name, value in config["model"].items() if name in parameters and name != "drop_path"}
-    changes = [f"model.{name}={value}" for name, value in shared.items() if value != parameters[name].default]
+def _next_training(summary: dict[str, Any], step: NextStep) -> str:
+    """Return the command that trains the next model from the weights of a run, in its sizes, on data in its place."""
+    config = RunFolder(summary["output"]).config()
+    name, chosen = step.configs[-1], read_yaml(step.configs[-1])
+    for other in step.configs[:-1]:
+        content = read_yaml(other)
+        if content["data"]["name"] == config["data"]["name"]:
+            name, chosen = other, content
+    flag = "tokenizer=" if getattr(MODELS[step.model], "needs_tokenizer", False) else "--from "
+    changes = [] if chosen["model"]["name"] == step.model else [f"model.name={step.model}"]
+    parameters = inspect.signature(MODELS[step.model]).parameters
+    shared = {key: value for key, value in config["model"].items() if key in parameters and key != "drop_path"}
+    changes += [f"model.{key}={value}" for key, value in shared.items() if value != parameters[key].default]
+    root = config["data"]["root"]
     if root != Data.model_fields["root"].default:
-        changes += [f"{section}.root={shlex.quote(root)}" for section in sequel.data]
-    folder = shlex.quote(output)
-    changes.append(f"output={folder}_{sequel.model}")
-    return f"{_python()} {command}{folder}/checkpoints/merged_last.pt {' '.join(changes)}"
+        sections = ["data", *(["probe.data"] if chosen.get("probe") else [])]
+        changes += [f"{section}.root={shlex.quote(root)}" for section in sections]
+    changes.append(f"output={shlex.quote(summary['output'])}_{step.model}")
+    return f"pc-ewa train {name} {flag}{_merged(summary)} {' '.join(changes)}"
+
+
+def _merged(summary: dict[str, Any]) -> str:
+    return shlex.quote(str(RunFolder(summary["output"]).merged("last")))
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -162,12 +141,3 @@ def _table(rows: Sequence[Sequence[str]]) -> list[str]:
         padded = (f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
         lines.append("   ".join([f"{title:<{widths[0]}}", *padded]))
     return [lines[0], "-" * len(lines[0]), *lines[1:]]
-
-
-def _python() -> str:
-    """The interpreter as one would type it here; a bare `python` may be another one."""
-    path = Path(sys.executable)
-    environment = os.environ.get("VIRTUAL_ENV")
-    if environment and path.is_relative_to(environment):
-        return "python"
-    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))

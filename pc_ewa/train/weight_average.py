@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.train.batches import STATISTICS, Batches, stream
-from pc_ewa.train.distributed import World, average_statistics
+from pc_ewa.train.distributed import World, sync_batchnorm_statistics
 from pc_ewa.train.objectives import Objective
 
 
@@ -86,7 +86,7 @@ class WeightAverage:
         if not self.count:
             return self.live
         if self.settings.kind == "ema":
-            average_statistics(self.average.module)
+            sync_batchnorm_statistics(self.average.module)
         elif self._statistics_of != self.count:
             self._gather_statistics(step // self.every * self.every)
             self._statistics_of = self.count
@@ -128,7 +128,7 @@ class WeightAverage:
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _frozen_statistics_kept(model.train()):
             update_bn([[part] for part in parts], forward)  # it passes on the first of each list
-        average_statistics(model)
+        sync_batchnorm_statistics(model)
 
 
 class _Forward(nn.Module):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from pc_ewa.compare import Plan, costs
 from pc_ewa.compare.sweep import final_runs
 from pc_ewa.config import Experiment
-from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World, join_world
+from pc_ewa.train.setup import Setup, build
 
 Make = Callable[..., Plan]
 

@@ -10,7 +10,7 @@ from torch import nn
 from pc_ewa.data import Clouds
 from pc_ewa.eval.pretraining import PretrainingLoss
 from pc_ewa.train import objectives
-from pc_ewa.train.checkpoint import Checkpoints
+from pc_ewa.train.run_folder import Checkpoints
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import pc_ewa
-from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
+from pc_ewa.train.setup import build
 
 Tool = Callable[..., Any]
 

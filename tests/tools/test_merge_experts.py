@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 
 import pc_ewa
 from pc_ewa.models.checkpoints.read import read_content
-from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
+from pc_ewa.train.setup import build
 
 Tool = Callable[..., Any]
 

@@ -17,9 +17,9 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import run
 from pc_ewa.train.batches import STATISTICS, Batches, stream
-from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
+from pc_ewa.train.setup import Setup, build
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pc_ewa.errors import CheckpointError
-from pc_ewa.train.checkpoint import BEST, LAST, Checkpoints, save_atomically
+from pc_ewa.train.run_folder import BEST, LAST, Checkpoints, save_atomically
 
 
 def content(step: int) -> dict[str, Any]:

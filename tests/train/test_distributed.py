@@ -13,7 +13,7 @@ import torch.distributed as dist
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.train import run
-from pc_ewa.train.distributed import any_process, average_statistics, choose_device, join_world
+from pc_ewa.train.distributed import any_process, choose_device, join_world, sync_batchnorm_statistics
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -110,11 +110,11 @@ def test_a_gpu_that_is_not_there_is_refused(
 def test_running_statistics_become_the_mean_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     norm = torch.nn.BatchNorm1d(2)
     norm.running_mean = torch.tensor([1.0, 2.0])
-    average_statistics(norm)
+    sync_batchnorm_statistics(norm)
     assert norm.running_mean.tolist() == [1, 2]  # alone
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_reduce", lambda tensor: tensor.add_(torch.tensor([3.0, 0.0])))  # the other's
-    average_statistics(norm)
+    sync_batchnorm_statistics(norm)
     assert norm.running_mean.tolist() == [2, 1]
     assert norm.num_batches_tracked == 0

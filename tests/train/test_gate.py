@@ -16,10 +16,10 @@ from pc_ewa.ewa import GatedFFN, has_gate
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.models.checkpoints.write import save_weights
 from pc_ewa.train import run
-from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.restore import restore
+from pc_ewa.train.setup import build
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]

@@ -16,11 +16,11 @@ from pc_ewa.errors import TrainingError
 from pc_ewa.ewa import expert_layers
 from pc_ewa.train import loop, run
 from pc_ewa.train.batches import Batch
-from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.objectives import Classify, Loss
 from pc_ewa.train.optim import learning_rate
+from pc_ewa.train.setup import Setup, build
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]

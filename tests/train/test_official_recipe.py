@@ -13,10 +13,10 @@ from pc_ewa.data import Clouds, load_dataset
 from pc_ewa.errors import ConfigError
 from pc_ewa.train import run
 from pc_ewa.train.batches import Batches
-from pc_ewa.train.build import Setup, build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.optim import learning_rate, official_learning_rate
+from pc_ewa.train.setup import Setup, build
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, CPU)

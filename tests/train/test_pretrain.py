@@ -19,9 +19,9 @@ from pc_ewa.ewa import expert_layers
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.train import loop, run
-from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
+from pc_ewa.train.setup import build
 
 WORLD = World(0, 1, torch.device("cpu"))
 MakeExperiment = Callable[..., Experiment]

@@ -21,8 +21,8 @@ from pc_ewa.eval import Accuracy
 from pc_ewa.ewa import ExpertFFN, ExpertLinear, expert_layers
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import loop, objectives, run
-from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
+from pc_ewa.train.setup import build
 from pc_ewa.train.splits import load_splits
 
 MakeExperiment = Callable[..., Experiment]

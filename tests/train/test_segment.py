@@ -18,10 +18,10 @@ from pc_ewa.ewa import expert_layers
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import run
 from pc_ewa.train.batches import Batch, Batches
-from pc_ewa.train.build import build
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.objectives import Segment
+from pc_ewa.train.setup import build
 
 CPU = torch.device("cpu")
 WORLD = World(0, 1, CPU)

@@ -1,16 +1,15 @@
 """Write weights in the layout of the official code or as safetensors, whole or not at all."""
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pc_ewa.errors import CheckpointError
 from pc_ewa.ewa import expert_layers, has_gate
+from pc_ewa.files import write_whole
 from pc_ewa.models.checkpoints.read import STATES
 
 WeightsFormat = Literal["official", "safetensors"]
@@ -43,7 +42,7 @@ def save_weights(
 
     Raises:
         ValueError: a model with mixtures, an unknown format, or an `extra` that is not JSON or takes a reserved key.
-        CheckpointError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     if has_gate(model):
         raise ValueError(
@@ -77,29 +76,9 @@ def save_atomically(content: Mapping[str, Any], path: Path) -> None:
     """Write a dict by `torch.save`, whole or not at all.
 
     Raises:
-        CheckpointError: the file cannot be written.
+        WriteError: the file cannot be written.
     """
     write_whole(path, lambda file: torch.save(dict(content), file))
-
-
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, whole.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError about positions
-        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
-        raise CheckpointError(f"cannot write {path}: {reason}; free some space or choose another output") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _about(config: dict[str, Any], class_names: list[str], extra: dict[str, Any]) -> dict[str, Any]:

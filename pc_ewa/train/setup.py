@@ -1,7 +1,8 @@
-"""From an experiment to everything that trains: all that can be wrong with it is found here, before the first step."""
+"""Set up a run: build everything that trains, and find whatever is wrong with it before the first step."""
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -9,9 +10,9 @@ from torch import nn
 
 from pc_ewa import ops
 from pc_ewa.config import Experiment
-from pc_ewa.errors import ConfigError
+from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
-from pc_ewa.models import create_model
+from pc_ewa.models import MODELS, create_model, load_pretrained
 from pc_ewa.train.batches import INIT, Batches, stream
 from pc_ewa.train.distributed import World
 from pc_ewa.train.objectives import Objective, create_objective
@@ -19,7 +20,6 @@ from pc_ewa.train.optim import create_optimizer, learning_rate, official_learnin
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.splits import Splits, load_splits, to_device_if_it_fits
 from pc_ewa.train.weight_average import WeightAverage
-from pc_ewa.train.weights import check_initial_weights, load_initial_weights
 from pc_ewa.validation import arguments_of
 
 
@@ -40,7 +40,7 @@ class Setup(NamedTuple):
     notes: tuple[str, ...]
 
     def measured(self, step: int) -> nn.Module:
-        """The model that is measured and merged after `step` optimizer steps: the averaged one, if there is one yet."""
+        """Return the model to measure and merge after `step` optimizer steps: the averaged one, if there is one yet."""
         return self.weight_average.measured(step) if self.weight_average else self.model
 
 
@@ -56,16 +56,16 @@ def build(experiment: Experiment, world: World) -> Setup:
     if train.batch_size % slots or train.batch_size // slots < 2:
         raise ConfigError(
             f"train.batch_size={train.batch_size} over {world.size} processes and {train.accumulate} accumulated "
-            "steps; every part must be equal and have at least 2 shapes"
+            "steps; each must get an equal share of at least 2 samples"
         )
     check_initial_weights(experiment)
     splits = load_splits(experiment.data, experiment.seed)
     batches = Batches(to_device_if_it_fits(splits.train, world.device), experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
         raise ConfigError(
-            f"train.batch_size={train.batch_size} is above the {len(splits.train)} training shapes; lower it"
+            f"train.batch_size={train.batch_size} is above the {len(splits.train)} training samples; lower it"
         )
-    epochs = train.epochs + (experiment.recipe == "official")  # theirs counts from 0 to the last one inclusive
+    epochs = train.epochs + (experiment.recipe == "official")  # the official code counts from 0 to the last inclusive
     total_steps = train.steps or epochs * batches.steps_per_epoch
 
     torch.manual_seed(stream(experiment.seed, INIT))
@@ -76,9 +76,9 @@ def build(experiment: Experiment, world: World) -> Setup:
     model.to(world.device)
     optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
     averager = attach_averager(model, optimizer, experiment, total_steps)
-    extra = ", one more than asked, as theirs" if experiment.recipe == "official" else ""
+    extra = ", one more than asked, as in the official code" if experiment.recipe == "official" else ""
     notes.append(
-        f"plan: {total_steps} steps of {train.batch_size} shapes ({total_steps / batches.steps_per_epoch:.4g} epochs"
+        f"plan: {total_steps} steps of {train.batch_size} samples ({total_steps / batches.steps_per_epoch:.4g} epochs"
         f"{extra}) on {world.size} x {world.device.type}"
     )
     backend = ops.backend(world.device)
@@ -112,10 +112,10 @@ def build(experiment: Experiment, world: World) -> Setup:
 
 
 def describe_data(splits: Splits) -> str:
-    """Say how many shapes there are of what."""
+    """Count the samples of each split, and the classes."""
     validation = f"{len(splits.val)} validation" if splits.val else "no validation"
     train, test = splits.train, splits.test
-    return f"data: {len(train)} train, {validation}, {len(test)} test shapes, {train.num_classes} classes"
+    return f"data: {len(train)} train, {validation}, {len(test)} test samples, {train.num_classes} classes"
 
 
 def put_experts(model: nn.Module, experiment: Experiment) -> None:
@@ -137,3 +137,51 @@ def attach_averager(
         return None
     averager = ExpertAverager(model, total_steps=total_steps, **arguments_of(ExpertAverager, ewa.arguments))
     return averager.attach(optimizer)
+
+
+def check_initial_weights(experiment: Experiment) -> None:
+    """Check the files that an experiment starts from, and that its model takes a tokenizer and experts.
+
+    Raises:
+        ConfigError: a model that needs a tokenizer and has none, or two; a tokenizer, experts or a gate for a model
+            that takes none.
+        CheckpointError: an absent file.
+    """
+    name, start, tokenizer = experiment.model.name, experiment.init_from, experiment.tokenizer
+    model_class = MODELS[name]
+    needs_tokenizer = getattr(model_class, "needs_tokenizer", False)
+    if needs_tokenizer and tokenizer and start:
+        raise ConfigError(f"init_from={start} brings its own tokenizer; leave out tokenizer")
+    if needs_tokenizer and not tokenizer and not start:
+        raise ConfigError(
+            f"tokenizer is missing: {name} predicts the tokens of a trained dvae; train one with "
+            "pc-ewa train pretrain/dvae_shapenet55 and set tokenizer=CHECKPOINT"
+        )
+    if tokenizer and not needs_tokenizer:
+        raise ConfigError(f"tokenizer={tokenizer}, but model.name={name} takes none; leave it out")
+    if experiment.ewa and not hasattr(model_class, "expert_ffns"):
+        raise ConfigError(f"ewa with model.name={name}, which has no FFN for experts; set ewa=null")
+    refusal = getattr(model_class, "refuses_gate", None)
+    if experiment.ewa and experiment.ewa.arguments["gate"] and refusal:
+        raise ConfigError(f"ewa.gate with model.name={name}: {refusal}; set ewa.gate=null")
+    for key, path in (("init_from", start), ("tokenizer", tokenizer)):
+        if path and not Path(path).is_file():
+            raise CheckpointError(f"{key}={path} is not a file; check the path of the checkpoint, or train it first")
+
+
+def load_initial_weights(model: nn.Module, experiment: Experiment) -> list[str]:
+    """Load what the experiment starts from; returns lines about what was loaded.
+
+    Raises:
+        CheckpointError: a file that does not fit.
+    """
+    notes = []
+    if experiment.tokenizer:
+        dvae = model.get_submodule("dvae")
+        notes.append(f"tokenizer: {experiment.tokenizer}: {load_pretrained(experiment.tokenizer, dvae).line}")
+        # The backbone's patch encoder starts from the tokenizer's.
+        model.load_tokenizer(dvae.state_dict())  # type: ignore[operator]
+    if experiment.init_from:
+        report = load_pretrained(experiment.init_from, model)
+        notes.append(f"weights: {experiment.init_from}\n{report}")
+    return notes

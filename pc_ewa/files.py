@@ -1,0 +1,114 @@
+"""Files that are whole or not there, and the lock of a folder."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from pc_ewa.errors import ConfigError, WriteError
+
+# A link that somebody planted under the name of a file of ours is not followed. Windows has no such flag.
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, whole.
+
+    Args:
+        path: the file; its folder must exist.
+        write: gets the open file.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _new_file(temporary) as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError about positions
+        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+        raise WriteError(f"cannot write {path}: {reason}; free some space or choose another output") from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, whole or not at all. Errors are those of `write_whole`."""
+    content = text.encode()  # before anything is opened: text may hold what UTF-8 cannot
+    write_whole(path, lambda file: file.write(content))
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to the end of a file; a line of an earlier crash may be torn, never one of this call's.
+
+    Raises:
+        WriteError: the file cannot be written.
+    """
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise WriteError(f"cannot write {path}: {error.strerror}; free some space or choose another output") from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to disk: without it a power cut may undo a rename."""
+    with suppress(OSError):  # some file systems cannot
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def lock_folder(folder: Path, owner: str = "another process") -> Iterator[int]:
+    """Hold the lock of a folder, free once this process and those that inherit it have ended, however they end.
+
+    Yields:
+        The descriptor of the lock, for those that shall inherit it.
+
+    Raises:
+        ConfigError: the folder is in use by `owner`.
+        WriteError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _locked(folder / ".lock")
+    except BlockingIOError:
+        raise ConfigError(f"{folder} is in use by {owner}; wait for it or choose another output") from None
+    except OSError as error:
+        raise WriteError(f"cannot write {folder}: {error.strerror}; choose another output") from None
+    try:
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """Open and lock a file that is still there under its name once it is locked."""
+    import fcntl  # where there is none, as on Windows, only runs need it
+
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
+                return lock
+        except BaseException:
+            os.close(lock)
+            raise
+        os.close(lock)
+
+
+def _new_file(path: Path) -> IO[bytes]:
+    """Open a file that is not there yet; what a crash left under its name is removed."""
+    path.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "wb")

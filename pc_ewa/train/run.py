@@ -1,0 +1,187 @@
+"""A whole run, beginning to end: prepare, train, merge the experts, evaluate, report; into one run folder."""
+
+import copy
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from pc_ewa.config import Experiment
+from pc_ewa.eval import Score
+from pc_ewa.ewa import expert_layers, has_gate
+from pc_ewa.ewa.find_ffns import find_ffns
+from pc_ewa.models.checkpoints.read import read_weights
+from pc_ewa.train.distributed import World, is_main_process, join_world
+from pc_ewa.train.loop import Progress, resume, train
+from pc_ewa.train.restore import at_inference, evaluate_routed, save_merged
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.setup import Setup, build
+from pc_ewa.train.summary import describe_summary
+from pc_ewa.train.tracking import Tracker, check_login, reset_peak_memory
+
+
+def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | None:
+    """Run an experiment to its end, or resume it where it stopped.
+
+    Args:
+        experiment: what to run.
+        check_only: stop once everything is built and found in order; nothing is written.
+
+    Returns:
+        The summary, as in summary.json; None when checking only or when a signal stopped the run.
+
+    Raises:
+        Error: a problem the user can solve, found before training where that is possible.
+    """
+    folder = RunFolder(experiment.output, experiment.train.keep)
+    folder.check(experiment)
+    if not check_only and (summary := folder.summary()):
+        if is_main_process():
+            print(f"{folder.path} is finished; to train again choose another output=... or delete the folder\n")
+            print(describe_summary(summary))
+        return summary
+    check_login(experiment)
+    with join_world(experiment.device) as world:
+        began = time.perf_counter()
+        reset_peak_memory(world.device)
+        setup = build(experiment, world)
+        if check_only:
+            return None
+        with folder.lock() if world.is_main else nullcontext():
+            return _Run(experiment, folder, setup, world).to_its_end(began)
+
+
+class _Run:
+    """A run that is set up, and the seconds that its stages take."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, setup: Setup, world: World) -> None:
+        self.experiment, self.folder, self.setup, self.world = experiment, folder, setup, world
+        self.seconds: dict[str, float] = {}
+
+    def to_its_end(self, began: float) -> dict[str, Any] | None:
+        """Train from the newest checkpoint, then measure; returns the summary, or None when a signal stopped it."""
+        progress = resume(self.setup, self.folder.checkpoints)
+        if self.world.is_main:
+            self.folder.checkpoints.tidy()
+            self.folder.begin(self.experiment, _environment(self.world))
+        with Tracker(self.folder, self.experiment, progress.step, active=self.world.is_main) as tracker:
+            for note in (f"run: {self.folder.path}", *self.setup.notes):
+                tracker.line(note)
+            if progress.step:
+                tracker.line(f"resuming after step {progress.step}")
+            self.seconds["setup"] = time.perf_counter() - began
+            if not train(self.setup, self.experiment, self.world, progress, self.folder.checkpoints, tracker):
+                return None
+            self.seconds["train"] = progress.seconds
+            summary = self.summary(progress)
+            tracker.summary(summary)
+            tracker.line("\n" + describe_summary(summary))
+        return summary
+
+    def summary(self, progress: Progress) -> dict[str, Any]:
+        """Evaluate the last and the best state on test, write the merged models, and summarise the run.
+
+        Without a validation split there is no best state, only the last.
+        """
+        setup = self.setup
+        model = setup.measured(progress.step)
+        summary = self._about(model, progress)
+        last = self._measure(model, "last")
+        summary |= last
+        if progress.best_step == progress.step:
+            if self.world.is_main:
+                self.folder.copy_merged("last", "best")
+            summary |= {f"{name}_best": value for name, value in last.items()}
+        elif progress.best_step is not None:
+            model = copy.deepcopy(setup.model)
+            # A checkpoint of a run with averaged weights holds these, if there were any by then.
+            model.load_state_dict(read_weights(self.folder.checkpoints.best))
+            best = self._measure(model, "best")
+            summary |= {f"{name}_best": value for name, value in best.items()}
+        return summary | {"seconds": {stage: round(value, 2) for stage, value in self.seconds.items()}}
+
+    def _about(self, model: nn.Module, progress: Progress) -> dict[str, Any]:
+        experiment, splits, metric = self.experiment, self.setup.splits, self.setup.objective.main_metric
+        merged = at_inference(model)
+        return {
+            "output": str(self.folder.path),
+            "model": experiment.model.name,
+            "main_metric": metric,
+            "seed": experiment.seed,
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "val_samples": len(splits.val) if splits.val else 0,
+            "val_is_cut_from_train": splits.val_is_cut,
+            f"val_{metric}": progress.last_val,
+            f"val_{metric}_best": progress.best_val,
+            "test_samples": len(splits.test),
+            "mixtures": len(expert_layers(model)),
+            "gated": has_gate(model),
+            "average": experiment.average.kind if experiment.average else None,
+            "params_training": _count(model),
+            "params_merged": _count(merged),
+            "ffns_training": _ffns(model),
+            "ffns_merged": _ffns(merged),
+            "peak_memory": progress.peak_memory,
+        }
+
+    def _measure(self, model: nn.Module, which: Literal["last", "best"]) -> dict[str, float]:
+        """Measure a state before and after merging, and write the merged model; one with gates is measured once."""
+        unmerged = None
+        if not has_gate(model.eval()):
+            unmerged = evaluate_routed(model, self._on_test, self.experiment.seed, self.world.rank)
+        with self._timed("merge"):
+            merged_model = at_inference(model)
+            if self.world.is_main:
+                names, path = list(self.setup.splits.train.class_names), self.folder.merged(which)
+                save_merged(merged_model, self.experiment, names, self.setup.model_arguments, path)
+        merged = self._on_test(merged_model)
+        metrics = {f"test_{name}_unmerged": value for name, value in (unmerged or merged).metrics().items()}
+        metrics |= {f"test_{name}_merged": value for name, value in merged.metrics().items()}
+        if self.setup.probe and self.world.is_main:
+            with self._timed("evaluate"):
+                svm = self.setup.probe.measure(merged_model, "test")
+            metrics |= {f"test_svm_{name}_merged": value for name, value in svm.metrics().items()}
+        return metrics
+
+    def _on_test(self, model: nn.Module) -> Score:
+        with self._timed("evaluate"):
+            return self.setup.objective.evaluate(model, self.setup.splits, "test", self.world.device)
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage."""
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+def _environment(world: World) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "command": sys.argv,
+    }
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _ffns(model: nn.Module) -> int:
+    """Count the FFNs of a model, each expert as one."""
+    try:
+        places = len(find_ffns(model))
+    except ValueError:  # a model that is no transformer
+        return 0
+    return places + sum(mixture.num_experts - 1 for mixture in expert_layers(model).values())
