@@ -358,3 +358,10 @@ def test_a_missing_file_names_those_beside_it_or_bundled_ones(tmp_path: Path, to
         load_experiment(toy_config.with_name("top.yaml"))
     with pytest.raises(ConfigError, match=r"a\.yaml is not a file.* bundled.* quickstart"):
         load_experiment(tmp_path / "nowhere" / "a.yaml")
+
+
+def test_an_override_changes_one_section_also_where_yaml_repeats_another(tmp_path: Path) -> None:
+    path = tmp_path / "alias.yaml"
+    path.write_text("data: &here {name: modelnet40}\nprobe: {data: *here}\nmodel: {name: point_mae}\n")
+    experiment = load_experiment(path, ["data.num_points=512"])
+    assert (experiment.data.num_points, experiment.probe.data.num_points) == (512, 1024)
