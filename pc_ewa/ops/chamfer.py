@@ -28,6 +28,11 @@ def nearest_distances(
 
     Raises:
         ValueError: a wrong shape or type, different batches, an empty cloud, a length out of range, NaN or inf.
+
+    Example:
+        >>> x, y = torch.tensor([[[0.0, 0, 0], [5, 0, 0]]]), torch.tensor([[[0.0, 0, 1]]])
+        >>> pc_ewa.ops.nearest_distances(x, y)
+        (tensor([[ 1., 26.]]), tensor([[1.]]))
     """
     x, y = check_pair("x", x, "y", y)
     if 0 in (x.shape[1], y.shape[1]):
@@ -66,6 +71,11 @@ def chamfer_distance(
 
     Raises:
         ValueError: as `nearest_distances`, an empty batch, or an unknown norm.
+
+    Example:
+        >>> x, y = torch.tensor([[[0.0, 0, 0], [5, 0, 0]]]), torch.tensor([[[0.0, 0, 1]]])
+        >>> pc_ewa.ops.chamfer_distance(x, y, norm="l2")
+        tensor(14.5000)
     """
     if norm not in ("l1", "l2"):
         raise ValueError(f"norm={norm!r}; choose 'l1' or 'l2'")

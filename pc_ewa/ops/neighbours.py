@@ -28,6 +28,13 @@ def knn(
 
     Raises:
         ValueError: a wrong shape or type, different batches, k or a length out of range, NaN or inf.
+
+    Example:
+        >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
+        >>> pc_ewa.ops.knn(line, line, k=2)[1]
+        tensor([[[0, 1],
+                 [1, 0],
+                 [2, 1]]])
     """
     queries, points = check_pair("queries", queries, "points", points)
     check_count(f"k={k} neighbours", k, points.shape[1])
@@ -41,6 +48,11 @@ def three_nn(
     """Find the 3 nearest points of every query: `knn` with k=3, under the name of pointnet2_ops.
 
     Squared distances, unlike there, because the usual weights 1 / (d² + 1e-8) are made of them.
+
+    Example:
+        >>> distances, index = pc_ewa.ops.three_nn(torch.rand(2, 100, 3), torch.rand(2, 20, 3))
+        >>> distances.shape, index.shape
+        (torch.Size([2, 100, 3]), torch.Size([2, 100, 3]))
     """
     return knn(queries, points, 3, lengths=lengths)
 
@@ -52,6 +64,12 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
 
     Raises:
         ValueError: shapes that do not fit.
+
+    Example:
+        >>> distances, index = pc_ewa.ops.three_nn(torch.rand(2, 100, 3), torch.rand(2, 20, 3))
+        >>> weights = torch.softmax(-distances, dim=2)
+        >>> pc_ewa.ops.three_interpolate(torch.rand(2, 20, 16), index, weights).shape
+        torch.Size([2, 100, 16])
     """
     fits = features.dim() == index.dim() == 3 and index.shape == weights.shape and index.shape[0] == features.shape[0]
     if not fits or index.shape[2] == 0:
@@ -85,6 +103,11 @@ def ball_query(
 
     Raises:
         ValueError: a wrong shape or type, different batches, radius or k not positive, NaN or inf.
+
+    Example:
+        >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
+        >>> pc_ewa.ops.ball_query(line[:, :1], line, radius=1.5, k=4)
+        tensor([[[0, 1, 0, 0]]])
     """
     queries, points = check_pair("queries", queries, "points", points)
     if not 0 < radius < float("inf") or k < 1 or points.shape[1] == 0:
@@ -120,6 +143,11 @@ def group(
 
     Raises:
         ValueError: as `farthest_point_sample` and `knn`.
+
+    Example:
+        >>> groups, centers = pc_ewa.ops.group(torch.rand(2, 1024, 3), num_groups=64, group_size=32)
+        >>> groups.shape, centers.shape
+        (torch.Size([2, 64, 32, 3]), torch.Size([2, 64, 3]))
     """
     clouds = check_cloud("points", points)
     chosen = farthest_point_sample(clouds, num_groups, start=start, lengths=lengths, skip_near_origin=skip_near_origin)

@@ -34,6 +34,11 @@ def farthest_point_sample(
 
     Raises:
         ValueError: a wrong shape or type, n, start or a length out of range, NaN or inf.
+
+    Example:
+        >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [9, 0, 0]]])
+        >>> pc_ewa.ops.farthest_point_sample(line, 3)
+        tensor([[0, 3, 2]])
     """
     points = check_cloud("points", points)
     check_count(f"n={n} points", n, points.shape[1])
@@ -54,7 +59,13 @@ def _first(start: int | Sequence[int] | Tensor, points: Tensor) -> Tensor | None
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """Pick rows of each cloud: points (B, N, C) and index (B, ...) give (B, ..., C); differentiable in points."""
+    """Pick rows of each cloud: points (B, N, C) and index (B, ...) give (B, ..., C); differentiable in points.
+
+    Example:
+        >>> index = pc_ewa.ops.farthest_point_sample(points := torch.rand(2, 1024, 3), 64)
+        >>> pc_ewa.ops.gather_points(points, index).shape
+        torch.Size([2, 64, 3])
+    """
     if points.dim() != 3 or index.shape[:1] != points.shape[:1]:
         raise ValueError(
             f"points {tuple(points.shape)} and index {tuple(index.shape)}; expected (batch, points, channels) and "
