@@ -17,7 +17,7 @@ from pc_ewa.models.mask_transformer import MaskTransformer
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder
-from pc_ewa.models.transformer import TransformerEncoder, check_sizes
+from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
 class PointBERT(nn.Module):
@@ -97,9 +97,9 @@ class PointBERT(nn.Module):
         live_tokenizer: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"dim": dim, "depth": depth, "num_heads": num_heads}
-        sizes |= {"contrast_dim": contrast_dim, "queue_size": queue_size}
-        check_sizes(sizes, mlp_ratio, drop_path=drop_path, momentum=momentum)
+        check_sizes(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, depth=depth)
+        check_positive(contrast_dim=contrast_dim, queue_size=queue_size)
+        check_rates(drop_path=drop_path, momentum=momentum)
         least, most = mask_ratio
         if not (least <= most < 1 and int(least * num_groups) >= 1):
             raise ConfigError(
