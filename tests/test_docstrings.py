@@ -45,8 +45,10 @@ def described(doc: str | None) -> set[str]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_argument_of_a_model_is_described_at_its_class_or_with_the_shared_ones(name: str) -> None:
+def test_every_argument_of_a_model_is_described_at_its_class_or_where_it_points_to(name: str) -> None:
     model: Any = MODELS[name]
     arguments, own = set(inspect.signature(model).parameters), described(model.__doc__)
+    others = [other for other in MODELS.values() if f"`{other.__name__}`" in model.__doc__]
+    shared = described(pc_ewa.models.__doc__).union(*(described(other.__doc__) for other in others))
     assert own <= arguments
-    assert arguments - own <= described(pc_ewa.models.__doc__)
+    assert arguments - own <= shared

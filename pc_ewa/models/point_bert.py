@@ -24,7 +24,7 @@ class PointBERT(nn.Module):
     """Pre-train a transformer on the words that a frozen tokenizer assigns to patches; the keys are the official ones.
 
     The defaults are the official pre-training on ShapeNet-55: 78.6 M parameters, the two frozen networks included.
-    Other arguments: see `pc_ewa.models` and, for the tokenizer's, `DiscreteVAE`.
+    Other arguments: see `pc_ewa.models` and, for those of the tokenizer, `DiscreteVAE`.
 
     Call `load_tokenizer` before training and `after_step` after every optimizer step. `forward` changes nothing in the
     state_dict except BatchNorm statistics.
@@ -42,11 +42,6 @@ class PointBERT(nn.Module):
         queue_size: number of keys of earlier steps to contrast with.
         momentum: share of its weights that `transformer_k` keeps at each step.
         contrast_temperature: temperature of the softmax over keys.
-        num_tokens: words of the tokenizer.
-        tokens_dim: width of its words.
-        decoder_dim: width of its decoder's input.
-        graph_width: width of its DGCNNs.
-        decoder_width: width of its decoder.
         cutmix_loss: contrast clouds whose patches were mixed.
         moco_loss: contrast clouds as they are; off in the released configuration.
         live_tokenizer: keep the tokenizer's BatchNorm in training mode, as the official code does by accident. The
