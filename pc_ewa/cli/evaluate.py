@@ -116,38 +116,12 @@ def restored_from(options: argparse.Namespace) -> Restored:
 
 
 def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score]:
-    """Evaluate by the protocol asked for; also says what was measured on what."""
-    from pc_ewa.eval import evaluate_linear_svm, evaluate_voted
-    from pc_ewa.train.splits import load_splits
-
-    experiment = restored.experiment
-    data = experiment.probe.data if options.protocol == "svm" and experiment.probe else experiment.data
-    score: Score
-    common: dict[str, Any] = {
-        "normalize": data.normalize,
-        "batch_size": 2 * experiment.train.batch_size,
-        "precision": experiment.train.precision,
-    }
+    """Evaluate by the protocol asked for; also returns a title with the notes on the checkpoint."""
+    data = restored.experiment.data
     if options.protocol == "svm":
-        splits = load_splits(data, experiment.seed)
-        device = restored.place()
-        score = evaluate_linear_svm(
-            restored.model,
-            splits.to_fit(options.split),
-            splits.named(options.split),
-            data.num_points,
-            device=device,
-            **common,
-        )
+        data, score = restored.svm_data, restored.linear_svm(options.split)
     elif options.votes > 1:
-        if experiment.task != "classify":
-            raise ConfigError(f"--votes {options.votes} with {experiment.model.name}; only classifiers vote")
-        clouds, device = restored.splits().named(options.split), restored.place()
-        augment = experiment.augment
-        common |= {"scale": augment.scale or (1.0, 1.0), "shift": augment.shift}
-        score = evaluate_voted(
-            restored.model, clouds, data.num_points, votes=options.votes, seed=experiment.seed, device=device, **common
-        )
+        score = restored.vote(options.split, options.votes)
     else:
         score = restored.evaluate(options.split)
     notes = [f"note: {note}" for note in restored.notes]

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from pc_ewa.config import Experiment, resolve
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval.metric import METRICS, Metric
+from pc_ewa.eval.metric import Metric
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.validation import choose, describe, refuse_switch
@@ -197,7 +197,7 @@ class Plan:
     @cached_property
     def metric(self) -> Metric:
         """The main metric of all variants."""
-        return METRICS[create_objective(self.experiment).main_metric]
+        return create_objective(self.experiment).main_metric
 
 
 def load_plan(path: str | Path, overrides: list[str] | None = None, command: str = "") -> Plan:
@@ -231,7 +231,7 @@ def _check_experiments(plan: Plan) -> None:
     """Resolve every variant at every value."""
     for variant in plan.variants:
         for value in plan.values:
-            key = create_objective(plan.resolve(plan.run(variant, value, plan.seeds[0]))).main_metric
+            key = create_objective(plan.resolve(plan.run(variant, value, plan.seeds[0]))).main_metric.key
             if key != plan.metric.key:
                 measured = f"variant {variant} is measured by {key}, {plan.baseline} by {plan.metric.key}"
                 raise ConfigError(f"{measured}; compare what has the same metric")

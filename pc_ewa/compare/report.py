@@ -8,7 +8,8 @@ from typing import Any
 from pc_ewa.compare.difference import Difference, interval, mean_and_std, verdict, write_score
 from pc_ewa.compare.results import differences
 from pc_ewa.compare.sweep import edge, left_out
-from pc_ewa.eval.metric import METRICS, Metric
+from pc_ewa.eval.metric import Metric
+from pc_ewa.train.objectives import metric_of
 
 Results = Mapping[str, Any]
 
@@ -206,9 +207,8 @@ def _highlight(results: Results) -> str:
 
 
 def _metric(results: Results) -> Metric:
-    """Return the metric of results; that of another tool may be one that is not known here."""
-    key = results["main_metric"]
-    return METRICS.get(key, Metric(key, key))._replace(higher_is_better=results["higher_is_better"])
+    """Return the metric of results; one of another tool brings its own direction."""
+    return metric_of(results["main_metric"])._replace(higher_is_better=results["higher_is_better"])
 
 
 def _is_listed(results: Results) -> bool:

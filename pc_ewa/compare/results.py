@@ -17,7 +17,8 @@ from pc_ewa.compare.execute import Broken, cores
 from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.compare.sweep import validation_scores, why_left_out
 from pc_ewa.errors import CheckpointError, ConfigError
-from pc_ewa.eval.metric import METRICS, Metric
+from pc_ewa.eval.metric import Metric
+from pc_ewa.train.objectives import metric_of
 from pc_ewa.train.run_folder import RunFolder
 
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
@@ -122,7 +123,7 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
         }
         for name, by_seed in summaries.items()
     }
-    return {"title": baseline, **_compared(METRICS[keys[baseline]], baseline, variants, summaries)}
+    return {"title": baseline, **_compared(metric_of(keys[baseline]), baseline, variants, summaries)}
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def _read_run(folder: Path) -> tuple[str, Summary]:
         raise CheckpointError(f"{folder} is not a finished run; leave it out, or let pc-ewa train finish it")
     summary = run.summary() or {}
     needed = {"seed", "mixtures", "seconds", f"test_{summary['main_metric']}_merged"}
-    if summary["main_metric"] not in METRICS or not needed <= summary.keys():
+    if not needed <= summary.keys():
         raise CheckpointError(f"{folder} is damaged: its summary lacks what a run leaves; leave it out")
     setting = {key: value for key, value in run.config().items() if key not in _MAY_DIFFER}
     return json.dumps(setting, sort_keys=True), summary

@@ -6,11 +6,13 @@ from pc_ewa.eval.fewshot import FewShot, Fold
 from pc_ewa.eval.pretraining import PretrainingLoss, evaluate_pretraining
 from pc_ewa.eval.score import Score
 from pc_ewa.eval.segmentation import Segmentation, evaluate_segmenter
+from pc_ewa.eval.settings import EvalSettings
 from pc_ewa.eval.svm import LinearSVMResult, evaluate_linear_svm, linear_svm
 from pc_ewa.eval.voting import evaluate_voted
 
 __all__ = [
     "Score",
+    "EvalSettings",
     "Accuracy",
     "evaluate_classifier",
     "evaluate_voted",

@@ -10,26 +10,26 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
-from pc_ewa.eval.common import in_evaluation, my_batches, prepare_eval
+from pc_ewa.eval.batches import EvalBatch, evaluation
+from pc_ewa.eval.settings import EvalSettings
 
-# Clouds (B, P, 3) as stored, on the device, and the number of their batch -> logits (B, classes).
-Predict = Callable[[Tensor, int], Tensor]
+Predict = Callable[[EvalBatch], Tensor]  # logits (B, classes)
 
 
 class ClassCount(NamedTuple):
-    """Shapes of a class, and how many of them were classified correctly."""
+    """Samples of a class, and how many of them were classified correctly."""
 
     name: str
-    shapes: int
+    samples: int
     correct: int
 
 
 class Confusion(NamedTuple):
-    """How many shapes of one class were taken for another."""
+    """How many samples of one class were taken for another."""
 
     true: str
     predicted: str
-    shapes: int
+    samples: int
 
 
 @dataclass(frozen=True)
@@ -57,19 +57,19 @@ class Accuracy:
             )
 
     @property
-    def shapes(self) -> int:
-        """Number of shapes."""
+    def samples(self) -> int:
+        """Number of samples."""
         return int(self.confusion.sum())
 
     @property
     def correct(self) -> int:
-        """Number of shapes classified correctly."""
+        """Number of samples classified correctly."""
         return int(self.confusion.trace())
 
     @property
     def overall(self) -> float:
-        """Share of shapes classified correctly ("OA")."""
-        return self.correct / self.shapes
+        """Share of samples classified correctly ("OA")."""
+        return self.correct / self.samples
 
     @property
     def mean_class(self) -> float:
@@ -80,12 +80,12 @@ class Accuracy:
 
     @property
     def standard_error(self) -> float:
-        """Binomial standard error of `overall` for this number of shapes."""
-        return math.sqrt(self.overall * (1 - self.overall) / self.shapes)
+        """Binomial standard error of `overall` for this number of samples."""
+        return math.sqrt(self.overall * (1 - self.overall) / self.samples)
 
     @property
     def per_class(self) -> tuple[ClassCount, ...]:
-        """Every class in order, also those without shapes."""
+        """Every class in order, also those without samples."""
         counts = zip(self._names, self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist(), strict=True)
         return tuple(ClassCount(*count) for count in counts)
 
@@ -95,7 +95,7 @@ class Accuracy:
         wrong = self.confusion - self.confusion.diag().diag()
         names = self._names
         pairs = [Confusion(names[t], names[p], int(wrong[t, p])) for t, p in wrong.nonzero().tolist()]
-        return tuple(sorted(pairs, key=lambda pair: -pair.shapes))
+        return tuple(sorted(pairs, key=lambda pair: -pair.samples))
 
     def metrics(self) -> dict[str, float]:
         """Numbers by name: accuracy, mean_class_accuracy, correct, standard_error, and votes if there were any."""
@@ -110,7 +110,7 @@ class Accuracy:
     def describe(self) -> str:
         """The accuracy in a few words."""
         kind = f"voted accuracy (mean of {self.votes})" if self.votes > 1 else "accuracy"
-        return f"{kind} {self.overall:.2%} ({self.correct}/{self.shapes})"
+        return f"{kind} {self.overall:.2%} ({self.correct}/{self.samples})"
 
     def table(self) -> str:
         """The accuracies, one line per class, and the ten most frequent confusions."""
@@ -118,25 +118,25 @@ class Accuracy:
         lines = [
             *voted,
             f"overall accuracy     {self.overall:.2%} "
-            f"({self.correct}/{self.shapes}, standard error {self.standard_error:.2%})",
+            f"({self.correct}/{self.samples}, standard error {self.standard_error:.2%})",
             f"mean class accuracy  {self.mean_class:.2%}",
         ]
         width = max(map(len, self._names))
-        for name, shapes, correct in self.per_class:
-            share = f"{correct / shapes:7.1%} ({correct}/{shapes})" if shapes else "no shapes"
+        for name, samples, correct in self.per_class:
+            share = f"{correct / samples:7.1%} ({correct}/{samples})" if samples else "no samples"
             lines.append(f"  {name:<{width}}  {share}")
-        pairs = [(f"{true} -> {predicted}", shapes) for true, predicted, shapes in self.confusions[:10]]
+        pairs = [(f"{true} -> {predicted}", samples) for true, predicted, samples in self.confusions[:10]]
         if pairs:
             width = max(len(pair) for pair, _ in pairs)
             lines.append("most frequent confusions (true class -> taken for)")
-            lines += [f"  {pair:<{width}}  {shapes}" for pair, shapes in pairs]
+            lines += [f"  {pair:<{width}}  {samples}" for pair, samples in pairs]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Everything there is, in plain types."""
         return {
             **self.metrics(),
-            "shapes": self.shapes,
+            "samples": self.samples,
             "votes": self.votes,
             "class_names": list(self._names),
             "per_class": [count._asdict() for count in self.per_class],
@@ -148,34 +148,26 @@ class Accuracy:
         return self.class_names or tuple(map(str, range(len(self.confusion))))
 
 
-@torch.no_grad()
 def evaluate_classifier(
     model: nn.Module,
     clouds: Clouds,
-    num_points: int,
+    settings: EvalSettings,
     *,
-    normalize: bool = True,
-    batch_size: int = 64,
     device: torch.device | None = None,
-    precision: str = "fp32",
     title: str = "evaluating",
     predict: Predict | None = None,
 ) -> Accuracy:
     """Classify every cloud once, without augmentation or votes; under torchrun each process takes its share.
 
-    Clouds are cut to `num_points` by farthest point sampling. Batches are the same for any number of processes. The
-    mode of the model (`train()` or `eval()`, and of every part of it) is restored afterwards.
+    Batches are the same for any number of processes. The mode of the model is restored afterwards.
 
     Args:
         model: clouds (B, N, 3) -> logits (B, classes).
         clouds: what to classify.
-        num_points: points of each cloud that the model sees.
-        normalize: scale each cloud into the unit sphere first.
-        batch_size: clouds in a batch.
-        device: None is that of the model.
-        precision: "fp32" or "bf16".
+        settings: the presentation of the clouds.
+        device: None for that of the model.
         title: of the progress bar.
-        predict: makes the logits of a batch instead of one plain look; `normalize` and `num_points` are its business.
+        predict: computes the logits of a batch, instead of one forward pass on its points.
 
     Raises:
         ValueError: fewer points than `num_points`, or a model with another number of classes.
@@ -183,24 +175,13 @@ def evaluate_classifier(
     device = device or next(model.parameters()).device
     classes = clouds.num_classes
     confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
-    with in_evaluation(model):
-        for indices in my_batches(len(clouds), batch_size, title):
-            points, labels = (tensor.to(device) for tensor in clouds.batch(indices))
-            if predict:
-                logits = predict(points, indices.start // batch_size)
-            else:
-                logits = forward(model, prepare_eval(points, num_points, normalize), precision)
+    with evaluation(model, clouds, settings, device=device, title=title) as batches:
+        for batch in batches:
+            logits = predict(batch) if predict else model(batch.points)
             if logits.shape[1] != classes:
                 raise ValueError(f"the model has {logits.shape[1]} classes, {clouds.name} has {classes}")
-            cells = labels * classes + logits.argmax(1)
+            cells = batch.labels * classes + logits.float().argmax(1)
             confusion += torch.bincount(cells, minlength=confusion.numel()).view_as(confusion)
     if dist.is_initialized():
         dist.all_reduce(confusion)
     return Accuracy(confusion.cpu(), clouds.class_names)
-
-
-def forward(model: nn.Module, points: Tensor, precision: str) -> Tensor:
-    """Logits (B, classes) float32 of clouds (B, N, 3), computed in "fp32" or "bf16"."""
-    with torch.autocast(points.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        logits: Tensor = model(points)
-    return logits.float()

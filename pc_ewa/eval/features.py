@@ -5,34 +5,27 @@ from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval.common import in_evaluation, prepare_eval
-from pc_ewa.progress import progress
+from pc_ewa.eval.batches import evaluation
+from pc_ewa.eval.settings import EvalSettings
 
 
-@torch.no_grad()
 def extract_features(
     model: nn.Module,
     clouds: Clouds,
-    num_points: int,
+    settings: EvalSettings,
     *,
-    normalize: bool = True,
-    batch_size: int = 64,
     device: torch.device | None = None,
-    precision: str = "fp32",
     title: str = "features",
 ) -> Tensor:
-    """Call `model.features` on every cloud, cut by farthest point sampling, without augmentation.
+    """Call `model.features` on every cloud, without augmentation.
 
     Processes do not share the work: any one of them may call this alone. The mode of the model is restored.
 
     Args:
         model: has `features(points (B, N, 3)) -> (B, F)`.
-        clouds: N shapes.
-        num_points: points of each cloud that the model sees.
-        normalize: scale each cloud into the unit sphere first.
-        batch_size: clouds in a batch.
-        device: None is that of the model.
-        precision: "fp32" or "bf16".
+        clouds: N clouds.
+        settings: the presentation of the clouds.
+        device: None for that of the model.
         title: of the progress bar.
 
     Returns:
@@ -45,14 +38,5 @@ def extract_features(
     features = getattr(model, "features", None)
     if not callable(features):
         raise ConfigError(f"{type(model).__name__} has no features(points); choose a model that has them")
-    device = device or next(model.parameters()).device
-    starts = range(0, len(clouds), batch_size)
-    found = []
-    with in_evaluation(model):
-        for start in progress(starts, title):
-            points = clouds.batch(range(start, min(start + batch_size, len(clouds))))[0].to(device)
-            points = prepare_eval(points, num_points, normalize)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                batch = features(points)
-            found.append(batch.float().cpu())
-    return torch.cat(found)
+    with evaluation(model, clouds, settings, device=device, title=title, shared=False) as batches:
+        return torch.cat([features(batch.points).float().cpu() for batch in batches])

@@ -12,11 +12,11 @@ SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # way, shot: those that every
 
 @dataclass(frozen=True)
 class Fold:
-    """What one training on one fold reached on its test shapes.
+    """What one training on one fold reached on its test samples.
 
     Attributes:
         way: number of classes.
-        shot: training shapes of each class.
+        shot: training samples of each class.
         fold: number of the fold.
         accuracy_last: of the last state, from 0 to 1.
         accuracy_best: of the state that the run took for its best, or None if it chose none.
@@ -39,7 +39,7 @@ class Fold:
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanAndStd:
     """Mean over folds and sample standard deviation, None for a single fold."""
 
     mean: float
@@ -55,7 +55,7 @@ class Spread:
 class FewShot:
     """The folds that were run, of one setting or several.
 
-    Papers report mean ± standard deviation over 10 folds of the best epoch on the test shapes. `accuracy_last` looks
+    Papers report mean ± standard deviation over 10 folds of the best epoch on the test samples. `accuracy_last` looks
     at them once; prefer it. The deviation is that of a sample (n - 1), over the folds present.
 
     Raises:
@@ -79,8 +79,8 @@ class FewShot:
         return tuple(sorted({(fold.way, fold.shot) for fold in self.folds}))
 
     @property
-    def shapes(self) -> int:
-        """Number of test shapes that were classified, over all folds; 20 of each class."""
+    def samples(self) -> int:
+        """Number of test samples that were classified, over all folds; 20 of each class."""
         return sum(fold.way * TEST_SHAPES for fold in self.folds)
 
     @property
@@ -88,15 +88,15 @@ class FewShot:
         """Mean over the settings present of their mean accuracy; higher is better."""
         return mean(self.last(*setting).mean for setting in self.settings)
 
-    def last(self, way: int, shot: int) -> Spread:
+    def last(self, way: int, shot: int) -> MeanAndStd:
         """Accuracy of the last states over the folds of a setting that has some."""
-        return _spread([fold.accuracy_last for fold in self._of(way, shot)])
+        return _mean_and_std([fold.accuracy_last for fold in self._of(way, shot)])
 
-    def best(self, way: int, shot: int) -> Spread | None:
+    def best(self, way: int, shot: int) -> MeanAndStd | None:
         """Accuracy of the best states; None unless every fold of the setting has one."""
         found = [fold.accuracy_best for fold in self._of(way, shot)]
         known = [accuracy for accuracy in found if accuracy is not None]
-        return _spread(known) if len(known) == len(found) else None
+        return _mean_and_std(known) if len(known) == len(found) else None
 
     def metrics(self) -> dict[str, float]:
         """`accuracy`, and of each setting such as 5way_10shot: folds, accuracy, std, accuracy_best and std_best."""
@@ -104,11 +104,11 @@ class FewShot:
         for way, shot in self.settings:
             name, last, best = f"{way}way_{shot}shot", self.last(way, shot), self.best(way, shot)
             metrics |= {f"{name}_folds": last.folds}
-            for ending, spread in (("", last), ("_best", best)):
-                if spread:
-                    metrics[f"{name}_accuracy{ending}"] = spread.mean
-                if spread and spread.std is not None:
-                    metrics[f"{name}_std{ending}"] = spread.std
+            for ending, found in (("", last), ("_best", best)):
+                if found:
+                    metrics[f"{name}_accuracy{ending}"] = found.mean
+                if found and found.std is not None:
+                    metrics[f"{name}_std{ending}"] = found.std
         return metrics
 
     def describe(self) -> str:
@@ -138,11 +138,11 @@ class FewShot:
         """Everything there is, in plain types."""
         missing = [f"{way}way_{shot}shot" for way, shot in SETTINGS if (way, shot) not in self.settings]
         records = [asdict(fold) for fold in self.folds]
-        return {**self.metrics(), "shapes": self.shapes, "missing": missing, "folds": records}
+        return {**self.metrics(), "samples": self.samples, "missing": missing, "folds": records}
 
     def _of(self, way: int, shot: int) -> list[Fold]:
         return [fold for fold in self.folds if (fold.way, fold.shot) == (way, shot)]
 
 
-def _spread(accuracies: Sequence[float]) -> Spread:
-    return Spread(mean(accuracies), stdev(accuracies) if len(accuracies) > 1 else None, len(accuracies))
+def _mean_and_std(accuracies: Sequence[float]) -> MeanAndStd:
+    return MeanAndStd(mean(accuracies), stdev(accuracies) if len(accuracies) > 1 else None, len(accuracies))

@@ -19,4 +19,3 @@ class Metric(NamedTuple):
 ACCURACY = Metric("accuracy", "accuracy")
 INSTANCE_MIOU = Metric("instance_miou", "instance mIoU")
 LOSS = Metric("loss", "loss", higher_is_better=False, percent=False)
-METRICS = {metric.key: metric for metric in (ACCURACY, INSTANCE_MIOU, LOSS)}

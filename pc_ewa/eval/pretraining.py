@@ -1,22 +1,22 @@
-"""The loss of a self-supervised model on clouds that it does not train on, the same way each time."""
+"""The loss of a self-supervised model on clouds that it does not train on."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pc_ewa.data import Clouds
-from pc_ewa.data.transforms import normalize_unit_sphere, random_subset
-from pc_ewa.eval.common import add_up, in_evaluation, my_batches, prepare_eval
+from pc_ewa.eval.batches import evaluation, sum_over_processes
+from pc_ewa.eval.settings import EvalSettings
 
 
 @dataclass(frozen=True)
 class PretrainingLoss:
-    """Mean loss and means of its terms over shapes."""
+    """Mean loss and means of its terms over samples."""
 
     means: dict[str, float]
-    shapes: int
+    samples: int
 
     def metrics(self) -> dict[str, float]:
         """`loss` and its terms."""
@@ -32,42 +32,26 @@ class PretrainingLoss:
 
     def to_json(self) -> dict[str, Any]:
         """Everything there is, in plain types."""
-        return {**self.means, "shapes": self.shapes}
+        return {**self.means, "samples": self.samples}
 
 
-@torch.no_grad()
 def evaluate_pretraining(
     model: nn.Module,
     clouds: Clouds,
-    num_points: int,
+    settings: EvalSettings,
     *,
-    sampling: Literal["farthest", "random"] = "farthest",
-    normalize: bool = True,
-    batch_size: int = 64,
     device: torch.device | None = None,
-    precision: str = "fp32",
     title: str = "evaluating",
 ) -> PretrainingLoss:
-    """Average the loss of a model that returns an `LossOutput`; under torchrun each process takes its share.
+    """Average the loss of a model that returns a `LossOutput`; under torchrun each process takes its share.
 
-    Masks are those of the model in evaluation, which are the same each time; so are the points, whether they are the
-    farthest or drawn.
+    The model's masks are the same each time in evaluation, and so are the points.
     """
-    device = device or next(model.parameters()).device
-    sums: dict[str, Tensor] = {}
-    with in_evaluation(model):
-        for indices in my_batches(len(clouds), batch_size, title):
-            points = clouds.batch(indices)[0].to(device)
-            if sampling == "random":
-                generator = torch.Generator(device).manual_seed(0)
-                points = random_subset(points, num_points, generator)
-                points = normalize_unit_sphere(points) if normalize else points
-            else:
-                points = prepare_eval(points, num_points, normalize)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                loss, parts = model(points)
-            terms = {name: part for name, part in parts.items() if part.dim() == 0}
-            for name, value in {"loss": loss, **terms}.items():
-                sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64, device=device)) + value * len(indices)
-    totals = add_up({name: total.item() for name, total in sums.items()})
+    sums: dict[str, float] = {}
+    with evaluation(model, clouds, settings, device=device, title=title) as batches:
+        for batch in batches:
+            output = model(batch.points)
+            for name, value in {"loss": output.loss, **output.terms}.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.indices)
+    totals = sum_over_processes(sums)
     return PretrainingLoss({name: total / len(clouds) for name, total in totals.items()}, len(clouds))

@@ -7,8 +7,8 @@ class Score(Protocol):
     """The result of an evaluation."""
 
     @property
-    def shapes(self) -> int:
-        """Number of shapes that were measured."""
+    def samples(self) -> int:
+        """Number of samples that were measured."""
 
     def metrics(self) -> dict[str, float]:
         """Numbers by name, for logs and summaries."""

@@ -9,10 +9,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from pc_ewa import ops
 from pc_ewa.data import Clouds
-from pc_ewa.data.transforms import eval_index, normalize_unit_sphere
-from pc_ewa.eval.common import in_evaluation, my_batches
+from pc_ewa.eval.batches import evaluation
+from pc_ewa.eval.settings import EvalSettings
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,18 +33,18 @@ class Segmentation:
     points: int
 
     @property
-    def shapes(self) -> int:
-        """Number of shapes."""
+    def samples(self) -> int:
+        """Number of samples."""
         return len(self.ious)
 
     @property
     def instance_miou(self) -> float:
-        """Mean over the shapes ("Inst. mIoU")."""
+        """Mean over the samples ("Inst. mIoU")."""
         return float(self.ious.mean())
 
     @property
     def class_miou(self) -> float:
-        """Mean over the categories present of the means over their shapes ("Cls. mIoU")."""
+        """Mean over the categories present of the means over their samples ("Cls. mIoU")."""
         means = [mean for mean, _ in self.per_class.values()]
         return sum(means) / len(means)
 
@@ -56,19 +55,19 @@ class Segmentation:
 
     @property
     def per_class(self) -> dict[str, tuple[float, int]]:
-        """Mean over its shapes and their number, of each category present, by name."""
+        """Mean over its samples and their number, of each category present, by name."""
         shapes = {name: self.ious[self.categories == label] for label, name in enumerate(self.class_names)}
         return {name: (float(ious.mean()), len(ious)) for name, ious in shapes.items() if len(ious)}
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `instance_miou` for this number of shapes; nan for a single one."""
-        return float(self.ious.std()) / math.sqrt(self.shapes) if self.shapes > 1 else math.nan
+        """Standard error of `instance_miou` for this number of samples; nan for a single one."""
+        return float(self.ious.std()) / math.sqrt(self.samples) if self.samples > 1 else math.nan
 
     def metrics(self) -> dict[str, float]:
         """The means by name; the standard error only where there is one."""
         means = {"instance_miou": self.instance_miou, "class_miou": self.class_miou, "accuracy": self.accuracy}
-        return means | ({"standard_error": self.standard_error} if self.shapes > 1 else {})
+        return means | ({"standard_error": self.standard_error} if self.samples > 1 else {})
 
     def describe(self) -> str:
         """Both means in a few words."""
@@ -76,22 +75,22 @@ class Segmentation:
 
     def table(self) -> str:
         """The means, and those of every category."""
-        error = f", standard error {self.standard_error:.2%}" if self.shapes > 1 else ""
+        error = f", standard error {self.standard_error:.2%}" if self.samples > 1 else ""
         per_class, width = self.per_class, max(map(len, self.class_names))
         lines = [
-            f"instance mIoU      {self.instance_miou:.2%} ({self.shapes} shapes{error})",
+            f"instance mIoU      {self.instance_miou:.2%} ({self.samples} samples{error})",
             f"class mIoU         {self.class_miou:.2%} ({len(per_class)} categories)",
             f"accuracy of points {self.accuracy:.2%} ({self.points_right}/{self.points})",
         ]
         for name in self.class_names:
             mean, count = per_class.get(name, (math.nan, 0))
-            lines.append(f"  {name:<{width}}  " + (f"{mean:7.1%} ({count} shapes)" if count else "no shapes"))
+            lines.append(f"  {name:<{width}}  " + (f"{mean:7.1%} ({count} samples)" if count else "no samples"))
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The metrics, counts, and both for every category, in plain types."""
-        per_class = {name: {"miou": mean, "shapes": count} for name, (mean, count) in self.per_class.items()}
-        counts = {"shapes": self.shapes, "points": self.points, "points_right": self.points_right}
+        per_class = {name: {"miou": mean, "samples": count} for name, (mean, count) in self.per_class.items()}
+        counts = {"samples": self.samples, "points": self.points, "points_right": self.points_right}
         return {**self.metrics(), **counts, "per_class": per_class}
 
 
@@ -103,7 +102,7 @@ def shape_ious(predicted: Tensor, truth: Tensor, categories: Tensor, parts_of: S
     Args:
         predicted: part of each point, (B, N) int64.
         truth: likewise.
-        categories: of the shapes, (B,) int64.
+        categories: of the clouds, (B,) int64.
         parts_of: the parts of each category.
 
     Returns:
@@ -126,24 +125,19 @@ def shape_ious(predicted: Tensor, truth: Tensor, categories: Tensor, parts_of: S
     return (ious * counted).sum(1) / counted.sum(1)
 
 
-@torch.no_grad()
 def evaluate_segmenter(
     model: nn.Module,
     clouds: Clouds,
     parts_of: Sequence[Sequence[int]],
-    num_points: int,
+    settings: EvalSettings,
     *,
-    normalize: bool = True,
-    batch_size: int = 32,
     device: torch.device | None = None,
-    precision: str = "fp32",
     title: str = "evaluating",
 ) -> Segmentation:
     """Segment every cloud once, without augmentation or votes; under torchrun each process takes its share.
 
-    Clouds are cut to `num_points` by farthest point sampling; the official loaders draw points at random, in tests too.
-    As there, a point gets the most probable of the parts of its shape's category. The mode of the model (`train()` or
-    `eval()`, and of every part of it) is restored afterwards.
+    Clouds are sampled by their farthest points; the official loaders sample at random, in tests too. As there, a point
+    gets the most probable of the parts of its cloud's category. The mode of the model is restored afterwards.
 
     Raises:
         DataError: clouds without parts.
@@ -154,21 +148,17 @@ def evaluate_segmenter(
     device = device or next(model.parameters()).device
     ious = torch.zeros(len(clouds), dtype=torch.float64, device=device)
     right = torch.zeros((), dtype=torch.int64, device=device)
-    with in_evaluation(model):
-        for indices in my_batches(len(clouds), batch_size, title):
-            points, categories = (tensor.to(device) for tensor in clouds.batch(indices))
-            points = normalize_unit_sphere(points) if normalize else points
-            chosen = eval_index(points, num_points)
-            points, truth = ops.gather_points(points, chosen), clouds.part_labels(indices).to(device).gather(1, chosen)
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                scores = model(points, categories)
-            predicted = predict_parts(scores, categories, parts_of)
-            ious[indices.start : indices.stop : indices.step] = shape_ious(predicted, truth, categories, parts_of)
+    with evaluation(model, clouds, settings, device=device, title=title) as batches:
+        for batch in batches:
+            truth = clouds.part_labels(batch.indices).to(device).gather(1, batch.point_index)
+            predicted = predict_parts(model(batch.points, batch.labels), batch.labels, parts_of)
+            ious[batch.indices.start : batch.indices.stop] = shape_ious(predicted, truth, batch.labels, parts_of)
             right += (predicted == truth).sum()
-    if dist.is_initialized():  # every shape was measured by one process and is 0 in the others
+    if dist.is_initialized():  # every cloud was measured by one process and is 0 in the others
         dist.all_reduce(ious)
         dist.all_reduce(right)
-    return Segmentation(ious.cpu(), clouds.labels.cpu(), clouds.class_names, int(right), len(clouds) * num_points)
+    points = len(clouds) * settings.num_points
+    return Segmentation(ious.cpu(), clouds.labels.cpu(), clouds.class_names, int(right), points)
 
 
 def predict_parts(scores: Tensor, categories: Tensor, parts_of: Sequence[Sequence[int]]) -> Tensor:
@@ -176,7 +166,7 @@ def predict_parts(scores: Tensor, categories: Tensor, parts_of: Sequence[Sequenc
 
     Args:
         scores: (B, N, num_parts).
-        categories: of the shapes, (B,) int64.
+        categories: of the clouds, (B,) int64.
         parts_of: the parts of each category.
 
     Returns:

@@ -13,10 +13,11 @@ from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval.accuracy import Accuracy
 from pc_ewa.eval.features import extract_features
+from pc_ewa.eval.settings import EvalSettings
 
 CS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0, 10.0)
 FOLDS = 3
-CHOOSE_ON = 3000  # at most so many training shapes choose C: then the whole of ModelNet40 takes less than a minute
+CHOOSE_ON = 3000  # at most so many training samples choose C: then the whole of ModelNet40 takes less than a minute
 
 _LEFT_OUT, _ALWAYS_TRAINS = -2, -1  # instead of a fold
 
@@ -26,10 +27,10 @@ class LinearSVMResult:
     """What an SVM reached, and how it was made.
 
     Attributes:
-        accuracy: on the test shapes.
+        accuracy: on the test samples.
         c: its C; lower is smoother.
         feature_dim: number of features, those that never vary included.
-        validation: accuracy in cross-validation on the training shapes, by C; empty if nothing was chosen.
+        validation: accuracy in cross-validation on the training samples, by C; empty if nothing was chosen.
         chosen: how C was chosen, in words.
         feature: what the features are, in words.
     """
@@ -43,9 +44,9 @@ class LinearSVMResult:
     standardised: ClassVar[bool] = True
 
     @property
-    def shapes(self) -> int:
-        """Number of test shapes."""
-        return self.accuracy.shapes
+    def samples(self) -> int:
+        """Number of test samples."""
+        return self.accuracy.samples
 
     def metrics(self) -> dict[str, float]:
         """Numbers by name: those of the accuracy, c and feature_dim."""
@@ -87,9 +88,9 @@ def linear_svm(
 ) -> LinearSVMResult:
     """Fit a linear SVM on training features and measure it on test features.
 
-    Features are shifted and scaled by mean and deviation of the training shapes; those that are constant there, up to
-    the precision of float32, become 0. C is chosen on training shapes alone, by stratified cross-validation in three
-    parts; of equals, the largest, as a small C on a few shapes calls everything by the most frequent class. A class
+    Features are shifted and scaled by mean and deviation of the training samples; those that are constant there, up to
+    the precision of float32, become 0. C is chosen on training samples alone, by stratified cross-validation in three
+    parts; of equals, the largest, as a small C on a few samples calls everything by the most frequent class. A class
     with one shape is never held out. Large sets choose it on a stratified subset of 3,000, then the SVM is fitted to
     all.
 
@@ -108,14 +109,14 @@ def linear_svm(
 
     Raises:
         ConfigError: no C, or one that is not positive.
-        DataError: training shapes of one class only.
+        DataError: training samples of one class only.
         ValueError: features that are not finite, or do not fit their labels or each other.
     """
     if not cs or min(cs) <= 0:
         raise ConfigError(f"cs={tuple(cs)}: values of C to choose from are positive, and at least one")
     _check(train_features, train_labels, test_features, test_labels)
     if len(set(train_labels.tolist())) < 2:
-        raise DataError("a linear SVM needs training shapes of two classes or more; use more of the dataset")
+        raise DataError("a linear SVM needs training samples of two classes or more; use more of the dataset")
     x, x_test = _standardised(train_features, test_features)
     y, y_test = (labels.cpu().numpy() for labels in (train_labels, test_labels))
     c, validation, chosen = _choose(x, y, sorted(set(cs)), seed)
@@ -130,12 +131,9 @@ def evaluate_linear_svm(
     model: nn.Module,
     train: Clouds,
     test: Clouds,
-    num_points: int,
+    settings: EvalSettings,
     *,
-    normalize: bool = True,
-    batch_size: int = 64,
     device: torch.device | None = None,
-    precision: str = "fp32",
     cs: Sequence[float] = CS,
     seed: int = 0,
 ) -> LinearSVMResult:
@@ -145,22 +143,13 @@ def evaluate_linear_svm(
 
     Raises:
         ConfigError: a model without features.
-        DataError: two sets of different classes, or training shapes of one class only.
+        DataError: two sets of different classes, or training samples of one class only.
     """
     if train.class_names != test.class_names:
-        raise DataError(f"the classes of {train.name} and {test.name} differ; take both parts from one dataset")
+        raise DataError(f"the classes of {train.name} and {test.name} differ; take both splits from one dataset")
     features, test_features = (
-        extract_features(
-            model,
-            clouds,
-            num_points,
-            normalize=normalize,
-            batch_size=batch_size,
-            device=device,
-            precision=precision,
-            title=f"features of {part}",
-        )
-        for part, clouds in (("train", train), ("test", test))
+        extract_features(model, clouds, settings, device=device, title=f"features of {split}")
+        for split, clouds in (("train", train), ("test", test))
     )
     result = linear_svm(features, train.labels, test_features, test.labels, train.class_names, cs=cs, seed=seed)
     return replace(result, feature=getattr(model, "feature_name", ""))
@@ -194,12 +183,12 @@ def _choose(
     """Choose from ascending values of C: the one, the accuracies that it was chosen by, and how in words."""
     if len(cs) == 1:
         return cs[0], {}, "given"
-    fold, shapes = _folds(y, seed), len(y)
+    fold, samples = _folds(y, seed), len(y)
     kept = np.flatnonzero(fold != _LEFT_OUT)
     x, y, fold = x[kept], y[kept], fold[kept]
     held_out = int((fold >= 0).sum())
     if not held_out:
-        return cs[-1], {}, "the largest of the values: no class has two training shapes to choose it on"
+        return cs[-1], {}, "the largest of the values: no class has two training samples to choose it on"
     products = x @ x.T  # once for all values and folds; otherwise they take most of the time
     validation = {}
     for c in cs:
@@ -209,12 +198,12 @@ def _choose(
             svm = _svm(c, "precomputed").fit(products[np.ix_(fitted, fitted)], y[fitted])
             correct += int((svm.predict(products[np.ix_(held, fitted)]) == y[held]).sum())
         validation[c] = correct / held_out
-    chosen = f"chosen on train by {FOLDS}-fold cross-validation ({held_out} of {shapes} shapes)"
+    chosen = f"chosen on train by {FOLDS}-fold cross-validation ({held_out} of {samples} samples)"
     return max(validation, key=lambda c: (validation[c], c)), validation, chosen
 
 
 def _folds(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Deal the shapes of each class to the folds in turn, so that every class is in every training part."""
+    """Assign the samples of each class to the folds in turn, so that every class is in every training split."""
     # RandomState, not default_rng: its stream is frozen for all numpy versions.
     order = np.random.RandomState(seed).permutation(len(y))
     share = min(1.0, CHOOSE_ON / len(y))

@@ -7,23 +7,21 @@ from torch import Tensor, nn
 from pc_ewa.data import Clouds
 from pc_ewa.data.transforms import normalize_unit_sphere, scale_and_translate, subsample_train
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval.accuracy import Accuracy, evaluate_classifier, forward
+from pc_ewa.eval.accuracy import Accuracy, evaluate_classifier
+from pc_ewa.eval.batches import EvalBatch
+from pc_ewa.eval.settings import EvalSettings
 
 
-@torch.no_grad()
 def evaluate_voted(
     model: nn.Module,
     clouds: Clouds,
-    num_points: int,
+    settings: EvalSettings,
     *,
     votes: int,
     seed: int = 0,
-    normalize: bool = True,
     scale: tuple[float, float] = (2 / 3, 3 / 2),
     shift: float = 0.2,
-    batch_size: int = 64,
     device: torch.device | None = None,
-    precision: str = "fp32",
     title: str = "voting",
 ) -> Accuracy:
     """Classify every cloud by the mean of its logits over `votes` random draws, once.
@@ -40,15 +38,12 @@ def evaluate_voted(
     Args:
         model: clouds (B, N, 3) -> logits (B, classes).
         clouds: what to classify.
-        num_points: points of each cloud that the model sees.
+        settings: the presentation of the clouds; its sampling is that of the votes.
         votes: draws of each cloud, 2 or more.
         seed: of the draws, 0 or more.
-        normalize: scale each cloud into the unit sphere first.
         scale: lowest and highest factor of the stretch, for each axis.
         shift: largest move either way, for each axis.
-        batch_size: clouds in a batch.
-        device: None is that of the model.
-        precision: "fp32" or "bf16"; logits are averaged in float32.
+        device: None for that of the model.
         title: of the progress bar.
 
     Raises:
@@ -58,18 +53,16 @@ def evaluate_voted(
     if votes < 2:
         raise ConfigError(f"votes={votes}: voting needs 2 or more; votes=1 is the plain evaluation")
 
-    def predict(points: Tensor, number: int) -> Tensor:
-        points = normalize_unit_sphere(points) if normalize else points
+    def predict(batch: EvalBatch) -> Tensor:
+        points = normalize_unit_sphere(batch.stored) if settings.normalize else batch.stored
         logits = []
         for vote in range(votes):
-            generator = torch.Generator(points.device).manual_seed(_stream(seed, vote, number))
-            drawn = subsample_train(points, num_points, generator)
-            logits.append(forward(model, scale_and_translate(drawn, generator, scale, shift), precision))
+            generator = torch.Generator(points.device).manual_seed(_stream(seed, vote, batch.number))
+            drawn = subsample_train(points, settings.num_points, generator)
+            logits.append(model(scale_and_translate(drawn, generator, scale, shift)).float())
         return torch.stack(logits).mean(0)
 
-    accuracy = evaluate_classifier(
-        model, clouds, num_points, batch_size=batch_size, device=device, title=title, predict=predict
-    )
+    accuracy = evaluate_classifier(model, clouds, settings, device=device, title=title, predict=predict)
     return Accuracy(accuracy.confusion, accuracy.class_names, votes)
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.dgcnn import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
+from pc_ewa.models.losses import LossOutput, at_least_single
 from pc_ewa.models.next_step import NextStep
-from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv
 from pc_ewa.models.transformer import check_positive
 
@@ -100,7 +100,7 @@ class DiscreteVAE(nn.Module):
         self.decoder = _Folding(decoder_dim, group_size, decoder_width)
 
     def forward(self, points: Tensor, step: int | None = None) -> LossOutput:
-        """Return the loss of rebuilding clouds (B, N, 3), and the parts it came from.
+        """Return the loss of rebuilding clouds (B, N, 3), and what it came from.
 
         In training the words are mixed by a Gumbel softmax. In evaluation each patch takes the one most likely word,
         without noise, so that the loss is the same each time; the official validation draws noise there too.
@@ -110,9 +110,8 @@ class DiscreteVAE(nn.Module):
             step: optimizer steps done so far, for the schedules; 0 if not given.
 
         Returns:
-            The loss, and its parts: the scalars `reconstruction` and `kl` (not weighted, detached), the predicted
-            points `coarse` (B, G, K/4, 3) and `fine` (B, G, K, 3) relative to `centers` (B, G, 3), and `logits`
-            (B, G, T).
+            The loss; the terms `reconstruction` and `kl` (not weighted); the predicted points `coarse` (B, G, K/4, 3)
+            and `fine` (B, G, K, 3) relative to `centers` (B, G, 3), and `logits` (B, G, T).
         """
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         index = neighbour_graph(centers)
@@ -128,7 +127,7 @@ class DiscreteVAE(nn.Module):
         kl = _kl_from_uniform(logits)
         loss = reconstruction + self.kl_weight_at(step or 0) * kl
         terms = {"reconstruction": reconstruction.detach(), "kl": kl.detach()}
-        return LossOutput(loss, terms | {"coarse": coarse, "fine": fine, "logits": logits, "centers": centers})
+        return LossOutput(loss, terms, {"coarse": coarse, "fine": fine, "logits": logits, "centers": centers})
 
     def encode(self, groups: Tensor, centers: Tensor) -> Tensor:
         """Return scores (B, G, T), at least float32, of all words for patches (B, G, K, 3) around centers (B, G, 3)."""

@@ -13,10 +13,10 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa.conversion import merged_parameters
 from pc_ewa.models.contrast import contrast, contrast_mixed, cutmix, enqueue
 from pc_ewa.models.dvae import DiscreteVAE
+from pc_ewa.models.losses import LossOutput, at_least_single
 from pc_ewa.models.mask_transformer import MaskTransformer
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
 from pc_ewa.models.next_step import FINE_TUNING, NextStep
-from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
@@ -157,7 +157,7 @@ class PointBERT(nn.Module):
         self.transformer_k.encoder.load_state_dict(encoder)
 
     def forward(self, points: Tensor, mask: Tensor | None = None) -> LossOutput:
-        """Return the loss on clouds (B, N, 3), and the parts it came from.
+        """Return the loss on clouds (B, N, 3), and what it came from.
 
         The clouds pass through the transformer twice: as they are, and with patches exchanged between samples.
 
@@ -167,9 +167,9 @@ class PointBERT(nn.Module):
                 second pass and the keys draw their own.
 
         Returns:
-            The loss, and its parts: the detached scalars `token_loss` (of both passes), `token_accuracy` (of the
-            first), and `cutmix_loss` and `moco_loss` if they are on; the `logits` (M, T) of the hidden patches of the
-            first pass, in the order of `mask` (B, G).
+            The loss; the terms `token_loss` (of both passes), `token_accuracy` (of the first), and `cutmix_loss` and
+            `moco_loss` if they are on; the `logits` (M, T) of the hidden patches of the first pass, in the order of
+            `mask` (B, G).
 
         Raises:
             ValueError: a mask that does not fit.
@@ -194,8 +194,8 @@ class PointBERT(nn.Module):
                 losses["cutmix_loss"] = contrast_mixed(at_least_single(query_mixed), *against, share)
             if self.moco_loss:
                 losses["moco_loss"] = contrast(at_least_single(query), *against)
-        parts = {name: loss.detach() for name, loss in losses.items()} | {"token_accuracy": token_accuracy}
-        return LossOutput(torch.stack(list(losses.values())).sum(), parts | {"logits": logits, "mask": mask})
+        terms = {name: loss.detach() for name, loss in losses.items()} | {"token_accuracy": token_accuracy}
+        return LossOutput(torch.stack(list(losses.values())).sum(), terms, {"logits": logits, "mask": mask})
 
     def draw_mask(self, centers: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw a mask (B, G) for centers (B, G, 3)."""

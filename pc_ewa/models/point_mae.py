@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
+from pc_ewa.models.losses import LossOutput, at_least_single
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
 from pc_ewa.models.next_step import FINE_TUNING, NextStep
-from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.transformer import (
     Block,
@@ -87,15 +87,15 @@ class PointMAE(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, points: Tensor, mask: Tensor | None = None) -> LossOutput:
-        """Return the loss on clouds (B, N, 3), and the parts it came from.
+        """Return the loss on clouds (B, N, 3), and what it came from.
 
         Args:
             points: clouds.
             mask: (B, G), True = hidden, as many in each sample; drawn if not given, in evaluation always the same.
 
         Returns:
-            The loss, and its parts: the `predicted` and the hidden (`target`) patches (B, M, K, 3), both relative to
-            their centers, `centers` (B, G, 3) and `mask`.
+            The loss; the `predicted` and the hidden (`target`) patches (B, M, K, 3), both relative to their centers,
+            `centers` (B, G, 3) and `mask`.
 
         Raises:
             ValueError: a mask that does not fit.
@@ -104,7 +104,7 @@ class PointMAE(nn.Module):
         mask = self.draw_mask(centers) if mask is None else self._checked(mask, centers)
         predicted, target = self._predict(groups, centers, mask), _pick(groups, mask)
         loss = ops.chamfer_distance(predicted.flatten(0, 1), target.flatten(0, 1), self.norm_of_loss)  # type: ignore[arg-type]
-        return LossOutput(loss, {"predicted": predicted, "target": target, "centers": centers, "mask": mask})
+        return LossOutput(loss, {}, {"predicted": predicted, "target": target, "centers": centers, "mask": mask})
 
     def draw_mask(self, centers: Tensor) -> Tensor:
         """Draw a mask (B, G) for centers (B, G, 3)."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
-from pc_ewa.models.objective import at_least_single
+from pc_ewa.models.losses import at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.propagation import FeaturePropagation, relu_norm
 from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes

@@ -141,12 +141,12 @@ def _train_step(
         waiting = nullcontext() if last or world.size == 1 else parallel.no_sync()  # type: ignore[operator]
         with waiting:
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
-                loss = setup.objective.loss(parallel, batch, step)
+                output = setup.objective.loss(parallel, batch, step)
             if experiment.ewa and experiment.ewa.arguments["gate"]:
-                loss = with_balance(loss, setup.model)
-            (loss.value / train.accumulate).backward()  # type: ignore[no-untyped-call]
-        for name, figure in loss.metrics.items():
-            metrics[name] = metrics.get(name, torch.zeros_like(figure)) + figure / train.accumulate
+                output = with_balance(output, setup.model)
+            (output.loss / train.accumulate).backward()  # type: ignore[no-untyped-call]
+        for name, value in {"loss": output.loss.detach(), **output.terms}.items():
+            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / train.accumulate
     norm = nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf)
     if not math.isfinite(norm.item()):
         raise NotFiniteError(f"loss {metrics['loss'].item():.4g}, gradient norm {norm.item():.4g}")
@@ -164,8 +164,9 @@ def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) 
         tracker.line(f"{_where(setup, progress)}: no validation part, {progress.seconds:.0f} s")
         return False
     score = setup.objective.evaluate(setup.measured(progress.step), setup.splits, "val", world.device)
-    value = progress.last_val = score.metrics()[setup.objective.main_metric]
-    sign = 1 if setup.objective.higher_is_better else -1
+    metric = setup.objective.main_metric
+    value = progress.last_val = score.metrics()[metric.key]
+    sign = 1 if metric.higher_is_better else -1
     best = progress.best_val is None or sign * value > sign * progress.best_val
     if best:
         progress.best_val, progress.best_step = value, progress.step

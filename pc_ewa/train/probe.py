@@ -7,7 +7,7 @@ from torch import nn
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, DataError
-from pc_ewa.eval import LinearSVMResult, evaluate_linear_svm
+from pc_ewa.eval import EvalSettings, LinearSVMResult, evaluate_linear_svm
 from pc_ewa.train.splits import load_splits
 
 
@@ -36,14 +36,7 @@ class SVMProbe:
             raise ConfigError("probe.data.val_fraction=0; the probe is measured on a validation part while training")
 
     def measure(self, model: nn.Module, split: Literal["val", "test"]) -> LinearSVMResult:
-        """Fit on the training shapes, measure on a part that is not among them."""
-        return evaluate_linear_svm(
-            model,
-            self.splits.to_fit(split),
-            self.splits.named(split),
-            self.data.num_points,
-            normalize=self.data.normalize,
-            batch_size=2 * self.experiment.train.batch_size,
-            device=self.device,
-            precision=self.experiment.train.precision,
-        )
+        """Fit on the training samples, measure on a split that is not among them."""
+        settings = EvalSettings.of(self.data, self.experiment.train)
+        train, test = self.splits.to_fit(split), self.splits.named(split)
+        return evaluate_linear_svm(model, train, test, settings, device=self.device)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from pc_ewa.config import Experiment, load_experiment, resolve
-from pc_ewa.errors import CheckpointError
-from pc_ewa.eval import Score
+from pc_ewa.config import Data, Experiment, load_experiment, resolve
+from pc_ewa.errors import CheckpointError, ConfigError
+from pc_ewa.eval import EvalSettings, Score, evaluate_linear_svm, evaluate_voted
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.models import create_model
 from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
@@ -20,7 +20,7 @@ from pc_ewa.models.checkpoints.read import read_content
 from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
 from pc_ewa.train.batches import INIT, ROUTED, stream
 from pc_ewa.train.distributed import choose_device
-from pc_ewa.train.objectives import Pretrain, create_objective
+from pc_ewa.train.objectives import Classify, Pretrain, create_objective
 from pc_ewa.train.setup import put_experts
 from pc_ewa.train.splits import Splits, load_splits
 from pc_ewa.yaml_config import apply_overrides
@@ -96,6 +96,39 @@ class Restored:
             return objective.evaluate(model, splits, split, device)
 
         return evaluate_routed(self.model, measure, self.experiment.seed) if routed else measure(self.model)
+
+    def vote(self, split: Split, votes: int) -> Score:
+        """Measure a classifier by the mean of its logits over several draws of each cloud, see `evaluate_voted`.
+
+        Raises:
+            ConfigError: a model that is not a classifier.
+            CheckpointError: a dataset that does not fit.
+        """
+        experiment = self.experiment
+        if not isinstance(create_objective(experiment), Classify):
+            raise ConfigError(f"votes={votes} with {experiment.model.name}; only classifiers vote")
+        clouds, device = self.splits().named(split), self.place()
+        settings, augment = EvalSettings.of(experiment.data, experiment.train), experiment.augment
+        scale, shift = augment.scale or (1.0, 1.0), augment.shift
+        return evaluate_voted(
+            self.model, clouds, settings, votes=votes, seed=experiment.seed, scale=scale, shift=shift, device=device
+        )
+
+    @property
+    def svm_data(self) -> Data:
+        """The dataset of the linear SVM: that of the probe, or of the experiment if it has no probe."""
+        return self.experiment.probe.data if self.experiment.probe else self.experiment.data
+
+    def linear_svm(self, split: Split) -> Score:
+        """Measure the frozen features by a linear SVM, see `evaluate_linear_svm`.
+
+        Raises:
+            ConfigError: a model without features.
+            DataError: a dataset that is missing or does not fit.
+        """
+        splits = load_splits(self.svm_data, self.experiment.seed)
+        settings, device = EvalSettings.of(self.svm_data, self.experiment.train), self.place()
+        return evaluate_linear_svm(self.model, splits.to_fit(split), splits.named(split), settings, device=device)
 
     def place(self) -> torch.device:
         """Put the model on the experiment's device, in evaluation mode."""

@@ -106,7 +106,7 @@ class _Run:
         return summary | {"seconds": {stage: round(value, 2) for stage, value in self.seconds.items()}}
 
     def _about(self, model: nn.Module, progress: Progress) -> dict[str, Any]:
-        experiment, splits, metric = self.experiment, self.setup.splits, self.setup.objective.main_metric
+        experiment, splits, metric = self.experiment, self.setup.splits, self.setup.objective.main_metric.key
         merged = at_inference(model)
         return {
             "output": str(self.folder.path),

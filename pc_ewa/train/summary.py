@@ -8,15 +8,14 @@ from typing import Any
 from pc_ewa.config import Data
 from pc_ewa.models import MODELS
 from pc_ewa.models.next_step import NextStep
+from pc_ewa.train.objectives import metric_of
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.yaml_config import read_yaml
 
-TITLES = {"accuracy": "accuracy", "instance_miou": "instance mIoU", "loss": "loss"}
-
 
 def describe_summary(summary: dict[str, Any]) -> str:
-    """Score, size and time before and after merging, as a table, and the commands worth trying next."""
-    title = f"test {TITLES[summary['main_metric']]}"
+    """Put score, size and time before and after merging into a table, and add the commands worth trying next."""
+    title = f"test {metric_of(summary['main_metric']).title}"
     rows = [
         ["", *_titles(summary)],
         [f"{title}, last step", *_cells(summary, "")],
@@ -43,46 +42,39 @@ def describe_summary(summary: dict[str, Any]) -> str:
 
 
 def _titles(summary: dict[str, Any]) -> tuple[str, str]:
-    """What the two columns are."""
+    """Name the two columns."""
     if summary.get("gated"):
         return "as trained", "kept as MoE"
     return ("with experts", "merged") if summary["mixtures"] else ("as trained", "dense")
 
 
 def _cells(summary: dict[str, Any], which: str) -> list[str]:
-    """The main_metric before and after merging; for accuracy with the counts it comes from."""
-    main_metric = summary["main_metric"]
+    """Write the main metric before and after merging, with the count it comes from where there is one."""
+    metric = metric_of(summary["main_metric"])
     cells = []
     for kind in (f"unmerged{which}", f"merged{which}"):
-        value = summary[f"test_{main_metric}_{kind}"]
-        correct = summary.get(f"test_correct_{kind}") if main_metric == "accuracy" else None
+        value, correct = summary[f"test_{metric.key}_{kind}"], summary.get(f"test_correct_{kind}")
         counts = "" if correct is None else f" ({correct}/{summary['test_samples']})"
-        cells.append(_format(main_metric, value) + counts)
+        cells.append(metric.format(value) + counts)
     return cells
 
 
 def _remarks(summary: dict[str, Any]) -> list[str]:
-    main_metric, lines = summary["main_metric"], []
+    metric, lines = metric_of(summary["main_metric"]), []
     if summary.get("average"):
         lines.append(f"scores are those of the averaged weights ({summary['average']}), once there are any")
     error = summary.get("test_standard_error_merged")
     if error is not None:
-        shapes = summary["test_samples"]
-        lines.append(f"a test {TITLES[main_metric]} on {shapes} shapes has a standard error of {error:.1%}")
+        samples = summary["test_samples"]
+        lines.append(f"a test {metric.title} on {samples} samples has a standard error of {error:.1%}")
     if "test_svm_accuracy_merged" in summary:
-        lines.append(f"linear SVM on the features, test shapes: {summary['test_svm_accuracy_merged']:.1%}")
+        lines.append(f"linear SVM on the features, test samples: {summary['test_svm_accuracy_merged']:.1%}")
     if summary["val_samples"] == 0:
-        return [*lines, "no validation part (data.val_fraction=0): the last step counts"]
+        return [*lines, "no validation split (data.val_fraction=0): the last step counts"]
     source = "cut from train" if summary["val_is_cut_from_train"] else "of the dataset's own split"
-    last, best = (_format(main_metric, summary[f"val_{main_metric}{which}"]) for which in ("", "_best"))
-    lines.append(
-        f"validation {TITLES[main_metric]}: {last} last, {best} best ({summary['val_samples']} shapes {source})"
-    )
+    last, best = (metric.format(summary[f"val_{metric.key}{which}"]) for which in ("", "_best"))
+    lines.append(f"validation {metric.title}: {last} last, {best} best ({summary['val_samples']} samples {source})")
     return lines
-
-
-def _format(main_metric: str, value: float) -> str:
-    return f"{value:.5g}" if main_metric == "loss" else f"{value:.1%}"
 
 
 def next_commands(summary: dict[str, Any]) -> list[str]:
@@ -97,7 +89,7 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
     commands = {}
     starts_another = hasattr(model_class, "next_step")
     if not starts_another:
-        commands[evaluate] = f"{TITLES[summary['main_metric']]} in detail"
+        commands[evaluate] = f"{metric_of(summary['main_metric']).title} in detail"
     elif hasattr(model_class, "features"):
         commands[f"{evaluate} --protocol svm"] = "a linear SVM on the features"
     if starts_another and not summary.get("gated"):  # nothing starts from gated mixtures

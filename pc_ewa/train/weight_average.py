@@ -143,7 +143,7 @@ class _Forward(nn.Module):
         batch = self.batches.draw(*part)
         self.batches.seed_model(*part)
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.objective.loss(self.model, batch, self.step).value
+            return self.objective.loss(self.model, batch, self.step).loss
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def test_the_tool_prints_the_table_and_writes_it(
     assert content["accuracy"] == content["5way_10shot_accuracy"] == mean(accuracies)
     assert content["5way_10shot_std"] == pytest.approx(stdev(accuracies))
     assert content["5way_10shot_folds"] == 2
-    assert content["shapes"] == 200
+    assert content["samples"] == 200
     assert content["missing"] == ["5way_20shot", "10way_10shot", "10way_20shot"]
     assert [(f["way"], f["shot"], f["fold"], f["accuracy_last"], f["accuracy_best"]) for f in content["folds"]] == [
         (5, 10, fold, accuracies[fold], None) for fold in range(2)

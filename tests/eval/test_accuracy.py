@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pc_ewa import create_model, load_dataset, merge_experts, upcycle
 from pc_ewa.data import Clouds
-from pc_ewa.eval import Accuracy, evaluate_classifier
+from pc_ewa.eval import Accuracy, EvalSettings, evaluate_classifier
+from pc_ewa.eval.batches import EvalBatch
 from pc_ewa.ewa import routed_experts
 
 LABELS = [0, 0, 0, 0, 1, 1, 2]
@@ -40,10 +41,10 @@ def clouds_that_say(answers: list[int], labels: list[int], num_points: int = 2) 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 64])
 def test_accuracy_is_what_one_counts_by_hand(batch_size: int) -> None:
     clouds = clouds_that_say(ANSWERS, LABELS)
-    accuracy = evaluate_classifier(Answers(), clouds, 2, normalize=False, batch_size=batch_size)
-    # Class a: 2 of 4, one taken for b and one for c; b: 2 of 2; c: 0 of 1, taken for a; d has no shapes.
+    accuracy = evaluate_classifier(Answers(), clouds, EvalSettings(2, normalize=False, batch_size=batch_size))
+    # Class a: 2 of 4, one taken for b and one for c; b: 2 of 2; c: 0 of 1, taken for a; d has no samples.
     assert accuracy.confusion.tolist() == [[2, 1, 1, 0], [0, 2, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    assert (accuracy.correct, accuracy.shapes) == (4, 7)
+    assert (accuracy.correct, accuracy.samples) == (4, 7)
     assert accuracy.overall == 4 / 7
     assert accuracy.mean_class == pytest.approx((2 / 4 + 2 / 2 + 0 / 1) / 3)
     assert accuracy.standard_error == pytest.approx(math.sqrt(4 / 7 * 3 / 7 / 7))
@@ -72,7 +73,7 @@ def test_every_class_and_the_most_frequent_confusions_are_told() -> None:
         "  desk     50.0% (2/4)",
         "  chair   100.0% (2/2)",
         "  bed       0.0% (0/3)",
-        "  lamp   no shapes",
+        "  lamp   no samples",
         "most frequent confusions (true class -> taken for)",
         "  bed -> desk    3",
         "  desk -> chair  1",
@@ -80,8 +81,8 @@ def test_every_class_and_the_most_frequent_confusions_are_told() -> None:
     ]
     content = json.loads(json.dumps(accuracy.to_json()))
     assert content["confusion"] == accuracy.confusion.tolist()
-    assert content["per_class"][2] == {"name": "bed", "shapes": 3, "correct": 0}
-    assert (content["shapes"], content["votes"], content["class_names"]) == (9, 1, list(names))
+    assert content["per_class"][2] == {"name": "bed", "samples": 3, "correct": 0}
+    assert (content["samples"], content["votes"], content["class_names"]) == (9, 1, list(names))
 
 
 def test_ten_confusions_at_most_and_none_if_all_is_right() -> None:
@@ -100,7 +101,12 @@ def test_a_vote_says_so_everywhere() -> None:
 
 
 def test_names_are_those_of_the_clouds_and_one_for_each_class() -> None:
-    assert evaluate_classifier(Answers(), clouds_that_say(ANSWERS, LABELS), 2).class_names == ("a", "b", "c", "d")
+    assert evaluate_classifier(Answers(), clouds_that_say(ANSWERS, LABELS), EvalSettings(2)).class_names == (
+        "a",
+        "b",
+        "c",
+        "d",
+    )
     with pytest.raises(ValueError, match="1 class_names for 2 classes"):
         Accuracy(torch.eye(2), ("a",))
 
@@ -109,20 +115,21 @@ def test_a_model_with_other_classes_is_refused() -> None:
     """Cells of the confusion matrix would be counted in the wrong row."""
     clouds = Clouds(torch.zeros(2, 2, 3), None, torch.tensor([0, 1]), ("a", "b", "c"), "y", "toy")
     with pytest.raises(ValueError, match="the model has 4 classes, toy has 3"):
-        evaluate_classifier(Answers(), clouds, 2)
+        evaluate_classifier(Answers(), clouds, EvalSettings(2))
 
 
 def test_logits_may_be_made_otherwise() -> None:
-    """`predict` gets the clouds as stored and the number of their batch."""
+    """`predict` gets the batch, with the clouds as stored and its number."""
     clouds = clouds_that_say(ANSWERS, LABELS, num_points=5)
     calls: list[tuple[int, int]] = []
 
-    def predict(points: Tensor, number: int) -> Tensor:
-        calls.append((number, len(points)))
+    def predict(batch: EvalBatch) -> Tensor:
+        points = batch.stored
+        calls.append((batch.number, len(points)))
         assert points.shape[1:] == (5, 3)
         return nn.functional.one_hot(points[:, 0, 0].long(), 4).float()
 
-    accuracy = evaluate_classifier(Answers(), clouds, 2, batch_size=3, predict=predict)
+    accuracy = evaluate_classifier(Answers(), clouds, EvalSettings(2, batch_size=3), predict=predict)
     assert accuracy.correct == 4
     assert calls == [(0, 3), (1, 3), (2, 1)]
 
@@ -133,7 +140,7 @@ def test_larger_clouds_are_cut_to_their_farthest_points() -> None:
     points[0, 3], points[0, 7] = torch.tensor([1.0, 0, 0]), torch.tensor([0.0, 1, 0])
     clouds = Clouds(points, None, torch.tensor([0]), ("a", "b", "c", "d"), "y", "toy")
     model = Answers()
-    evaluate_classifier(model, clouds, 3, normalize=False)
+    evaluate_classifier(model, clouds, EvalSettings(3, normalize=False))
     assert sorted(model.seen[0][0].norm(dim=1).round().tolist()) == [0, 1, 1]
 
 
@@ -141,14 +148,14 @@ def test_clouds_are_normalised_one_by_one_unless_told_otherwise() -> None:
     points = torch.rand(2, 5, 3) * torch.tensor([1.0, 50.0])[:, None, None]
     clouds = Clouds(points, None, torch.tensor([0, 0]), ("a", "b", "c", "d"), "y", "toy")
     model = Answers()
-    evaluate_classifier(model, clouds, 5)
+    evaluate_classifier(model, clouds, EvalSettings(5))
     assert model.seen[0].norm(dim=2).amax(1).tolist() == pytest.approx([1, 1])
     assert model.seen[0].mean(1).abs().max() < 1e-6
 
 
 def test_too_few_points_are_refused() -> None:
     with pytest.raises(ValueError, match="3 points asked of clouds of 2"):
-        evaluate_classifier(Answers(), clouds_that_say(ANSWERS, LABELS), 3)
+        evaluate_classifier(Answers(), clouds_that_say(ANSWERS, LABELS), EvalSettings(3))
 
 
 def test_evaluation_runs_without_gradient_in_eval_mode_and_restores_every_mode(toy_file: Path) -> None:
@@ -159,7 +166,7 @@ def test_evaluation_runs_without_gradient_in_eval_mode_and_restores_every_mode(t
     statistics = model.get_buffer("cls_head_finetune.1.running_mean").clone()
     inside: list[tuple[bool, bool]] = []
     model.norm.register_forward_hook(lambda module, _, y: inside.append((module.training, y.requires_grad)))
-    evaluate_classifier(model, load_dataset("hdf5", "test", path=toy_file), 64)
+    evaluate_classifier(model, load_dataset("hdf5", "test", path=toy_file), EvalSettings(64))
     assert inside == [(False, False)]
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(model.get_buffer("cls_head_finetune.1.running_mean"), statistics)
@@ -168,7 +175,7 @@ def test_evaluation_runs_without_gradient_in_eval_mode_and_restores_every_mode(t
 def test_the_modes_are_restored_after_an_error() -> None:
     model = Answers().train()
     with pytest.raises(ValueError, match="points asked"):
-        evaluate_classifier(model, clouds_that_say(ANSWERS, LABELS), 3)
+        evaluate_classifier(model, clouds_that_say(ANSWERS, LABELS), EvalSettings(3))
     assert model.training
 
 
@@ -183,7 +190,7 @@ def test_mixtures_are_measured_merged_or_routed(toy_file: Path) -> None:
         seen: list[Tensor] = []
         handle = model.cls_head_finetune.register_forward_hook(lambda module, _, logits: seen.append(logits))
         torch.manual_seed(seed)
-        evaluate_classifier(model, test, 64)
+        evaluate_classifier(model, test, EvalSettings(64))
         handle.remove()
         return torch.cat(seen)
 

@@ -25,7 +25,7 @@ def test_mean_and_sample_deviation_are_what_one_computes_by_hand() -> None:
     assert best.std == pytest.approx(math.sqrt((0.01**2 + 0.02**2 + 0.01**2) / 2))
     assert few.settings == ((5, 10), (10, 20))
     assert few.value == pytest.approx((0.85 + 0.70) / 2)
-    assert few.shapes == 3 * 5 * 20 + 10 * 20
+    assert few.samples == 3 * 5 * 20 + 10 * 20
 
 
 def test_one_fold_has_no_deviation() -> None:
@@ -64,7 +64,7 @@ def test_json_has_every_fold_and_what_is_missing() -> None:
     assert content["missing"] == ["5way_20shot", "10way_10shot"]
     assert [Fold(**fold) for fold in content["folds"]] == FOLDS
     assert content["5way_10shot_folds"] == 3
-    assert content["shapes"] == 500
+    assert content["samples"] == 500
 
 
 def test_impossible_records_are_refused() -> None:

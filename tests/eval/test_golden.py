@@ -15,6 +15,7 @@ from torch import nn
 from pc_ewa.data import Clouds, load_dataset
 from pc_ewa.data.parts import parts_of_classes
 from pc_ewa.eval import (
+    EvalSettings,
     FewShot,
     Fold,
     evaluate_classifier,
@@ -38,7 +39,7 @@ def model(name: str, **arguments: Any) -> nn.Module:
 
 def test_accuracy(clouds: dict[str, Clouds]) -> None:
     net = model("point_mae_classifier")
-    result = evaluate_classifier(net, clouds["train"], 48, batch_size=7)
+    result = evaluate_classifier(net, clouds["train"], EvalSettings(48, batch_size=7))
     assert result.confusion.tolist() == GOLDEN["confusion"]
     assert (result.overall, result.mean_class) == pytest.approx(GOLDEN["accuracy"], **NEAR)
     total = net.eval()(clouds["train"].batch(range(4))[0][:, :48]).double().sum().item()
@@ -46,26 +47,28 @@ def test_accuracy(clouds: dict[str, Clouds]) -> None:
 
 
 def test_voted_accuracy(clouds: dict[str, Clouds]) -> None:
-    result = evaluate_voted(model("point_mae_classifier"), clouds["train"], 48, votes=3, seed=1, batch_size=7)
+    result = evaluate_voted(
+        model("point_mae_classifier"), clouds["train"], EvalSettings(48, batch_size=7), votes=3, seed=1
+    )
     assert result.confusion.tolist() == GOLDEN["voted"]
 
 
 def test_segmentation(clouds: dict[str, Clouds]) -> None:
     parts = parts_of_classes(list(clouds.values()))
-    result = evaluate_segmenter(model("point_mae_segmenter"), clouds["test"], parts, 48, batch_size=5)
+    result = evaluate_segmenter(model("point_mae_segmenter"), clouds["test"], parts, EvalSettings(48, batch_size=5))
     assert (result.instance_miou, result.class_miou) == pytest.approx(GOLDEN["miou"], **NEAR)
     assert (result.points_right, result.points) == GOLDEN["points"]
 
 
 def test_linear_svm(clouds: dict[str, Clouds]) -> None:
-    result = evaluate_linear_svm(model("point_mae"), clouds["train"], clouds["test"], 48, batch_size=7)
+    result = evaluate_linear_svm(model("point_mae"), clouds["train"], clouds["test"], EvalSettings(48, batch_size=7))
     assert (result.accuracy.correct, result.c, result.feature_dim) == GOLDEN["svm"]
 
 
 @pytest.mark.parametrize("name", ["point_mae", "dvae", "point_bert"])
 @pytest.mark.parametrize("sampling", ["farthest", "random"])
 def test_pretraining_loss(name: str, sampling: Any, clouds: dict[str, Clouds]) -> None:
-    result = evaluate_pretraining(model(name), clouds["test"], 48, sampling=sampling, batch_size=5)
+    result = evaluate_pretraining(model(name), clouds["test"], EvalSettings(48, sampling=sampling, batch_size=5))
     assert result.metrics()["loss"] == pytest.approx(GOLDEN[f"{name} {sampling}"], **NEAR)
 
 
@@ -76,12 +79,9 @@ def test_few_shot() -> None:
 
 
 def test_bf16_is_near(clouds: dict[str, Clouds]) -> None:
-    losses = [
-        evaluate_pretraining(model("point_mae"), clouds["test"], 48, batch_size=5, precision=precision).metrics()[
-            "loss"
-        ]
-        for precision in ("fp32", "bf16")
-    ]
+    net, test = model("point_mae"), clouds["test"]
+    settings = [EvalSettings(48, batch_size=5, precision=precision) for precision in ("fp32", "bf16")]
+    losses = [evaluate_pretraining(net, test, each).metrics()["loss"] for each in settings]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pc_ewa.data import Clouds
 from pc_ewa.errors import DataError
 from pc_ewa.eval.segmentation import Segmentation, evaluate_segmenter, predict_parts, shape_ious
+from pc_ewa.eval.settings import EvalSettings
 from pc_ewa.models.point_mae_segmenter import PointMAESegmenter
 
 PARTS_OF = [[0, 1], [2, 3, 4], [5]]
@@ -86,7 +87,7 @@ def test_evaluation_is_what_the_published_loop_counts(batch_size: int) -> None:
         scores, truth = drawn(seed, categories, 6)
         expected, accuracy = published(scores.numpy(), truth.numpy(), PARTS_OF)
         model, clouds = Answers(scores), clouds_with(truth, categories)
-        found = evaluate_segmenter(model, clouds, PARTS_OF, 6, normalize=False, batch_size=batch_size)
+        found = evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(6, normalize=False, batch_size=batch_size))
         assert found.instance_miou == pytest.approx(sum(map(sum, expected)) / 7, abs=1e-15)
         assert found.class_miou == pytest.approx(sum(sum(ious) / len(ious) for ious in expected) / 3, abs=1e-15)
         assert found.accuracy == pytest.approx(accuracy, abs=1e-15)
@@ -108,9 +109,9 @@ def test_ious_are_what_one_counts_by_hand() -> None:
 def test_means_and_errors_are_what_one_computes_by_hand() -> None:
     ious, categories = torch.tensor([0.5, 1.0, 0.3], dtype=torch.float64), torch.tensor([0, 0, 2])
     found = Segmentation(ious, categories, NAMES, 30, 40)
-    assert found.shapes == 3
+    assert found.samples == 3
     assert found.instance_miou == pytest.approx(0.6)
-    assert found.class_miou == pytest.approx((0.75 + 0.3) / 2), "b has no shapes"
+    assert found.class_miou == pytest.approx((0.75 + 0.3) / 2), "b has no samples"
     assert found.per_class == {"a": (0.75, 2), "c": (0.3, 1)}
     assert found.accuracy == 0.75
     assert found.standard_error == pytest.approx(math.sqrt((0.1**2 + 0.4**2 + 0.3**2) / 2 / 3))
@@ -122,16 +123,16 @@ def test_means_and_errors_are_what_one_computes_by_hand() -> None:
     }
     assert found.describe() == "instance mIoU 60.00%, class mIoU 52.50%"
     assert found.table().splitlines() == [
-        "instance mIoU      60.00% (3 shapes, standard error 20.82%)",
+        "instance mIoU      60.00% (3 samples, standard error 20.82%)",
         "class mIoU         52.50% (2 categories)",
         "accuracy of points 75.00% (30/40)",
-        "  a    75.0% (2 shapes)",
-        "  b  no shapes",
-        "  c    30.0% (1 shapes)",
+        "  a    75.0% (2 samples)",
+        "  b  no samples",
+        "  c    30.0% (1 samples)",
     ]
     assert json.loads(json.dumps(found.to_json())) == found.metrics() | {
-        **{"shapes": 3, "points": 40, "points_right": 30},
-        "per_class": {"a": {"miou": 0.75, "shapes": 2}, "c": {"miou": 0.3, "shapes": 1}},
+        **{"samples": 3, "points": 40, "points_right": 30},
+        "per_class": {"a": {"miou": 0.75, "samples": 2}, "c": {"miou": 0.3, "samples": 1}},
     }
 
 
@@ -139,7 +140,7 @@ def test_a_single_shape_has_no_standard_error() -> None:
     found = Segmentation(torch.tensor([0.5]).double(), torch.tensor([0]), NAMES, 1, 1)
     assert math.isnan(found.standard_error)
     assert "standard_error" not in found.metrics()
-    assert found.table().startswith("instance mIoU      50.00% (1 shapes)")
+    assert found.table().startswith("instance mIoU      50.00% (1 samples)")
 
 
 shapes = st.lists(st.sampled_from([0, 1, 2]), min_size=1, max_size=5)
@@ -187,10 +188,10 @@ def test_larger_clouds_are_normalised_and_cut_to_their_farthest_points_with_thei
             return nn.functional.one_hot(torch.where(corner, 3, 2), 6).float()
 
     model, clouds = Knows(torch.zeros(1)), Clouds(points, None, torch.tensor([1]), NAMES, "y", "toy", parts=parts)
-    found = evaluate_segmenter(model, clouds, PARTS_OF, 3, normalize=False)
+    found = evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(3, normalize=False))
     assert sorted(model.seen[0][0][0].norm(dim=1).round().tolist()) == [0, 1, 1]
     assert (found.instance_miou, found.accuracy, found.points) == (1, 1, 3)
-    evaluate_segmenter(model, clouds, PARTS_OF, 10)
+    evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(10))
     assert model.seen[1][0].norm(dim=2).max().item() == pytest.approx(1)
     assert model.seen[1][0].mean(1).abs().max() < 1e-6
 
@@ -206,29 +207,31 @@ def test_a_network_is_measured_without_gradient_in_eval_mode_and_every_mode_rest
     _, parts = drawn(0, [0, 1, 2], 16)
     points = torch.rand(3, 16, 3, generator=torch.Generator().manual_seed(0))
     clouds = Clouds(points, None, torch.tensor([0, 1, 2]), NAMES, "y", "toy", parts=parts.to(torch.uint8))
-    found = evaluate_segmenter(model, clouds, PARTS_OF, 12)
+    found = evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(12))
     assert set(inside) == {(False, False)}
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(model.bns1.running_mean, statistics)
-    assert torch.equal(evaluate_segmenter(model, clouds, PARTS_OF, 12, batch_size=2).ious, found.ious)
-    rough = evaluate_segmenter(model, clouds, PARTS_OF, 12, precision="bf16")
-    assert (rough.shapes, rough.points, rough.per_class["c"]) == (3, 36, (1.0, 1))
+    assert torch.equal(evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(12, batch_size=2)).ious, found.ious)
+    rough = evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(12, precision="bf16"))
+    assert (rough.samples, rough.points, rough.per_class["c"]) == (3, 36, (1.0, 1))
 
 
 def test_what_does_not_fit_is_refused_and_the_modes_are_restored() -> None:
     scores, truth = drawn(0, [0, 1], 4)
     model, clouds = Answers(scores).train(), clouds_with(truth, [0, 1])
     with pytest.raises(ValueError, match="5 points asked of clouds of 4"):
-        evaluate_segmenter(model, clouds, PARTS_OF, 5, normalize=False)
+        evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(5, normalize=False))
     assert model.training
     with pytest.raises(ValueError, match="parts of 2 categories for 3 of toy"):
-        evaluate_segmenter(model, clouds, PARTS_OF[:2], 4)
+        evaluate_segmenter(model, clouds, PARTS_OF[:2], EvalSettings(4))
     with pytest.raises(ValueError, match="category 2 has part 6; the parts known are 0 to 5"):
-        evaluate_segmenter(model, clouds, [*PARTS_OF[:2], [6]], 4, normalize=False)
+        evaluate_segmenter(model, clouds, [*PARTS_OF[:2], [6]], EvalSettings(4, normalize=False))
     with pytest.raises(ValueError, match="category 1 has no parts"):
-        evaluate_segmenter(model, clouds, [[0], [], [1]], 4, normalize=False)
+        evaluate_segmenter(model, clouds, [[0], [], [1]], EvalSettings(4, normalize=False))
     with pytest.raises(DataError, match="toy has no parts"):
-        evaluate_segmenter(model, Clouds(clouds.points, None, clouds.labels, NAMES, "y", "toy"), PARTS_OF, 4)
+        evaluate_segmenter(
+            model, Clouds(clouds.points, None, clouds.labels, NAMES, "y", "toy"), PARTS_OF, EvalSettings(4)
+        )
     with pytest.raises(ValueError, match=r"predicted \(2, 4\), truth \(2, 3\)"):
         shape_ious(truth, truth[:, :3], torch.tensor([0, 1]), PARTS_OF)
 
@@ -236,30 +239,30 @@ def test_what_does_not_fit_is_refused_and_the_modes_are_restored() -> None:
 WORKER = """
 import sys, torch, torch.distributed as dist
 from pc_ewa.data import Clouds
-from pc_ewa.eval.segmentation import evaluate_segmenter
+from pc_ewa.eval import EvalSettings, evaluate_segmenter
 folder = sys.argv[1]
 scores, points, parts, labels, names, parts_of = torch.load(f"{folder}/data")
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=1, world_size=2)
 model, calls = torch.nn.Linear(1, 1), []
 model.forward = lambda x, categories: calls.append(x) or scores[x[:, 0, 0].long()]
 clouds = Clouds(points, None, labels, names, "y", "toy", parts=parts)
-found = evaluate_segmenter(model, clouds, parts_of, 6, normalize=False, batch_size=2)
+found = evaluate_segmenter(model, clouds, parts_of, EvalSettings(6, normalize=False, batch_size=2))
 dist.destroy_process_group()
 torch.save([found.ious, found.points_right, found.points, len(calls)], f"{folder}/found")
 """
 
 
 def test_two_processes_measure_each_shape_once(tmp_path: Path, one_thread_environment: dict[str, str]) -> None:
-    """Five shapes, so that this process has three and another two; both get the result of one process."""
+    """Five samples, so that this process has three and another two; both get the result of one process."""
     scores, truth = drawn(3, [0, 1, 2, 1, 0], 6)
     model, clouds = Answers(scores), clouds_with(truth, [0, 1, 2, 1, 0])
-    expected = evaluate_segmenter(model, clouds, PARTS_OF, 6, normalize=False)
+    expected = evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(6, normalize=False))
     torch.save([scores, clouds.points, clouds.parts, clouds.labels, NAMES, PARTS_OF], tmp_path / "data")
     other = subprocess.Popen([sys.executable, "-c", WORKER, tmp_path], env=one_thread_environment)
     wait = datetime.timedelta(seconds=120)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=2, timeout=wait)
     try:
-        mine = evaluate_segmenter(model, clouds, PARTS_OF, 6, normalize=False, batch_size=2)
+        mine = evaluate_segmenter(model, clouds, PARTS_OF, EvalSettings(6, normalize=False, batch_size=2))
     finally:
         dist.destroy_process_group()
     assert other.wait() == 0

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pc_ewa import load_dataset
 from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.eval import EvalSettings
 from pc_ewa.eval import svm as module
 from pc_ewa.eval.features import extract_features
 from pc_ewa.eval.svm import CS, evaluate_linear_svm, linear_svm
@@ -33,7 +34,7 @@ TRAIN, TEST = blobs(25, 1, 0.8), blobs(10, 2, 0.8)
 def test_classes_that_are_apart_are_told_apart() -> None:
     train, test = blobs(10, 1, 0.01), blobs(5, 2, 0.01)
     result = linear_svm(*train, *test, NAMES)
-    assert (result.accuracy.overall, result.shapes, result.accuracy.correct) == (1, 20, 20)
+    assert (result.accuracy.overall, result.samples, result.accuracy.correct) == (1, 20, 20)
     assert set(result.validation) == set(CS)
     assert result.validation[result.c] == 1
 
@@ -125,7 +126,7 @@ def test_classes_of_a_few_shapes_or_one_work_without_a_warning(counts: tuple[int
 def test_one_shape_of_each_class_leaves_nothing_to_choose_by() -> None:
     result = linear_svm(torch.eye(4), torch.arange(4), torch.eye(4), torch.arange(4), NAMES)
     assert (result.accuracy.overall, result.c, result.validation) == (1, max(CS), {})
-    assert "no class has two training shapes" in result.table()
+    assert "no class has two training s" in result.table()
 
 
 def test_large_sets_choose_c_on_a_stratified_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +135,7 @@ def test_large_sets_choose_c_on_a_stratified_part(monkeypatch: pytest.MonkeyPatc
     chosen = [(fold[TRAIN[1].numpy() == label] >= 0).sum() for label in range(4)]
     assert chosen == [10, 10, 10, 10]
     result = linear_svm(*TRAIN, *TEST, NAMES)
-    assert "cross-validation (40 of 100 shapes)" in result.chosen
+    assert "cross-validation (40 of 100 samples)" in result.chosen
     # The fit itself is on all.
     whole = linear_svm(*TRAIN, *TEST, NAMES, cs=[result.c])
     assert whole.accuracy.confusion.tolist() == result.accuracy.confusion.tolist()
@@ -147,7 +148,7 @@ def test_the_result_says_how_it_came_about() -> None:
     assert result.describe() == f"{result.accuracy.describe()} by a linear SVM on 6 features, C {result.c:g}"
     lines = result.table().splitlines()
     assert lines[0] == "linear SVM (one against one) on 6 standardised features"
-    assert lines[1] == f"C {result.c:g}, chosen on train by 3-fold cross-validation (100 of 100 shapes)"
+    assert lines[1] == f"C {result.c:g}, chosen on train by 3-fold cross-validation (100 of 100 samples)"
     assert len([line for line in lines if line.endswith("in cross-validation")]) == len(CS)
     assert result.accuracy.table() in result.table()
     content = json.loads(json.dumps(result.to_json()))
@@ -188,9 +189,9 @@ class Moments(nn.Module):
 
 def test_features_of_every_cloud_in_order_in_eval_mode(toy_file: Path) -> None:
     clouds = load_dataset("hdf5", "train", path=toy_file)
-    whole = extract_features(Moments(), clouds, 48, batch_size=64)
+    whole = extract_features(Moments(), clouds, EvalSettings(48, batch_size=64))
     model = Moments().train()
-    found = extract_features(model, clouds, 48, batch_size=5)
+    found = extract_features(model, clouds, EvalSettings(48, batch_size=5))
     assert (found.shape, found.dtype, found.device.type) == ((24, 9), torch.float32, "cpu")
     assert found.requires_grad is False
     assert model.training
@@ -198,37 +199,37 @@ def test_features_of_every_cloud_in_order_in_eval_mode(toy_file: Path) -> None:
     assert [len(shown) for shown in model.seen] == [5, 5, 5, 5, 4]
     torch.testing.assert_close(found, whole)
     assert (found != 0).all()
-    one = extract_features(Moments(), clouds.select([7]), 48)
+    one = extract_features(Moments(), clouds.select([7]), EvalSettings(48))
     torch.testing.assert_close(one, whole[7:8])
 
 
 def test_features_are_normalised_unless_told_otherwise(toy_file: Path) -> None:
     clouds = load_dataset("hdf5", "train", path=toy_file)
     model = Moments()
-    extract_features(model, clouds, clouds.num_points)
+    extract_features(model, clouds, EvalSettings(clouds.num_points))
     assert model.seen[0].norm(dim=2).amax(1).tolist() == pytest.approx([1] * 24)
     model = Moments()
-    extract_features(model, clouds, clouds.num_points, normalize=False)
+    extract_features(model, clouds, EvalSettings(clouds.num_points, normalize=False))
     assert torch.equal(model.seen[0], clouds.batch(range(24))[0])
 
 
 def test_a_model_without_features_is_named(toy_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"^Linear has no features\(points\); "):
-        extract_features(nn.Linear(3, 3), load_dataset("hdf5", "test", path=toy_file), 48)
+        extract_features(nn.Linear(3, 3), load_dataset("hdf5", "test", path=toy_file), EvalSettings(48))
 
 
 def test_a_model_is_measured_by_the_svm_on_its_features(toy_file: Path) -> None:
     train, test = (load_dataset("hdf5", split, path=toy_file) for split in ("train", "test"))
-    result = evaluate_linear_svm(Moments(), train, test, 48, batch_size=7)
+    result = evaluate_linear_svm(Moments(), train, test, EvalSettings(48, batch_size=7))
     same = linear_svm(
-        extract_features(Moments(), train, 48),
+        extract_features(Moments(), train, EvalSettings(48)),
         train.labels,
-        extract_features(Moments(), test, 48),
+        extract_features(Moments(), test, EvalSettings(48)),
         test.labels,
         train.class_names,
     )
     assert result.accuracy.confusion.tolist() == same.accuracy.confusion.tolist()
-    assert (result.feature_dim, result.shapes) == (9, 12)
+    assert (result.feature_dim, result.samples) == (9, 12)
     assert result.accuracy.overall > 0.6
     assert result.accuracy.class_names == train.class_names
 
@@ -237,4 +238,4 @@ def test_two_datasets_of_different_classes_are_refused(toy_file: Path) -> None:
     train = load_dataset("hdf5", "train", path=toy_file)
     other = Clouds(torch.rand(2, 64, 3), None, torch.arange(2), ("x", "y"), "y", "other")
     with pytest.raises(DataError, match=r"the classes of .* and other differ"):
-        evaluate_linear_svm(Moments(), train, other, 48)
+        evaluate_linear_svm(Moments(), train, other, EvalSettings(48))

@@ -9,7 +9,7 @@ from pc_ewa import ops
 from pc_ewa.data import Clouds
 from pc_ewa.data.transforms import normalize_unit_sphere
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval import voting
+from pc_ewa.eval import EvalSettings, voting
 from pc_ewa.eval.accuracy import Accuracy, evaluate_classifier
 from pc_ewa.eval.voting import evaluate_voted
 
@@ -41,13 +41,13 @@ def clouds() -> Clouds:
 
 def test_it_is_the_argmax_of_the_mean_of_the_logits(clouds: Clouds) -> None:
     model = Recorder()
-    accuracy = evaluate_voted(model, clouds, 8, votes=5, batch_size=10)
+    accuracy = evaluate_voted(model, clouds, EvalSettings(8, batch_size=10), votes=5)
     logits = torch.stack(model.said)
     expected = torch.zeros(3, 3, dtype=torch.int64)
     for label, predicted in zip(clouds.labels.tolist(), (logits.sum(0) / 5).argmax(1).tolist(), strict=True):
         expected[label, predicted] += 1
     assert torch.equal(accuracy.confusion, expected)
-    assert (accuracy.votes, accuracy.class_names, accuracy.shapes) == (5, ("a", "b", "c"), 10)
+    assert (accuracy.votes, accuracy.class_names, accuracy.samples) == (5, ("a", "b", "c"), 10)
     # The draws matter here: no single vote, and no count of votes, says the same.
     single = [vote.argmax(1) for vote in logits]
     mean = logits.mean(0).argmax(1)
@@ -57,7 +57,7 @@ def test_it_is_the_argmax_of_the_mean_of_the_logits(clouds: Clouds) -> None:
 
 def test_every_vote_is_a_stretched_and_moved_subset_of_the_farthest_points(clouds: Clouds) -> None:
     model = Recorder()
-    evaluate_voted(model, clouds, 8, votes=3, batch_size=10)
+    evaluate_voted(model, clouds, EvalSettings(8, batch_size=10), votes=3)
     whole = normalize_unit_sphere(clouds.points)
     subsets = set()
     for shown in model.seen:
@@ -92,7 +92,9 @@ def undo(drawn: Tensor, points: Tensor) -> list[int]:
 
 def test_clouds_of_just_enough_points_are_stretched_and_moved(clouds: Clouds) -> None:
     model = Recorder()
-    evaluate_voted(model, clouds, 20, votes=2, normalize=False, scale=(2.0, 2.0), shift=0.0, batch_size=10)
+    evaluate_voted(
+        model, clouds, EvalSettings(20, normalize=False, batch_size=10), votes=2, scale=(2.0, 2.0), shift=0.0
+    )
     assert all(torch.equal(shown, 2 * clouds.points) for shown in model.seen)
 
 
@@ -100,7 +102,7 @@ def test_the_same_call_gives_the_same_logits_and_another_seed_others(clouds: Clo
     def said(seed: int) -> Tensor:
         model = Recorder()
         torch.manual_seed(torch.seed())  # whatever the default generator does
-        evaluate_voted(model, clouds, 8, votes=3, seed=seed, batch_size=4)
+        evaluate_voted(model, clouds, EvalSettings(8, batch_size=4), votes=3, seed=seed)
         return torch.cat(model.said)
 
     assert torch.equal(said(0), said(0))
@@ -114,8 +116,8 @@ def test_processes_share_the_batches_and_change_nothing(
     def measured() -> tuple[Accuracy, list[Tensor]]:
         model = Recorder()
         if plain:
-            return evaluate_classifier(model, clouds, 8, batch_size=3), model.seen
-        return evaluate_voted(model, clouds, 8, votes=2, batch_size=3), model.seen
+            return evaluate_classifier(model, clouds, EvalSettings(8, batch_size=3)), model.seen
+        return evaluate_voted(model, clouds, EvalSettings(8, batch_size=3), votes=2), model.seen
 
     alone, seen = measured()
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
@@ -142,11 +144,11 @@ def test_streams_of_votes_and_batches_differ() -> None:
 @pytest.mark.parametrize("votes", [1, 0, -3])
 def test_fewer_than_two_votes_are_refused(clouds: Clouds, votes: int) -> None:
     with pytest.raises(ConfigError, match=f"votes={votes}: .* votes=1 is the plain evaluation"):
-        evaluate_voted(Recorder(), clouds, 8, votes=votes)
+        evaluate_voted(Recorder(), clouds, EvalSettings(8), votes=votes)
 
 
 def test_the_mode_is_restored_and_too_few_points_are_refused(clouds: Clouds) -> None:
     model = Recorder().train()
     with pytest.raises(ValueError, match="21 points asked of clouds of 20"):
-        evaluate_voted(model, clouds, 21, votes=2)
+        evaluate_voted(model, clouds, EvalSettings(21), votes=2)
     assert model.training

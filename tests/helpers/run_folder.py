@@ -8,6 +8,7 @@ import pytest
 from torch import nn
 
 from pc_ewa.data import Clouds
+from pc_ewa.eval import EvalSettings
 from pc_ewa.eval.pretraining import PretrainingLoss
 from pc_ewa.train import objectives
 from pc_ewa.train.run_folder import Checkpoints
@@ -24,7 +25,7 @@ class Measured:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
         self.sizes: list[int] = []
 
-        def measured(model: nn.Module, clouds: Clouds, num_points: int, **options: Any) -> PretrainingLoss:
+        def measured(model: nn.Module, clouds: Clouds, settings: EvalSettings, **options: Any) -> PretrainingLoss:
             self.sizes.append(len(clouds))
             return PretrainingLoss({"loss": losses[self.sizes.count(3) - 1] if len(clouds) == 3 else 5.0}, len(clouds))
 

@@ -134,7 +134,8 @@ def test_it_is_the_official_one_forward_and_backward(training: bool, clouds: Clo
     official.load_state_dict(ours.state_dict(), strict=True)
     step = 60_000
     torch.manual_seed(5)
-    loss, parts = ours.train(training)(points, step)
+    output = ours.train(training)(points, step)
+    loss, parts = output.loss, output.terms | output.outputs
     torch.manual_seed(5)
     expected = official.train(training)(points, ours.temperature_at(step), ours.kl_weight_at(step))
     assert ours.kl_weight_at(step) > 0
@@ -173,7 +174,7 @@ def test_split_edge_convolutions_are_the_official_ones_on_features_too() -> None
 def test_words_are_the_likeliest_and_decode_to_what_forward_returns(clouds: Clouds) -> None:
     model, points = build().eval(), clouds(0, 2, 40).double()
     groups, centers = ops.group(points, 8, 8)
-    words, parts = model.tokenize(groups, centers), model(points).parts
+    words, parts = model.tokenize(groups, centers), model(points).outputs
     assert words.dtype == torch.int64
     assert torch.equal(words, parts["logits"].argmax(-1))
     assert torch.equal(model.encode(groups, centers), parts["logits"])
@@ -213,7 +214,8 @@ def test_published_schedules() -> None:
 def test_words_that_nothing_uses_leave_the_loss_finite(clouds: Clouds) -> None:
     model = DiscreteVAE(**SMALL, kl_start=0, kl_steps=1)
     model.dgcnn_1.layer5[1].weight.data.mul_(1e4)  # type: ignore[operator,union-attr]
-    loss, parts = model(clouds(0, 2, 40), 1)
+    output = model(clouds(0, 2, 40), 1)
+    loss, parts = output.loss, output.terms | output.outputs
     loss.backward()
     assert parts["logits"].softmax(-1).mean(1).min() == 0, "in float32 some probabilities underflow"
     assert parts["kl"] > 100
@@ -224,10 +226,11 @@ def test_bf16_autocast_stays_close_and_names_words_as_without_it(clouds: Clouds)
     torch.manual_seed(0)
     model, points = DiscreteVAE(**SMALL), clouds(0, 4, 40)
     groups, centers = ops.group(points, 8, 8)
-    plain, words = model(points).parts["logits"], model.eval().tokenize(groups, centers)
+    plain, words = model(points).outputs["logits"], model.eval().tokenize(groups, centers)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(model.tokenize(groups, centers), words)
-        loss, parts = model.train()(points)
+        output = model.train()(points)
+        loss, parts = output.loss, output.terms | output.outputs
     loss.backward()
     assert loss.dtype == parts["logits"].dtype == parts["fine"].dtype == torch.float32
     torch.testing.assert_close(parts["logits"], plain, rtol=0, atol=0.2)

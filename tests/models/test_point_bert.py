@@ -35,7 +35,8 @@ def test_it_is_the_official_one_forward_and_backward(training: bool, moco: bool,
     model, points = build(moco_loss=moco).train(training), clouds(3, 4, 40).double()
     official = Official(model, None if training else torch.Generator().manual_seed(0))
     torch.manual_seed(7)
-    loss, parts = model(points)
+    output = model(points)
+    loss, parts = output.loss, output.terms | output.outputs
     torch.manual_seed(7)
     expected = official.loss(points)
     keys = expected.pop("keys")
@@ -70,7 +71,8 @@ def test_features_are_official(clouds: Clouds) -> None:
 def test_a_given_mask_may_hide_different_numbers(clouds: Clouds) -> None:
     model, points = build().eval(), clouds(1, 3, 40).double()
     mask = torch.arange(8) < torch.tensor([[1], [5], [0]])
-    parts = model(points, mask).parts
+    output = model(points, mask)
+    parts = output.terms | output.outputs
     assert torch.equal(parts["mask"], mask)
     expected = Official(model, torch.Generator().manual_seed(0)).loss(points, mask)
     torch.testing.assert_close(parts["logits"], expected["logits"], rtol=0, atol=1e-10)
@@ -116,11 +118,12 @@ def test_cutmix_exchanges_patches_with_the_sample_from_the_other_end() -> None:
 def test_evaluation_is_deterministic_and_training_draws(clouds: Clouds) -> None:
     model, points = build(), clouds(0, 3, 40).double()
     first, second = model(points), model(points)
-    assert not torch.equal(first.parts["mask"], second.parts["mask"])
+    assert not torch.equal(first.outputs["mask"], second.outputs["mask"])
     model.eval()
     first, second = model(points), model(points)
     assert torch.equal(first.loss, second.loss)
-    assert all(torch.equal(value, second.parts[name]) for name, value in first.parts.items())
+    for mine, other in ((first.terms, second.terms), (first.outputs, second.outputs)):
+        assert all(torch.equal(value, other[name]) for name, value in mine.items())
 
 
 @pytest.mark.parametrize("contrast", [True, False])
@@ -149,7 +152,8 @@ def test_bf16_autocast_trains_with_losses_in_float32(clouds: Clouds) -> None:
     torch.manual_seed(0)
     model, points = PointBERT(**SMALL, moco_loss=True), clouds(0, 4, 40)
     with torch.autocast("cpu", torch.bfloat16):
-        loss, parts = model(points)
+        output = model(points)
+        loss, parts = output.loss, output.terms | output.outputs
         features = model.eval().features(points)
     loss.backward()
     model.after_step()

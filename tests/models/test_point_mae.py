@@ -102,7 +102,8 @@ def test_what_is_hidden_has_no_say_in_what_is_predicted(clouds: Clouds) -> None:
 
 def test_parts_are_the_hidden_patches_and_a_prediction_of_each(clouds: Clouds) -> None:
     model, points = small_mae().eval(), clouds(0, 2, 64)
-    loss, parts = model(points)
+    output = model(points)
+    loss, parts = output.loss, output.terms | output.outputs
     groups, centers = ops.group(points, 8, 4)
     assert torch.equal(parts["centers"], centers)
     assert parts["mask"].sum(1).tolist() == [4, 4]
@@ -114,16 +115,17 @@ def test_parts_are_the_hidden_patches_and_a_prediction_of_each(clouds: Clouds) -
 
 def test_masks_are_drawn_anew_in_training_and_fixed_in_evaluation(clouds: Clouds) -> None:
     model, points = small_mae(), clouds(0, 4, 64)
-    masks = [model(points).parts["mask"] for _ in range(2)]
+    masks = [model(points).outputs["mask"] for _ in range(2)]
     assert not torch.equal(*masks)
     model.eval()
-    masks = [model(points).parts["mask"] for _ in range(2)]
+    masks = [model(points).outputs["mask"] for _ in range(2)]
     assert torch.equal(*masks)
     assert len(masks[0].unique(dim=0)) > 1, "each sample has its own"
 
 
 def test_block_masks_hide_neighbours(clouds: Clouds) -> None:
-    parts = small_mae(mask_type="block", mask_ratio=0.5).eval()(clouds(0, 3, 64)).parts
+    output = small_mae(mask_type="block", mask_ratio=0.5).eval()(clouds(0, 3, 64))
+    parts = output.terms | output.outputs
     for centers, hidden in zip(parts["centers"], parts["mask"], strict=True):
         nearest = (centers[:, None] - centers[None]).norm(dim=-1).argsort(dim=1)[:, :4]
         assert any(set(row) == set(hidden.nonzero().flatten().tolist()) for row in nearest.tolist())

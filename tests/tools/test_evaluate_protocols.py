@@ -47,18 +47,18 @@ def assert_refused(result: Any, *parts: str) -> None:
 def assert_accuracy_printed(table: str, content: dict[str, Any]) -> None:
     """The lines of the table from the confusion matrix alone."""
     confusion, names = torch.tensor(content["confusion"]), content["class_names"]
-    right, shapes = int(confusion.trace()), int(confusion.sum())
-    assert (content["correct"], content["shapes"]) == (right, shapes)
-    assert content["accuracy"] == right / shapes
-    error = (right / shapes * (1 - right / shapes) / shapes) ** 0.5
+    right, samples = int(confusion.trace()), int(confusion.sum())
+    assert (content["correct"], content["samples"]) == (right, samples)
+    assert content["accuracy"] == right / samples
+    error = (right / samples * (1 - right / samples) / samples) ** 0.5
     assert content["standard_error"] == pytest.approx(error)
     recall = confusion.diagonal() / confusion.sum(1)
     assert content["mean_class_accuracy"] == pytest.approx(recall.mean().item())
-    assert f"overall accuracy     {right / shapes:.2%} ({right}/{shapes}, standard error {error:.2%})\n" in table
+    assert f"overall accuracy     {right / samples:.2%} ({right}/{samples}, standard error {error:.2%})\n" in table
     assert f"mean class accuracy  {recall.mean():.2%}\n" in table
     for label, name in enumerate(names):
         correct, total = int(confusion[label, label]), int(confusion[label].sum())
-        assert content["per_class"][label] == {"name": name, "shapes": total, "correct": correct}
+        assert content["per_class"][label] == {"name": name, "samples": total, "correct": correct}
         assert f"  {name:<6}  {correct / total:7.1%} ({correct}/{total})" in table.splitlines()
     for true, predicted in (confusion - confusion.diag().diag()).nonzero().tolist():
         start = f"  {names[true]} -> {names[predicted]}"
@@ -85,18 +85,18 @@ def test_a_classifier_by_its_accuracy(tool: Tool, checkpoint: Any, finished: Fin
 def test_a_segmenter_by_the_iou_of_parts(tool: Tool, checkpoint: Any, finished: Finished) -> None:
     table, content, place = evaluate(tool, checkpoint("segment", "last.pt"), "--split", "val")
     assert place.name == "last.score.val.json"
-    assert content["shapes"] == 3
+    assert content["samples"] == 3
     assert content["instance_miou"] == finished("segment")["val_instance_miou"]
     means = [part["miou"] for part in content["per_class"].values()]
     assert content["class_miou"] == pytest.approx(sum(means) / 3)
     assert content["accuracy"] == content["points_right"] / content["points"]
     assert content["points"] == 3 * 48
-    error = f"3 shapes, standard error {content['standard_error']:.2%}"
+    error = f"3 samples, standard error {content['standard_error']:.2%}"
     assert table.splitlines()[1:] == [
         f"instance mIoU      {content['instance_miou']:.2%} ({error})",
         f"class mIoU         {content['class_miou']:.2%} (3 categories)",
         f"accuracy of points {content['accuracy']:.2%} ({content['points_right']}/144)",
-        *(f"  {n:<6}  {content['per_class'][n]['miou']:7.1%} (1 shapes)" for n in ("sphere", "cube", "torus")),
+        *(f"  {n:<6}  {content['per_class'][n]['miou']:7.1%} (1 samples)" for n in ("sphere", "cube", "torus")),
     ]
 
 
@@ -107,8 +107,8 @@ def test_a_self_supervised_model_by_its_loss(
     for name in ("merged_last.pt", "last.pt"):  # with its experts in place, as it would be merged
         table, content, _ = evaluate(tool, checkpoint(kind, name))
         assert content["loss"] == pytest.approx(finished(kind)["test_loss_merged"], rel=1e-5)
-        assert content["shapes"] == 12
-        terms = [n for n in content if n not in ("checkpoint", "protocol", "split", "shapes")]
+        assert content["samples"] == 12
+        terms = [n for n in content if n not in ("checkpoint", "protocol", "split", "samples")]
         assert table.splitlines()[1:] == [f"{term:<16} {content[term]:.6g}" for term in terms]
 
 
@@ -197,7 +197,7 @@ def test_svm_of_a_classifier_may_be_on_other_classes(tool: Tool, checkpoint: Any
         tool, checkpoint("classify"), "--protocol=svm", f"data.path={tmp_path}/other.h5", "data.val_fraction=0"
     )
     assert content["class_names"] == names
-    assert content["shapes"] == 8
+    assert content["samples"] == 8
     assert_accuracy_printed(table, content)
 
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from pc_ewa.config import Experiment
 from pc_ewa.errors import TrainingError
 from pc_ewa.ewa import expert_layers
+from pc_ewa.models.losses import LossOutput
 from pc_ewa.train import loop, run
 from pc_ewa.train.batches import Batch
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
-from pc_ewa.train.objectives import Classify, Loss
+from pc_ewa.train.objectives import Classify
 from pc_ewa.train.optim import learning_rate
 from pc_ewa.train.setup import Setup, build
 
@@ -167,18 +168,18 @@ def test_label_smoothing_is_that_of_cross_entropy(experiment: MakeExperiment) ->
     objective = Classify(experiment("train.label_smoothing=0.3"))
     loss = objective.loss(lambda points: logits, Batch(torch.zeros(2, 4, 3), labels), 0)  # type: ignore[arg-type]
     targets = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
-    assert loss.value.item() == pytest.approx(-(targets * logits.log_softmax(1)).sum(1).mean().item())
-    assert loss.metrics["accuracy"].item() == 0.5
+    assert loss.loss.item() == pytest.approx(-(targets * logits.log_softmax(1)).sum(1).mean().item())
+    assert loss.terms["accuracy"].item() == 0.5
 
 
 def break_loss(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Make the loss NaN at one step, counted from 1."""
     loss, calls = Classify.loss, []
 
-    def broken(self: Classify, model: nn.Module, batch: Batch, step: int) -> Loss:
+    def broken(self: Classify, model: nn.Module, batch: Batch, step: int) -> LossOutput:
         calls.append(1)
-        value, figures = loss(self, model, batch, step)
-        return Loss(value * math.nan, figures) if len(calls) == at else Loss(value, figures)
+        output = loss(self, model, batch, step)
+        return output._replace(loss=output.loss * math.nan) if len(calls) == at else output
 
     monkeypatch.setattr(Classify, "loss", broken)
 

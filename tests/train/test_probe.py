@@ -32,7 +32,7 @@ def test_the_probe_is_logged_every_n_epochs_and_at_the_end(tiny: MakeExperiment,
     assert {"test_svm_accuracy_merged", "test_svm_accuracy_merged_best"} <= summary.keys()
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("linear SVM on hdf5, validation part: ") == 2
-    assert f"linear SVM on the features, test shapes: {summary['test_svm_accuracy_merged']:.1%}" in log
+    assert f"linear SVM on the features, test samples: {summary['test_svm_accuracy_merged']:.1%}" in log
 
 
 def test_the_probe_chooses_nothing_and_sees_test_shapes_only_at_the_end(

@@ -17,7 +17,7 @@ import pc_ewa
 from pc_ewa.config import Experiment
 from pc_ewa.data import Clouds, load_dataset, write_hdf5
 from pc_ewa.errors import CheckpointError, ConfigError, DataError
-from pc_ewa.eval import Accuracy
+from pc_ewa.eval import Accuracy, EvalSettings
 from pc_ewa.ewa import ExpertFFN, ExpertLinear, expert_layers
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import loop, objectives, run
@@ -113,7 +113,7 @@ def test_the_log_tells_what_the_terminal_told(
         "with experts",
         "test accuracy, last step",
         "test accuracy, best by validation (step ",
-        "3 shapes cut from train",
+        "3 samples cut from train",
         f"run folder: {tmp_path}/run",
         "pc-ewa evaluate ",
         "standard error",
@@ -228,7 +228,7 @@ class Watched:
             self.steps_done += 1
             return step(*arguments)
 
-        def measured(model: nn.Module, clouds: Clouds, num_points: int, **options: Any) -> Accuracy:
+        def measured(model: nn.Module, clouds: Clouds, settings: EvalSettings, **options: Any) -> Accuracy:
             assert clouds.shape_names is not None
             numbers = {int(name.split()[1]) for name in clouds.shape_names}
             part = "test" if numbers <= set(range(24, 36)) else "val" if len(numbers) == 3 else "other"

@@ -95,9 +95,9 @@ def test_the_loss_is_the_negative_log_likelihood_of_the_parts(tiny: MakeExperime
     batch = Batch(torch.zeros(2, 5, 3), torch.tensor([1, 0]), parts)
     loss = Segment(tiny("point_mae_segmenter")).loss(model, batch, 0)  # type: ignore[arg-type]
     by_hand = -sum(float(scores[b, n, parts[b, n]]) for b in range(2) for n in range(5)) / 10
-    assert loss.value.item() == pytest.approx(by_hand)
+    assert loss.loss.item() == pytest.approx(by_hand)
     right = sum(int(scores[b, n].argmax()) == int(parts[b, n]) for b in range(2) for n in range(5))
-    assert loss.metrics["accuracy"].item() == pytest.approx(right / 10)
+    assert loss.terms["accuracy"].item() == pytest.approx(right / 10)
     assert seen[0].tolist() == [1, 0]
 
 

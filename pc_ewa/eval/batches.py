@@ -1,0 +1,99 @@
+"""The one loop of evaluation: mode of the model, share of each process, presentation of clouds, precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pc_ewa.data import Clouds
+from pc_ewa.eval.settings import EvalSettings
+from pc_ewa.progress import progress
+
+
+class EvalBatch:
+    """Some clouds of a dataset on the device.
+
+    Attributes:
+        number: of the batch among all; the same clouds have the same number for any number of processes.
+        indices: positions of the clouds in the dataset.
+        stored: clouds (B, P, 3) as the dataset has them.
+        labels: their classes (B,).
+    """
+
+    def __init__(self, number: int, clouds: Clouds, settings: EvalSettings, device: torch.device) -> None:
+        start = number * settings.batch_size
+        self.number, self.settings = number, settings
+        self.indices = range(start, min(start + settings.batch_size, len(clouds)))
+        self.stored, self.labels = (tensor.to(device) for tensor in clouds.batch(self.indices))
+
+    @property
+    def points(self) -> Tensor:
+        """Points as the settings present them to the model, (B, N, 3)."""
+        return self._presented[0]
+
+    @property
+    def point_index(self) -> Tensor:
+        """Positions of these points in the stored clouds, (B, N)."""
+        return self._presented[1]
+
+    @cached_property
+    def _presented(self) -> tuple[Tensor, Tensor]:
+        with torch.autocast(self.stored.device.type, enabled=False):  # coordinates keep their precision
+            return self.settings.present(self.stored)
+
+
+@contextmanager
+def evaluation(
+    model: nn.Module,
+    clouds: Clouds,
+    settings: EvalSettings,
+    *,
+    device: torch.device | None = None,
+    title: str = "evaluating",
+    shared: bool = True,
+) -> Iterator[Iterator[EvalBatch]]:
+    """Evaluate a model in a `with` block: yields the batches; evaluation mode, no gradients, the settings' precision.
+
+    The mode of every part of the model is restored afterwards. A model that is in evaluation already stays as it is:
+    `routed_experts` may have set parts of it to training.
+
+    Args:
+        model: the model.
+        clouds: the dataset.
+        settings: the presentation of the clouds.
+        device: None for that of the model.
+        title: of the progress bar.
+        shared: under torchrun each process gets its share of the batches. False: this process gets all of them.
+    """
+    device = device or next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    if model.training:
+        model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+            yield _batches(clouds, settings, device, title, shared)
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _batches(
+    clouds: Clouds, settings: EvalSettings, device: torch.device, title: str, shared: bool
+) -> Iterator[EvalBatch]:
+    rank, size = (dist.get_rank(), dist.get_world_size()) if shared and dist.is_initialized() else (0, 1)
+    mine = range(-(-len(clouds) // settings.batch_size))[rank::size]
+    for number in progress(mine, title, show=rank == 0):
+        yield EvalBatch(number, clouds, settings, device)
+
+
+def sum_over_processes(sums: dict[str, float]) -> dict[str, float]:
+    """Add the sums of all processes, some of which may have had nothing to add."""
+    if not dist.is_initialized():
+        return sums
+    gathered: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, sums)
+    names = {name: None for part in gathered for name in part}
+    return {name: sum(part.get(name, 0.0) for part in gathered) for name in names}
