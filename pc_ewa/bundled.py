@@ -3,6 +3,8 @@
 A wheel holds them in `pc_ewa/bundled`. In a checkout they are the folders at its root.
 """
 
+from __future__ import annotations  # as in package.py
+
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent

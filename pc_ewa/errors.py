@@ -4,9 +4,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import ParamSpec
-
-P = ParamSpec("P")
+from typing import Any
 
 
 class Error(Exception):
@@ -33,11 +31,11 @@ class TrainingError(Error):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
-def exit_on_error(main: Callable[P, None]) -> Callable[P, int]:
+def exit_on_error(main: Callable[..., None]) -> Callable[..., int]:
     """Decorate the main function of a tool: an `Error` becomes one line on stderr and exit code 2."""
 
     @functools.wraps(main)
-    def guarded(*args: P.args, **kwargs: P.kwargs) -> int:
+    def guarded(*args: Any, **kwargs: Any) -> int:
         try:
             main(*args, **kwargs)
         except Error as error:

@@ -8,8 +8,7 @@ from typing import IO
 
 from pc_ewa.errors import ConfigError, WriteError
 
-# A link that somebody planted under the name of a file of ours is not followed. Windows has no such flag.
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_MAKE_ROOM = "free some space or choose another output"
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -29,13 +28,15 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_folder(path.parent)
-    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError about positions
-        reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
-        raise WriteError(f"cannot write {path}: {reason}; free some space or choose another output") from None
-    finally:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise WriteError(f"cannot write {path}: {error.strerror}; {_MAKE_ROOM}") from None
+        if isinstance(error, RuntimeError):  # torch.save turns a full disk into one about positions
+            raise WriteError(f"cannot write {path}: the disk may be full; {_MAKE_ROOM}") from None
+        raise
+    sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -54,7 +55,7 @@ def append_text(path: Path, text: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}; free some space or choose another output") from None
+        raise WriteError(f"cannot write {path}: {error.strerror}; {_MAKE_ROOM}") from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -96,7 +97,8 @@ def _locked(path: Path) -> int:
     import fcntl  # where there is none, as on Windows, only runs need it
 
     while True:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | _NO_LINK, 0o644)
+        # A link that somebody planted under its name is not followed.
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
@@ -108,7 +110,9 @@ def _locked(path: Path) -> int:
 
 
 def _new_file(path: Path) -> IO[bytes]:
-    """Open a file that is not there yet; what a crash left under its name is removed."""
-    path.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_LINK | getattr(os, "O_BINARY", 0)
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
+    """Open a file that is not there yet; what a crash left under its name is removed, and a link is not followed."""
+    try:
+        return path.open("xb")
+    except FileExistsError:
+        path.unlink()
+        return path.open("xb")

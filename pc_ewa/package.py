@@ -1,7 +1,11 @@
 """The package itself: its version, its optional packages, and how to get one that is missing."""
 
+from __future__ import annotations  # an old Python shall get as far as `check_python`
+
 import importlib.metadata
 import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,6 +33,18 @@ class MissingPackageError(Error, ModuleNotFoundError):
     """A package that is not installed; the message has the command that installs it."""
 
 
+def check_python() -> None:
+    """Refuse a Python that is too old; a clone's scripts may be started by the one of the system.
+
+    Raises:
+        Error: it is below 3.10; the message names a better one.
+    """
+    if sys.version_info < (3, 10):  # noqa: UP036
+        found = ".".join(map(str, sys.version_info[:3]))
+        remedy = _environment_of_checkout("torch") or "start another one"
+        raise Error(f"pc-ewa needs Python 3.10 or newer, and this is {found}: {remedy}")
+
+
 def version() -> str:
     """Return the version of pc-ewa.
 
@@ -48,6 +64,19 @@ def version_of(module: str) -> str | None:
         return importlib.metadata.version(_DISTRIBUTIONS.get(module, module))
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def command() -> str:
+    """Return `pc-ewa` as this user types it: its path if the shell finds none, or that of another environment."""
+    script = Path(sys.executable).with_name("pc-ewa")
+    if not script.is_file():
+        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m pc_ewa"
+    found = shutil.which("pc-ewa")
+    return "pc-ewa" if found and Path(found).samefile(script) else shlex.quote(_from_here(script))
+
+
+def _from_here(path: Path) -> str:
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def missing_package(error: ModuleNotFoundError, user: str, extra: str | None = None) -> MissingPackageError | None:
@@ -80,4 +109,5 @@ def _environment_of_checkout(module: str) -> str | None:
     place = "" if Path.cwd() == root else f"{root}/"
     if (root / ".venv/bin/activate").is_file():
         return f"source {place}.venv/bin/activate"
-    return f"bash {place}tools/run_train.sh makes an environment that has it" if module in CORE else None
+    bare = module in CORE or version_of("torch") is None
+    return f"bash {place}tools/run_train.sh makes an environment that has it" if bare else None

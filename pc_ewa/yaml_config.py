@@ -120,9 +120,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
     *sections, last = key.split(".")
     for section in sections:
         # `ewa.num_experts=8` also switches a section on that is absent or null.
-        if content.get(section) is None:
-            content[section] = {}
-        content = content[section]
-        if not isinstance(content, dict):
+        inner = {} if content.get(section) is None else content[section]
+        if not isinstance(inner, dict):
             raise ConfigError(f"{override!r}: {section!r} holds a value, not a section")
+        # A copy, because the two sections that a YAML alias makes are one dict.
+        content[section] = dict(inner)
+        content = content[section]
     content[last] = value

@@ -277,11 +277,11 @@ FOUND_BY_CHECKING = {
     "task=clasify": "unknown task 'clasify'; did you mean 'classify'?",
     "device=tpu": "device='tpu'; choose auto, cpu, cuda or cuda:N",
     "device=cuda:77": "device='cuda:77' asks for GPU 77; this machine has",
-    "train.batch_size=22": "train.batch_size=22 is above the 21 training shapes; lower it",
-    "train.accumulate=8": "train.batch_size=8 over 1 processes and 8 accumulated steps; every part",
+    "train.batch_size=22": "train.batch_size=22 is above the 21 training s",
+    "train.accumulate=8": "train.batch_size=8 over 1 processes and 8 accumulated steps; ",
     "data.num_points=65": "has clouds of 64 points; data.num_points=65 is above that",
     "data.path=none.h5": "none.h5 does not exist",
-    "init_from=none.pth": "none.pth is no file",
+    "init_from=none.pth": "init_from=none.pth",
 }
 
 
@@ -358,3 +358,10 @@ def test_a_missing_file_names_those_beside_it_or_bundled_ones(tmp_path: Path, to
         load_experiment(toy_config.with_name("top.yaml"))
     with pytest.raises(ConfigError, match=r"a\.yaml is not a file.* bundled.* quickstart"):
         load_experiment(tmp_path / "nowhere" / "a.yaml")
+
+
+def test_an_override_changes_one_section_also_where_yaml_repeats_another(tmp_path: Path) -> None:
+    path = tmp_path / "alias.yaml"
+    path.write_text("data: &here {name: modelnet40}\nprobe: {data: *here}\nmodel: {name: point_mae}\n")
+    experiment = load_experiment(path, ["data.num_points=512"])
+    assert (experiment.data.num_points, experiment.probe.data.num_points) == (512, 1024)

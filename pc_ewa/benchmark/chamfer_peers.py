@@ -25,25 +25,25 @@ def both_ways(loss: Loss, x: Tensor, y: Tensor) -> Prepared:
 
 
 def cdist(x: Tensor, y: Tensor) -> Tensor:
-    """Squared only after the minimum."""
+    """Take distances from torch.cdist, and square them after the minimum."""
     distances = torch.cdist(x, y)
     return distances.min(2).values.square().mean() + distances.min(1).values.square().mean()
 
 
 def plain_cdist(x: Tensor, y: Tensor) -> Tensor:
-    """The same, but told to subtract."""
+    """Use torch.cdist without its expansion: it subtracts."""
     distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.min(2).values.square().mean() + distances.min(1).values.square().mean()
 
 
 def expanded(x: Tensor, y: Tensor) -> Tensor:
-    """One matrix product and two minima."""
+    """Expand |a - b|² into one matrix product, then take two minima."""
     squared = expansion(x, y)
     return squared.min(2).values.mean() + squared.min(1).values.mean()
 
 
 def load_keops() -> Loss:
-    """The nearest by KeOps, whose distances are never in memory; then the difference to them."""
+    """Find the nearest points by KeOps, which never stores the distances; then subtract."""
     os.environ.setdefault("KEOPS_VERBOSE", "0")  # it prints that there is no GPU
     from pykeops.torch import LazyTensor
 
@@ -56,7 +56,7 @@ def load_keops() -> Loss:
 
 
 def load_chamferdist() -> Loss:
-    """Chamfer of the package of that name."""
+    """Use the package chamferdist."""
     import chamferdist
 
     distance = chamferdist.ChamferDistance()

@@ -22,7 +22,7 @@ PAUSE = 0.25  # seconds: OpenMP threads go on spinning for up to 0.2 after their
 
 
 class Verdict(NamedTuple):
-    """Whether a result is the exact answer, and what to say of it if more than yes or no."""
+    """A judgement: `exact` is True for the exact answer, `note` is the text for the table."""
 
     exact: bool
     note: str
@@ -44,7 +44,7 @@ class Contender(NamedTuple):
 
 @dataclass
 class Score:
-    """What came out for one contender: seconds by round, the judgement, or the problem that stopped it."""
+    """The result of one contender: seconds by round, and the judgement or the problem that stopped it."""
 
     contender: Contender
     seconds: dict[int, float] = field(default_factory=dict)
@@ -54,11 +54,11 @@ class Score:
 
     @property
     def median(self) -> float:
-        """Milliseconds a call."""
+        """Return the median over the rounds, in milliseconds per call."""
         return statistics.median(self.seconds.values()) * 1e3
 
     def ratio(self, other: "Score") -> float:
-        """How many times the seconds of the other this one took: the median over the rounds that both ran in."""
+        """Return its time divided by that of `other`: the median over the rounds that both ran in."""
         return statistics.median(self.seconds[i] / other.seconds[i] for i in self.seconds if i in other.seconds)
 
 
@@ -83,7 +83,7 @@ def compete(
 
 @contextmanager
 def ops_backend(name: str) -> Iterator[None]:
-    """Have our ops done by one backend for a while."""
+    """Run our ops on one backend inside a `with` block."""
     before = os.environ.get("PC_EWA_OPS")
     os.environ["PC_EWA_OPS"] = name
     try:
@@ -96,7 +96,7 @@ def ops_backend(name: str) -> Iterator[None]:
 
 
 def ours(call: Callable[[], Any]) -> list[Contender]:
-    """Our op as it comes, and done by the reference: a call costs the switch a few microseconds."""
+    """Return two contenders: our op by default, and on the reference backend, which costs a few microseconds more."""
 
     def reference() -> Any:
         with ops_backend("reference"):
@@ -124,7 +124,7 @@ def _introduce(contender: Contender, device: torch.device, judge: Callable[[Any]
 
 
 def _burst(score: Score, device: torch.device) -> float:
-    """Seconds a call: the median over a burst of calls; quick ones after one to warm the caches."""
+    """Return seconds per call: the median over a burst of calls. Quick calls warm the caches once before."""
     if score.guess < BURST:
         _seconds(score.contender, device)
     calls = max(1, min(100, round(BURST / max(score.guess, 1e-6))))

@@ -1,4 +1,4 @@
-"""What data costs: opening a large converted set, and drawing batches, beside a training step and Point-MAE's way."""
+"""The cost of data: opening a large converted set and drawing batches, beside a training step and Point-MAE's way."""
 
 import multiprocessing
 import statistics
@@ -32,14 +32,14 @@ CANDIDATES = 1200  # farthest points from which it draws 1,024
 
 
 class Size(NamedTuple):
-    """Shapes in the file and points of each; ModelNet40 by default."""
+    """Number of samples in the file, and of points in each; by default as ModelNet40."""
 
     shapes: int = 12_311
     points: int = 8192
 
 
 def measure(rounds: int, size: Size, config: str | Path = "official_size") -> list[Target]:
-    """Open, draw, train and print."""
+    """Time opening, drawing and training, print a table, and return the targets."""
     experiment = load(config, torch.device("cpu"), "fp32")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.h5"
@@ -66,7 +66,7 @@ def measure(rounds: int, size: Size, config: str | Path = "official_size") -> li
 
 
 def write(path: Path, size: Size) -> None:
-    """A converted file of random surfaces, four fifths of it to train."""
+    """Write a converted file of random surfaces; four fifths are for training."""
     random = np.random.default_rng(0)
     with new_file(path) as file:
         write_attributes(file, [str(c) for c in range(40)], ["train", "test"], "y", None)
@@ -82,7 +82,7 @@ def write(path: Path, size: Size) -> None:
 
 
 def open_all(path: Path) -> tuple[float, float | None]:
-    """Seconds to open both splits in this process, and the peak of memory in MB."""
+    """Open both splits; return the seconds, and the peak memory in MB where Linux can measure it."""
     began = time.perf_counter()
 
     def both() -> list[Clouds]:
@@ -97,7 +97,7 @@ def open_all(path: Path) -> tuple[float, float | None]:
 
 
 def race(clouds: Clouds, experiment: Experiment, rounds: int) -> tuple[float, float, float]:
-    """Milliseconds a batch of ours and in Point-MAE's way, and of a training step: medians, taking turns."""
+    """Time, in turn, our batch, a batch in Point-MAE's way and a training step. Returns medians in milliseconds."""
     device = torch.device("cpu")
     batches = Batches(clouds, experiment, 1, device)
     peer = peer_batches(clouds, experiment)
@@ -124,7 +124,7 @@ class PerItem(Dataset[tuple[torch.Tensor, int]]):
         self.points, self.labels = points, labels
 
     def __len__(self) -> int:
-        """Return the number of shapes."""
+        """Return the number of samples."""
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
@@ -136,7 +136,7 @@ class PerItem(Dataset[tuple[torch.Tensor, int]]):
 
 
 def peer_batches(clouds: Clouds, experiment: Experiment) -> Iterator[torch.Tensor]:
-    """Batches in Point-MAE's way, without end: workers, then FPS (ours, on the CPU), a subset, ScaleAndTranslate.
+    """Yield batches in Point-MAE's way, without end: workers, then FPS (ours, on the CPU), a subset, ScaleAndTranslate.
 
     It has all clouds in memory, so it gets no more of them here than memory should hold.
     """
@@ -159,7 +159,7 @@ def peer_batches(clouds: Clouds, experiment: Experiment) -> Iterator[torch.Tenso
 
 
 def augment(points: torch.Tensor) -> torch.Tensor:
-    """ScaleAndTranslate: a loop over the batch."""
+    """Scale and translate each cloud, in a loop over the batch, as ScaleAndTranslate does."""
     for cloud in points:
         scale, shift = np.random.uniform(2 / 3, 3 / 2, 3), np.random.uniform(-0.2, 0.2, 3)
         cloud.mul_(torch.from_numpy(scale).float()).add_(torch.from_numpy(shift).float())

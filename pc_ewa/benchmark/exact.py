@@ -1,4 +1,4 @@
-"""The exact answers, in float64, and how a result is judged by them."""
+"""Exact answers in float64, and the judgement of results by them."""
 
 import math
 
@@ -14,7 +14,7 @@ CHUNK = 2**24  # distances held at a time
 
 
 def exact_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
-    """The k smallest squared distances (B, M, k), ascending, in float64."""
+    """Return the k smallest squared distances (B, M, k), ascending, in float64."""
     rows = max(1, CHUNK // (points.shape[0] * points.shape[1]))
     wide = points.double()
     parts = []
@@ -25,7 +25,7 @@ def exact_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
 
 
 def matches(index: Tensor, queries: Tensor, points: Tensor, distances: Tensor) -> Tensor:
-    """Whether each neighbour (B, M, k) belongs to the k nearest; of neighbours that tie, any will do."""
+    """Return True for each neighbour (B, M, k) that belongs to the k nearest. Any of those that tie will do."""
     index = index.sort(-1).values
     neighbours = ops.gather_points(points.double(), index)
     squared = (neighbours - queries.double()[:, :, None]).square().sum(-1)
@@ -34,13 +34,13 @@ def matches(index: Tensor, queries: Tensor, points: Tensor, distances: Tensor) -
 
 
 def exact_chamfer(x: Tensor, y: Tensor) -> float:
-    """The Chamfer distance in float64."""
+    """Return the Chamfer distance, computed in float64."""
     to_y, _, to_x, _ = nearest(x.double(), y.double(), None, None)
     return (to_y.mean() + to_x.mean()).item()
 
 
 def judge_fps(index: Tensor, points: Tensor) -> Verdict:
-    """The points chosen are those of the reference from the same first point (open3d does not tell the order)."""
+    """Judge sampled points: exact if the reference chooses the same set from the same first point."""
     with ops_backend("reference"):
         right = ops.farthest_point_sample(points, index.shape[1], start=index[:, 0].to(points.device))
     same = (right.cpu().sort(1).values == index.cpu().sort(1).values).double().mean().item()
@@ -50,24 +50,24 @@ def judge_fps(index: Tensor, points: Tensor) -> Verdict:
 
 
 def judge_knn(index: Tensor, queries: Tensor, points: Tensor, distances: Tensor) -> Verdict:
-    """All sets of neighbours are those of float64."""
+    """Judge neighbours: exact if all sets are those found in float64."""
     share = matches(index.to(points.device), queries, points, distances).all(-1).double().mean().item()
     return Verdict(share == 1, "yes" if share == 1 else f"no, {percent(share)} of the sets")
 
 
 def judge_chamfer(value: Tensor, exact: float) -> Verdict:
-    """The value is that of float64 up to 1e-5."""
+    """Judge a Chamfer distance: exact if it is that of float64 up to 1e-5."""
     error = abs(value.item() / exact - 1)
     return Verdict(error < 1e-5, "yes" if error < 1e-5 else f"no, off by {relative(error)}")
 
 
 def relative(error: float) -> str:
-    """A relative error: its order while that is all that matters."""
+    """Format a relative error; small ones by their order of magnitude."""
     return f"{error:.0e}" if error < 1e-3 else f"{100 * error:.3g} %"
 
 
 def percent(share: float) -> str:
-    """As many digits as it takes to see that it is not 100 %."""
+    """Format a share, with as many digits as tell it from 100 %."""
     if share == 1:
         return "100 %"
     digits = 1 if share < 0.999 else 5

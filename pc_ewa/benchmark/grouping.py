@@ -1,4 +1,4 @@
-"""What grouping costs beside the rest: a batch cut into patches, and a training step of the model they are for."""
+"""The cost of grouping a batch into patches, beside a training step of the model that they are for."""
 
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,6 @@ def grouping(report: Report, config: str | Path, pause: float | None) -> None:
 
 
 def load(config: str | Path, device: torch.device, precision: str) -> Experiment:
-    """The experiment without experts."""
+    """Load an experiment without experts, on the bundled data."""
     changes = ["ewa=null", f"train.precision={precision}", f"device={device}", f"data.root={bundled('datasets')}"]
     return load_experiment(config, changes)

@@ -8,12 +8,12 @@ RESET = Path("/proc/self/clear_refs")
 
 
 def can_weigh() -> bool:
-    """Whether this system tells."""
+    """Return True where the kernel reports the peak memory of a process: on Linux."""
     return RESET.exists()
 
 
 def peak_of(call: Callable[[], object]) -> float:
-    """MB that a call takes beyond what is there when it begins, at its peak."""
+    """Call, and return the peak memory beyond what was in use before, in MB."""
     RESET.write_text("5")  # Linux forgets the peak so far
     before = _status("VmRSS")
     call()
@@ -21,7 +21,7 @@ def peak_of(call: Callable[[], object]) -> float:
 
 
 def _status(key: str) -> int:
-    """Bytes, from the kernel's view of this process."""
+    """Return an entry of /proc/self/status in bytes."""
     found = re.search(rf"^{key}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found
     return int(found[1]) * 1024

@@ -37,7 +37,7 @@ class Case(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """All sizes."""
+    """All cases, by section."""
 
     fps: Sequence[Case] = (  # clouds, points, chosen
         Case((32, 1024, 64), 2),
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
 
 class Race(NamedTuple):
-    """What is raced in a section: peers, how inputs are made of sizes, our call, and how results are judged."""
+    """A section: peers, our call, inputs made of sizes, and the judge of results."""
 
     title: str
     name: Callable[..., str]
@@ -87,7 +87,7 @@ def measure(only: str | None, rounds: int, device: str, plan: Plan | None = None
 
 
 def run_races(section: str, race: Race, report: Report, plan: Plan, cases: Sequence[Case]) -> None:
-    """Race through the cases of an op: one table, a column a case."""
+    """Time the cases of an op and add one table to the report, with a column for each case."""
     columns: dict[str, list[Score]] = {}
     for case in cases:
         title = race.name(*case.sizes)
@@ -117,7 +117,7 @@ def race_target(what: str, scores: Sequence[Score], bound: float, exact_only: bo
 
 
 def race_table(title: str, columns: dict[str, list[Score]]) -> Table:
-    """A row a contender: its cell of each case, and whether it is exact."""
+    """Return a table with a row for each contender: a cell for each case, and its exactness."""
     rows, notes = [], []
     for scores in zip(*columns.values(), strict=True):
         name = scores[0].contender.name
@@ -130,7 +130,7 @@ def race_table(title: str, columns: dict[str, list[Score]]) -> Table:
 
 
 def cell(score: Score, own: Score) -> str:
-    """Milliseconds, and for others than ours how many times ours."""
+    """Format milliseconds; for the others also divided by ours."""
     if score.problem:
         return "failed"
     if score is own or own.problem:
@@ -139,7 +139,7 @@ def cell(score: Score, own: Score) -> str:
 
 
 def exactness(scores: dict[str, Score]) -> str:
-    """One word for all cases where it can be; else what was wrong, and where."""
+    """Describe exactness in one word if it holds for all cases, else with what was wrong in which case."""
     notes = {case: score.verdict.note for case, score in scores.items() if score.verdict}
     if len(set(notes.values())) <= 1:
         return next(iter(notes.values()), "-")
@@ -148,12 +148,12 @@ def exactness(scores: dict[str, Score]) -> str:
 
 
 def random_clouds(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
-    """Normal points, the same on every machine."""
+    """Draw normal points, the same on every machine."""
     return torch.randn(*shape, 3, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def knn_inputs(device: torch.device, plan: Plan, clouds: int, queries: int, count: int) -> tuple[Tensor, Tensor, int]:
-    """Clouds, and their first points as queries: those of patches are points too."""
+    """Draw clouds, and take their first points as queries: the centers of patches are points too."""
     points = random_clouds(device, clouds, count)
     return points[:, :queries].contiguous(), points, plan.k
 
@@ -198,7 +198,7 @@ CHAMFER_RACE = Race(
 
 
 def run_chamfer(report: Report, plan: Plan) -> None:
-    """Race, then weigh the last case."""
+    """Time all cases, then measure the memory of the last."""
     run_races("chamfer", CHAMFER_RACE, report, plan, plan.chamfer)
     clouds, count = plan.chamfer[-1].sizes
     peaks = precision.memory((clouds, count), report.device, plan.weighed)
@@ -208,7 +208,7 @@ def run_chamfer(report: Report, plan: Plan) -> None:
 
 
 def run_precision(report: Report, plan: Plan) -> None:
-    """One table: neighbours found and relative error of Chamfer, centred and off centre."""
+    """Add a table: the share of neighbours found and the relative error of Chamfer, centred and off centre."""
     found = precision.precision(*plan.precision, plan.k, report.device)
     header = [
         f"{what}, at {offset}" for what in ("neighbours found", "error of Chamfer") for offset in precision.OFFSETS

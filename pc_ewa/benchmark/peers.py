@@ -27,7 +27,7 @@ class Peer(NamedTuple):
 
 
 def contenders(peers: Sequence[Peer], device: torch.device, *inputs: Any) -> tuple[list[Contender], dict[str, str]]:
-    """Prepare the peers that are installed; the rest as pip package and reason."""
+    """Prepare the peers that are installed. Returns them, and the missing pip packages with the reason."""
     ready, missing = [], {}
     for peer in peers:
         if device.type != "cpu" and not peer.gpu:
@@ -43,7 +43,7 @@ def contenders(peers: Sequence[Peer], device: torch.device, *inputs: Any) -> tup
 
 
 def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Map over the items, a run of them to each thread; torch decides how many threads that is."""
+    """Map over items with torch's number of threads; each thread takes neighbouring items."""
     threads = min(torch.get_num_threads(), len(items))
     if threads == 1:
         return [function(item) for item in items]
@@ -59,12 +59,12 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def stack(results: Sequence[Any]) -> Tensor:
-    """Indices of each cloud, as arrays of any integer type, as one tensor."""
+    """Stack the indices of each cloud, arrays of any integer type, to one tensor."""
     return torch.stack([torch.as_tensor(result.astype("int64")) for result in results])
 
 
 def tree_height(count: int) -> int:
-    """Height of the QuickFPS tree: its authors' advice for small, medium and large clouds."""
+    """Return the height of the QuickFPS tree: its authors' advice for small, medium and large clouds."""
     return 3 if count <= 2048 else 5 if count <= 16384 else 7
 
 
@@ -131,18 +131,18 @@ def open3d_fps(points: Tensor, n: int) -> Prepared:
 
 
 def cdist_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """All distances, then the smallest; torch.cdist expands |a - b|² for clouds of more than 25 points."""
+    """Compute all distances, then take the smallest; torch.cdist expands |a - b|² for clouds of more than 25 points."""
     return lambda: torch.cdist(queries, points).topk(k, largest=False).indices, lambda index: index
 
 
 def plain_cdist_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """The same, but told to subtract."""
+    """Use torch.cdist without its expansion: it subtracts."""
     mode = "donot_use_mm_for_euclid_dist"
     return lambda: torch.cdist(queries, points, compute_mode=mode).topk(k, largest=False).indices, lambda index: index
 
 
 def expansion_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """The formula of most published code."""
+    """Expand |a - b|², as most published code does."""
     return lambda: expansion(queries, points).topk(k, largest=False).indices, lambda index: index
 
 

@@ -1,4 +1,4 @@
-"""How exact, and how much memory: our ops beside torch.cdist and the expansion |a|² + |b|² - 2ab."""
+"""Precision and memory: our ops beside torch.cdist and the expansion |a|² + |b|² - 2ab."""
 
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -27,13 +27,13 @@ class Precision(NamedTuple):
 
 
 def reference_knn(queries: Tensor, points: Tensor, k: int) -> Tensor:
-    """Indices by plain torch."""
+    """A kNN in plain torch, which returns indices."""
     with ops_backend("reference"):
         return ops.knn(queries, points, k)[1]
 
 
 def reference_chamfer(x: Tensor, y: Tensor) -> Tensor:
-    """The distance by plain torch."""
+    """A Chamfer distance in plain torch."""
     with ops_backend("reference"):
         return ops.chamfer_distance(x, y)
 
@@ -70,7 +70,7 @@ def precision(clouds: int, count: int, k: int, device: torch.device) -> dict[str
 
 
 def memory(shape: tuple[int, int], device: torch.device, names: Sequence[str]) -> dict[str, float]:
-    """Peak extra MB of Chamfer forward and backward, each in a fresh process, where no memory waits to be reused."""
+    """Measure the peak extra MB of Chamfer forward and backward, each in a fresh process without memory to reuse."""
     if device.type == "cpu" and not can_weigh():
         return {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -79,7 +79,7 @@ def memory(shape: tuple[int, int], device: torch.device, names: Sequence[str]) -
 
 
 def peak(name: str, shape: tuple[int, int], where: str) -> float:
-    """Peak extra MB in this process."""
+    """Measure the peak extra MB in this process."""
     device = torch.device(where)
     small, large = torch.rand(2, 2, 2, 32, 3, device=device)[0], torch.rand(2, *shape, 3, device=device)
     both_ways(CHAMFER[name], *small)[0]()  # what is loaded or compiled once does not count

@@ -1,4 +1,4 @@
-"""What was measured, as text for the terminal and as a page of Markdown; whether targets are met is computed here."""
+"""Results as text for the terminal and as a page of Markdown, with targets that are met or not."""
 
 import datetime
 import importlib.metadata
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What we hold ourselves to: `value` at least (or at most) `bound`; None was not measured."""
+    """A target: `value` at least (or at most) `bound`. None was not measured."""
 
     what: str
     value: float | None
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     detail: str = ""
 
     def describe(self) -> str:
-        """Met or not, and the figure."""
+        """Describe the target, and if it is met, in one line."""
         bound = f"{self.what}: {'at most' if self.at_most else 'at least'} {self.bound:g}{self.unit}"
         if self.value is None:
             return f"{bound}: not measured{self.detail}"
@@ -48,7 +48,7 @@ class Target(NamedTuple):
 
 @dataclass
 class Report:
-    """All of a run.
+    """Everything that a run of the benchmark measured.
 
     `tables` by section (none, if it was left out), `targets`, the packages `used`, and the `missing` with the reason.
     """
@@ -62,12 +62,12 @@ class Report:
 
 
 def number(value: float) -> str:
-    """Three digits or so."""
+    """Format with about three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def as_text(table: Table) -> str:
-    """Columns aligned, for a terminal."""
+    """Format a table for a terminal, with aligned columns."""
     widths = _widths(table)
     lines = ["  ".join(_pad(row, widths)).rstrip() for row in (table.header, *table.rows)]
     rule = "-" * max(map(len, lines))
@@ -75,7 +75,7 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """A table of Markdown that reads well as text too."""
+    """Format a table as Markdown that reads well as text too."""
     cells = table._replace(
         header=[_escape(cell) for cell in table.header], rows=[[_escape(cell) for cell in row] for row in table.rows]
     )
@@ -87,7 +87,7 @@ def as_markdown(table: Table) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """What it ran on."""
+    """Describe the machine: CPU or GPU, cores, threads, versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f"{torch.cuda.get_device_name(device)}; " if device.type == "cuda" else ""
     return (
@@ -97,13 +97,13 @@ def hardware(device: torch.device) -> str:
 
 
 def backend(device: torch.device) -> str:
-    """Which of our backends did the work, and why."""
+    """Name the backend of our ops, with the reason."""
     chosen = ops.backend(device)
     return f"{chosen.name} ({chosen.reason})"
 
 
 def packages(report: Report) -> str:
-    """The libraries that took part, with their versions, and those that did not."""
+    """List the libraries that took part, with versions, and those that are missing."""
     used = ", ".join(map(_version, sorted(report.used)))
     missing = ", ".join(f"{name} ({reason})" for name, reason in sorted(report.missing.items()))
     return f"{used or 'none but torch'}{f'; without {missing}' if missing else ''}"
@@ -134,7 +134,7 @@ def _widths(table: Table) -> list[int]:
 
 
 def _pad(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    """Names to the left, figures to the right."""
+    """Align names to the left, numbers to the right."""
     return [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
 
 

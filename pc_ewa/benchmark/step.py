@@ -1,4 +1,4 @@
-"""Time what training costs: a training step with EWA, and the same step of the dense model."""
+"""The cost of EWA: a training step with it, and the same step of the dense model."""
 
 import statistics
 import time
@@ -14,7 +14,7 @@ from pc_ewa.train.setup import build
 
 
 def compare_steps(experiment: Experiment, pairs: int) -> str:
-    """Time EWA and dense steps in turn, after one of each to warm up, and describe what came out."""
+    """Time EWA and dense steps in turn, after one of each to warm up. Returns a description."""
     with join_world(experiment.device) as world:
         sides = [timed_step(variant, world) for variant in (experiment, experiment.model_copy(update={"ewa": None}))]
         for side in sides:
@@ -38,7 +38,7 @@ def compare_steps(experiment: Experiment, pairs: int) -> str:
 
 
 def timed_step(experiment: Experiment, world: World) -> Callable[[int], float]:
-    """Build an experiment; the result runs one step of it and returns the seconds it took."""
+    """Build an experiment, and return a function that runs one step of it and returns the seconds."""
     setup = build(experiment, world)
     setup.model.train()
 

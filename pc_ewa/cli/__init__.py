@@ -3,6 +3,8 @@
 Nothing heavy is imported before it is needed, so that --help answers at once.
 """
 
+from __future__ import annotations  # as in package.py
+
 import sys
 from collections.abc import Sequence
 from importlib import import_module

@@ -1,5 +1,7 @@
 """`pc-ewa benchmark`: what things take on this machine."""
 
+from __future__ import annotations  # as in package.py
+
 import argparse
 import shlex
 import sys

@@ -1,14 +1,14 @@
 """What the commands share: a parser whose mistakes are one line, and the handling of errors."""
 
+from __future__ import annotations  # as in package.py
+
 import argparse
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from pc_ewa.errors import ConfigError, exit_on_error
-from pc_ewa.package import missing_package
-
-Main = Callable[[Sequence[str] | None], None]
+from pc_ewa.package import check_python, missing_package
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,7 +40,7 @@ def add_config_overrides(parser: Parser, help: str = "change keys of the config,
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
-def command(name: str, extra: str | None = None) -> Callable[[Main], Callable[[Sequence[str] | None], int]]:
+def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None]], Callable[..., int]]:
     """Decorate the main function of a command; the result returns the exit code.
 
     A problem that the user can solve is one line on stderr and exit code 2. So is a package that is not installed.
@@ -50,10 +50,11 @@ def command(name: str, extra: str | None = None) -> Callable[[Main], Callable[[S
         extra: the extra of pc-ewa that has all that the command needs, None for those that need the core alone.
     """
 
-    def decorate(main: Main) -> Callable[[Sequence[str] | None], int]:
+    def decorate(main: Callable[..., None]) -> Callable[..., int]:
         @exit_on_error
         @functools.wraps(main)
         def explained(arguments: Sequence[str] | None = None) -> None:
+            check_python()
             try:
                 main(arguments)
             except ModuleNotFoundError as error:

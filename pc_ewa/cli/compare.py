@@ -1,5 +1,7 @@
 """`pc-ewa compare`: variants over seeds, or finished runs side by side."""
 
+from __future__ import annotations  # as in package.py
+
 import argparse
 import shlex
 import sys

@@ -1,5 +1,7 @@
 """`pc-ewa evaluate`: what a checkpoint reaches."""
 
+from __future__ import annotations  # as in package.py
+
 import argparse
 import json
 import os
@@ -104,7 +106,7 @@ def check(options: argparse.Namespace) -> None:
         check_place(Path(options.json))
 
 
-def restored_from(options: argparse.Namespace) -> "Restored":
+def restored_from(options: argparse.Namespace) -> Restored:
     """Build the model, with the weights of the checkpoint or untrained."""
     from pc_ewa.train.restore import restore, untrained
 
@@ -113,7 +115,7 @@ def restored_from(options: argparse.Namespace) -> "Restored":
     return restore(options.checkpoint, options.config, options.overrides)
 
 
-def measure(restored: "Restored", options: argparse.Namespace) -> tuple[str, "Score"]:
+def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score]:
     """Evaluate by the protocol asked for; also says what was measured on what."""
     from pc_ewa.eval import evaluate_linear_svm, evaluate_voted
     from pc_ewa.train.splits import load_splits
@@ -152,7 +154,7 @@ def measure(restored: "Restored", options: argparse.Namespace) -> tuple[str, "Sc
     return "\n".join([*notes, f"{options.checkpoint} on {options.split} of {data.name}"]), score
 
 
-def fewshot(options: argparse.Namespace) -> tuple[str, "FewShot", Path]:
+def fewshot(options: argparse.Namespace) -> tuple[str, FewShot, Path]:
     """Train and measure the folds; also says what from, and where the result goes."""
     from pc_ewa.compare.fewshot import run_fewshot
     from pc_ewa.eval.fewshot import SETTINGS
@@ -175,7 +177,7 @@ def parse_setting(text: str) -> tuple[int, int]:
     return int(way), int(shot)
 
 
-def json_path(options: argparse.Namespace, restored: "Restored") -> Path:
+def json_path(options: argparse.Namespace, restored: Restored) -> Path:
     """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured."""
     if options.json:
         return Path(options.json)

@@ -1,5 +1,7 @@
 """`pc-ewa info`: what a bug report needs."""
 
+from __future__ import annotations  # as in package.py
+
 import importlib
 import logging
 import os

@@ -1,5 +1,7 @@
 """`pc-ewa merge`: a checkpoint with experts becomes one of the ordinary ViT."""
 
+from __future__ import annotations  # as in package.py
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

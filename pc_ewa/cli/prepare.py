@@ -1,5 +1,7 @@
 """`pc-ewa prepare`: a dataset, or shapes of one's own, as one file that loads at once."""
 
+from __future__ import annotations  # as in package.py
+
 import argparse
 import sys
 from collections.abc import Sequence
@@ -9,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from pc_ewa.cli.command import Parser, command
 from pc_ewa.errors import ConfigError, DataError
-from pc_ewa.validation import choose
 
 if TYPE_CHECKING:
     from pc_ewa.data.convert import Converted
@@ -83,6 +84,7 @@ def _prepare(options: argparse.Namespace) -> None:
     """Download and unpack if need be, convert, and say what came out."""
     from pc_ewa.data.convert import convert
     from pc_ewa.data.prepare import get_source, listed
+    from pc_ewa.validation import choose
 
     name, dataset = options.name, choose("dataset", options.name, listed())
     if options.output is not None:
@@ -113,7 +115,7 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-def _ask(name: str, accepted: bool, archive: "Archive") -> None:
+def _ask(name: str, accepted: bool, archive: Archive) -> None:
     """Download nothing without consent: a question on a terminal, an option elsewhere.
 
     Raises:
@@ -163,7 +165,7 @@ def _report(path: Path) -> None:
     _print_table(rows, right=True)
 
 
-def _report_skipped(done: "Converted") -> None:
+def _report_skipped(done: Converted) -> None:
     if done.skipped:
         print(f"\nskipped {len(done.skipped):,} that cannot be used:")
         for name, reason in done.skipped[:_LISTED]:

@@ -1,5 +1,7 @@
 """`pc-ewa train`: a whole run, from a config to merged weights and their scores."""
 
+from __future__ import annotations  # as in package.py
+
 import json
 from collections.abc import Sequence
 

@@ -14,6 +14,7 @@ from pc_ewa.models.dgcnn import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
 from pc_ewa.models.next_step import NextStep
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv
+from pc_ewa.models.transformer import check_positive
 
 FOLD = 4  # fine points around each coarse point
 FOLD_HALF_WIDTH = 0.05
@@ -76,11 +77,8 @@ class DiscreteVAE(nn.Module):
         kl_steps: int = 100_000,
     ) -> None:
         super().__init__()
-        at_least_1 = {"encoder_dim": encoder_dim, "tokens_dim": tokens_dim, "encoder_width": encoder_width}
-        at_least_1 |= {"decoder_width": decoder_width, "temperature_steps": temperature_steps, "kl_steps": kl_steps}
-        for name, value in at_least_1.items():
-            if value < 1:
-                raise ConfigError(f"{name}={value}; it must be at least 1")
+        check_positive(encoder_dim=encoder_dim, tokens_dim=tokens_dim, encoder_width=encoder_width)
+        check_positive(decoder_width=decoder_width, temperature_steps=temperature_steps, kl_steps=kl_steps)
         if num_groups < NEIGHBOURS:
             raise ConfigError(
                 f"num_groups={num_groups}; the graph joins {NEIGHBOURS} patches: choose {NEIGHBOURS} or more"

@@ -18,14 +18,14 @@ from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation
 from pc_ewa.models.next_step import FINE_TUNING, NextStep
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder
-from pc_ewa.models.transformer import TransformerEncoder, check_sizes
+from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
 class PointBERT(nn.Module):
     """Pre-train a transformer on the words that a frozen tokenizer assigns to patches; the keys are the official ones.
 
     The defaults are the official pre-training on ShapeNet-55: 78.6 M parameters, the two frozen networks included.
-    Other arguments: see `pc_ewa.models` and, for the tokenizer's, `DiscreteVAE`.
+    Other arguments: see `pc_ewa.models` and, for those of the tokenizer, `DiscreteVAE`.
 
     Call `load_tokenizer` before training and `after_step` after every optimizer step. `forward` changes nothing in the
     state_dict except BatchNorm statistics.
@@ -43,11 +43,6 @@ class PointBERT(nn.Module):
         queue_size: number of keys of earlier steps to contrast with.
         momentum: share of its weights that `transformer_k` keeps at each step.
         contrast_temperature: temperature of the softmax over keys.
-        num_tokens: words of the tokenizer.
-        tokens_dim: width of its words.
-        decoder_dim: width of its decoder's input.
-        graph_width: width of its DGCNNs.
-        decoder_width: width of its decoder.
         cutmix_loss: contrast clouds whose patches were mixed.
         moco_loss: contrast clouds as they are; off in the released configuration.
         live_tokenizer: keep the tokenizer's BatchNorm in training mode, as the official code does by accident. The
@@ -102,9 +97,9 @@ class PointBERT(nn.Module):
         live_tokenizer: bool = False,
     ) -> None:
         super().__init__()
-        sizes = {"dim": dim, "depth": depth, "num_heads": num_heads}
-        sizes |= {"contrast_dim": contrast_dim, "queue_size": queue_size}
-        check_sizes(sizes, mlp_ratio, drop_path=drop_path, momentum=momentum)
+        check_sizes(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, depth=depth)
+        check_positive(contrast_dim=contrast_dim, queue_size=queue_size)
+        check_rates(drop_path=drop_path, momentum=momentum)
         least, most = mask_ratio
         if not (least <= most < 1 and int(least * num_groups) >= 1):
             raise ConfigError(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
-from pc_ewa.models.transformer import TransformerEncoder, check_sizes
+from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
 class PointBERTClassifier(nn.Module):
@@ -50,10 +50,10 @@ class PointBERTClassifier(nn.Module):
         head_dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        sizes = {"num_classes": num_classes, "dim": dim, "depth": depth, "num_heads": num_heads}
-        sizes |= {"num_groups": num_groups, "group_size": group_size}
-        sizes |= {"encoder_dim": encoder_dim, "encoder_width": encoder_width}
-        check_sizes(sizes, mlp_ratio, drop_path=drop_path, head_dropout=head_dropout)
+        check_sizes(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, depth=depth, num_classes=num_classes)
+        check_positive(num_groups=num_groups, group_size=group_size)
+        check_positive(encoder_dim=encoder_dim, encoder_width=encoder_width)
+        check_rates(drop_path=drop_path, head_dropout=head_dropout)
         self.num_groups, self.group_size = num_groups, group_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.cls_pos = nn.Parameter(torch.randn(1, 1, dim))

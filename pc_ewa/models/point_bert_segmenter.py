@@ -12,7 +12,7 @@ from pc_ewa.models.dgcnn import NEIGHBOURS
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding, with_class_token
 from pc_ewa.models.point_mae_segmenter import log_probabilities, one_hot, three_depths
 from pc_ewa.models.propagation import FeaturePropagation, GraphPropagation, relu_norm
-from pc_ewa.models.transformer import TransformerEncoder, check_sizes
+from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
 class PointBERTSegmenter(nn.Module):
@@ -64,9 +64,10 @@ class PointBERTSegmenter(nn.Module):
         levels: tuple[int, int] = (512, 256),
     ) -> None:
         super().__init__()
-        sizes = {"num_parts": num_parts, "num_categories": num_categories, "dim": dim, "num_heads": num_heads}
-        sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
-        check_sizes(sizes | {"encoder_dim": encoder_dim}, mlp_ratio, drop_path=drop_path, head_dropout=head_dropout)
+        check_sizes(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_positive(num_parts=num_parts, num_categories=num_categories, num_groups=num_groups)
+        check_positive(group_size=group_size, encoder_dim=encoder_dim, encoder_width=encoder_width)
+        check_rates(drop_path=drop_path, head_dropout=head_dropout)
         _check_graph(dim, num_groups, levels)
         self.stages = three_depths(depth)
         self.num_groups, self.group_size, self.levels = num_groups, group_size, levels

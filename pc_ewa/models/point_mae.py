@@ -12,7 +12,15 @@ from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, r
 from pc_ewa.models.next_step import FINE_TUNING, NextStep
 from pc_ewa.models.objective import LossOutput, at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
-from pc_ewa.models.transformer import Block, TransformerEncoder, check_sizes, drop_path_rates, trunc_normal_init
+from pc_ewa.models.transformer import (
+    Block,
+    TransformerEncoder,
+    check_positive,
+    check_rates,
+    check_sizes,
+    drop_path_rates,
+    trunc_normal_init,
+)
 
 
 class PointMAE(nn.Module):
@@ -62,10 +70,10 @@ class PointMAE(nn.Module):
     ) -> None:
         super().__init__()
         decoder_num_heads = num_heads if decoder_num_heads is None else decoder_num_heads
-        sizes = {"dim": dim, "depth": depth, "num_heads": num_heads, "decoder_depth": decoder_depth}
-        sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
-        check_sizes(sizes, mlp_ratio, drop_path=drop_path, mask_ratio=mask_ratio)
-        check_sizes({"dim": dim, "num_heads": decoder_num_heads})
+        check_sizes(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio, depth=depth, decoder_depth=decoder_depth)
+        check_sizes(dim=dim, num_heads=decoder_num_heads)
+        check_positive(num_groups=num_groups, group_size=group_size, encoder_width=encoder_width)
+        check_rates(drop_path=drop_path, mask_ratio=mask_ratio)
         if not 1 <= int(mask_ratio * num_groups) < num_groups:
             hidden = int(mask_ratio * num_groups)
             raise ConfigError(f"mask_ratio={mask_ratio} hides {hidden} of {num_groups} patches; hide some, leave some")

@@ -11,7 +11,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.models.objective import at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.propagation import FeaturePropagation, relu_norm
-from pc_ewa.models.transformer import TransformerEncoder, check_sizes
+from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
 class PointMAESegmenter(nn.Module):
@@ -54,9 +54,10 @@ class PointMAESegmenter(nn.Module):
         head_dropout: float = 0.5,
     ) -> None:
         super().__init__()
-        sizes = {"num_parts": num_parts, "num_categories": num_categories, "dim": dim, "num_heads": num_heads}
-        sizes |= {"num_groups": num_groups, "group_size": group_size, "encoder_width": encoder_width}
-        check_sizes(sizes, mlp_ratio, drop_path=drop_path, head_dropout=head_dropout)
+        check_sizes(dim=dim, num_heads=num_heads, mlp_ratio=mlp_ratio)
+        check_positive(num_parts=num_parts, num_categories=num_categories)
+        check_positive(num_groups=num_groups, group_size=group_size, encoder_width=encoder_width)
+        check_rates(drop_path=drop_path, head_dropout=head_dropout)
         self.stages = three_depths(depth)
         self.num_groups, self.group_size = num_groups, group_size
         self.num_categories, self.head_dropout = num_categories, head_dropout

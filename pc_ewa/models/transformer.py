@@ -112,26 +112,29 @@ def trunc_normal_init(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def check_sizes(sizes: dict[str, int], mlp_ratio: float = 1.0, **rates: float) -> None:
-    """Check the arguments of a model before it is built.
-
-    Args:
-        sizes: each at least 1; `num_heads` must divide `dim`.
-        mlp_ratio: times `dim`, at least 1.
-        rates: each at least 0 and below 1.
+def check_sizes(*, dim: int, num_heads: int, mlp_ratio: float = 1.0, **others: int) -> None:
+    """Check the sizes of a network with a trunk before it is built.
 
     Raises:
-        ConfigError: an argument outside of its bounds.
+        ConfigError: a size below 1, `num_heads` that does not divide `dim`, or FFNs without a hidden unit.
     """
-    for name, value in sizes.items():
-        if value < 1:
-            raise ConfigError(f"{name}={value}; it must be at least 1")
-    dim, num_heads = sizes["dim"], sizes["num_heads"]
+    check_positive(dim=dim, num_heads=num_heads, **others)
     if dim % num_heads:
         fitting = ", ".join(str(n) for n in range(1, 2 * num_heads) if dim % n == 0)
         raise ConfigError(f"num_heads={num_heads} does not divide dim={dim}; choose one of {fitting}")
     if int(dim * mlp_ratio) < 1:
-        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit")
+        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit; make it larger")
+
+
+def check_positive(**sizes: int) -> None:
+    """Raise ConfigError unless every size is at least 1."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ConfigError(f"{name}={value}; it must be at least 1")
+
+
+def check_rates(**rates: float) -> None:
+    """Raise ConfigError unless every rate is at least 0 and below 1."""
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise ConfigError(f"{name}={rate}; it must be at least 0 and below 1")

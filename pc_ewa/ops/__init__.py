@@ -1,4 +1,4 @@
-"""Point-cloud operations: exact, differentiable, on any device; PC_EWA_OPS chooses who does the work (dispatch.py)."""
+"""Point-cloud operations: exact, differentiable, on any device. PC_EWA_OPS chooses the backend (dispatch.py)."""
 
 from pc_ewa.ops.chamfer import chamfer_distance, nearest_distances
 from pc_ewa.ops.dispatch import backend

@@ -1,4 +1,4 @@
-"""What every op asks of its arguments, in one place: shapes and types at the call, values where the work is done."""
+"""Checks of arguments for all ops: shapes and types at the call, values where the work is done."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ class NotFiniteError(ValueError):
 
 
 def check_cloud(name: str, points: Tensor) -> Tensor:
-    """Return (B, N, 3) points in float32 or float64; a wrong shape or type raises ValueError."""
+    """Return points (B, N, 3) in float32 or float64. A wrong shape or type raises ValueError."""
     if not isinstance(points, Tensor):
         raise ValueError(f"{name} is a {type(points).__name__}; expected a tensor, such as torch.as_tensor({name})")
     if points.dim() != 3 or points.shape[-1] != 3:
@@ -22,7 +22,7 @@ def check_cloud(name: str, points: Tensor) -> Tensor:
 
 
 def check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Check two batches of clouds that belong together, and bring them to one type."""
+    """Check two batches of clouds of the same size, and promote them to one dtype."""
     x, y = check_cloud(x_name, x), check_cloud(y_name, y)
     if x.shape[0] != y.shape[0]:
         raise ValueError(f"{x_name} has a batch of {x.shape[0]}, {y_name} of {y.shape[0]}; they must be equal")
@@ -39,12 +39,12 @@ def check_count(what: str, count: int, points: int) -> None:
 
 
 def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> Tensor | None:
-    """Return one integer per cloud as int64 (B,) beside the clouds `like`; None stays None."""
+    """Return one integer per cloud as int64 (B,), on the device of the clouds `like`. None stays None."""
     if values is None:
         return None
     tensor = torch.as_tensor(values, device=like.device)
     if tensor.numel() == 0:
-        tensor = tensor.long()  # an empty list tells no type
+        tensor = tensor.long()  # torch makes an empty list float32
     if tensor.shape != like.shape[:1] or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ValueError(
             f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected one integer for each of the "
@@ -56,10 +56,10 @@ def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> 
 def check_values(name: str, points: Tensor, lengths: Tensor | None = None, needed: int = 1) -> Tensor:
     """Raise ValueError unless every length is in needed..N and every point within them is finite.
 
-    This reads the tensors, so a GPU has to catch up: it belongs where the work is done, not in traced code.
+    It reads the tensors, which synchronises a GPU: call it where the work is done, not in traced code.
 
     Returns:
-        The points, with zeros for padding, whatever it was.
+        The points, with zeros for padding.
     """
     if points.numel() == 0:
         return points
@@ -77,5 +77,5 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None = None, neede
 
 
 def valid(points: Tensor, lengths: Tensor) -> Tensor:
-    """Mask (B, N) of the points that belong to their cloud, True within its length."""
+    """Return a mask (B, N) of points (B, N, 3), True within the length of their cloud."""
     return torch.arange(points.shape[1], device=points.device) < lengths[:, None]

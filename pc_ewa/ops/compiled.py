@@ -26,7 +26,7 @@ Scalar = Literal["float", "double"]
 
 SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "prebuilt"
-# No contraction to fused multiply-add: it rounds otherwise than the reference, and other points would win ties.
+# No contraction to fused multiply-add: it rounds differently from the reference, and other points would win ties.
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off")
 # What the wheel is compiled for, the most able first, and the CPU flags that each needs.
 LEVELS = {
@@ -37,7 +37,7 @@ LEVELS = {
 
 
 class UnavailableError(Exception):
-    """There is no library, and none can be made; the message says why."""
+    """The library is missing and cannot be compiled; the message has the reason."""
 
 
 @functools.cache
@@ -92,7 +92,7 @@ def find_compiler() -> tuple[str, ...]:
     try:
         candidates = [shlex.split(wanted)] if wanted else [["g++"], ["clang++"], ["c++"]]
     except ValueError as error:
-        raise UnavailableError(f"CXX={wanted} is no command: {error}") from None
+        raise UnavailableError(f"CXX={wanted} is not a command: {error}") from None
     for words in candidates:
         program = shutil.which(words[0])
         if program:
@@ -119,13 +119,13 @@ def compile_library(scalar: Scalar, compiler: tuple[str, ...], target: Path, mar
 
 
 def prebuilt_path(scalar: Scalar, level: str) -> Path:
-    """Where a wheel holds the library for a level of x86; a source that has changed since does not find it."""
+    """Return the path of the wheel's library for a level of x86. Its name has the hash of the source it was made of."""
     return PREBUILT / f"{_source_hash()[:16]}-{scalar}-{level}.so"
 
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """Names of what this CPU can do, as Linux calls them; empty where there is no /proc."""
+    """Return the features of this CPU, by their names in Linux. Empty where there is no /proc."""
     flags: set[str] = set()
     for key, value in _cpu_lines():
         if key in ("flags", "Features"):
@@ -179,7 +179,7 @@ def _digest(path: Path) -> str:
 
 
 def _fingerprint(scalar: Scalar, compiler: tuple[str, ...]) -> str:
-    """Differ whenever the library could: a home may be shared by machines with other CPUs and compilers."""
+    """Hash everything that the library depends on: machines with other CPUs and compilers may share a home."""
     try:
         version = subprocess.run(
             [*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False

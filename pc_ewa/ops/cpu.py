@@ -11,7 +11,7 @@ from torch import Tensor
 from pc_ewa.ops.compiled import Scalar, UnavailableError, library
 from pc_ewa.ops.reference import NEAR_ORIGIN
 
-_WORTH_THREADS = 2**17  # distances: some 20 microseconds, what waking the other threads costs
+_WORTH_THREADS = 2**17  # distances, about 20 microseconds of work: as long as waking the other threads takes
 
 
 def unavailable(device: str) -> str | None:
@@ -126,7 +126,7 @@ def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor |
 
 
 def _call(kernel: str, cost: int, points: Tensor, *arguments: Any) -> None:
-    """Call a kernel with tensors as pointers and int as int64, on torch's threads if it costs that many distances."""
+    """Call a kernel, with tensors as pointers and int as int64. `cost`, in distances, decides whether threads pay."""
     scalar: Scalar = "float" if points.dtype == torch.float32 else "double"
     function = getattr(library(scalar), kernel)
     threads = ctypes.c_int64(torch.get_num_threads() if cost >= _WORTH_THREADS else 1)
@@ -144,7 +144,12 @@ def _as_c(argument: Any) -> Any:
 
 @functools.cache
 def _parallel() -> ctypes.c_void_p:
-    """Find `GOMP_parallel` of the OpenMP runtime that torch has loaded; null, for one thread, if it has none."""
+    """Find `GOMP_parallel` of the OpenMP runtime that torch has loaded. A null pointer means one thread."""
+    # The kernels run on the threads that torch has already started. A library compiled with -fopenmp would bring a
+    # second OpenMP runtime into the process: twice the threads on the same cores.
+    # `GOMP_parallel(function, data, threads, flags)` is the entry that GNU, Intel and LLVM runtimes share, so its
+    # address is enough. /proc/self/maps lists the libraries of this process; wheels of torch carry theirs in a folder
+    # of torch, which comes first, in case another package brought a runtime too.
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
             paths = [line.split(maxsplit=5)[-1].strip() for line in lines]

@@ -1,4 +1,4 @@
-"""Which backend does the work: PC_EWA_OPS=auto, or the name of one; said once in the log, with the reason."""
+"""Choose the backend of the ops by PC_EWA_OPS, "auto" or a name, and log it once with the reason."""
 
 import functools
 import importlib
@@ -12,8 +12,8 @@ import torch
 
 log = logging.getLogger(__name__)
 
-# A backend is a module with some of the functions of `reference`, and `unavailable(device_type)`: why it cannot
-# serve that type of device, or None. A function may return NotImplemented: then the next backend is asked.
+# A backend is a module with some of the functions of `reference` and `unavailable(device_type)`, which returns why it
+# cannot serve that type of device, or None. A function may return NotImplemented: the next backend is tried then.
 BACKENDS = {
     "pointnet2": "pc_ewa.ops.pointnet2",
     "triton": "pc_ewa.ops.triton_backend",
@@ -24,25 +24,25 @@ AUTO = {"cpu": ("cpu",), "cuda": ("triton",)}
 
 
 class Backend(NamedTuple):
-    """The backend that serves a device: its name, and why it and no faster one."""
+    """The backend that serves a device: its name, and the reason why it was chosen."""
 
     name: str
     reason: str
 
 
 def backend(device: torch.device | str = "cpu") -> Backend:
-    """Name the backend that does the work on a device.
+    """Return the backend that serves a device, and the reason.
 
     Raises:
-        ValueError: PC_EWA_OPS names none, or one that cannot run on this machine.
+        ValueError: PC_EWA_OPS is unknown, or cannot run on this machine.
     """
     return _choose(_asked(), torch.device(device).type)[0]
 
 
 def call(op: str, device: torch.device, *arguments: Any) -> Any:
-    """Run an op by name on the first backend that takes it; the reference takes everything.
+    """Run an op by name on the first backend that supports its arguments; the reference supports all.
 
-    Tensors arrive there contiguous, whatever they were: kernels read them through plain pointers.
+    Tensors are made contiguous: kernels read them through plain pointers.
     """
     arguments = tuple(a.contiguous() if isinstance(a, torch.Tensor) else a for a in arguments)
     for module in _choose(_asked(), device.type)[1]:
@@ -79,9 +79,9 @@ def _choose(asked: str, device: str) -> tuple[Backend, tuple[ModuleType, ...]]:
             reasons.append(f"{name}: {problem}")
     name = modules[0][0] if modules else "reference"
     if not reasons:
-        reasons = ["PC_EWA_OPS asks for it" if asked == name else "the fastest here"]
+        reasons = ["chosen by PC_EWA_OPS" if asked == name else "the fastest here"]
     chosen = Backend(name, "; ".join(reasons))
-    # Falling back to plain torch costs the user time: a warning. Anything else is what was to be expected.
+    # Falling back to plain torch costs the user time, so it is a warning.
     slow = name == "reference" and asked == "auto" and bool(names)
     log.log(logging.WARNING if slow else logging.INFO, "point-cloud ops on %s: %s (%s)", device, name, chosen.reason)
     modules.append(("reference", importlib.import_module(BACKENDS["reference"])))

@@ -1,4 +1,4 @@
-"""Finding neighbours: the k nearest, those in a ball, the patches around far-apart centers, interpolation."""
+"""Neighbour search: k nearest, ball query, patches around farthest points, interpolation from neighbours."""
 
 from collections.abc import Sequence
 
@@ -13,21 +13,27 @@ from pc_ewa.ops.sampling import farthest_point_sample, gather_points
 def knn(
     queries: Tensor, points: Tensor, k: int, *, lengths: Tensor | Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Find the k nearest points of every query.
+    """Find the k nearest points of each query.
 
     Args:
         queries: (B, M, 3).
         points: (B, N, 3).
-        k: neighbours per query, 1 <= k <= N and every length. A query that is one of the points counts as its
-            own neighbour.
-        lengths: how many points each cloud of `points` has, (B,); what follows them is padding. Default: all N.
+        k: neighbours per query, 1 <= k <= N and every length. A query that is one of the points is its own neighbour.
+        lengths: number of points of each cloud, (B,); the rest is padding. Default: all N.
 
     Returns:
-        Squared distances (B, M, k), differentiable, and indices (B, M, k), int64, nearest first; ties go to
-        the lowest index.
+        Squared distances (B, M, k), differentiable, and indices (B, M, k), int64, nearest first. Ties go to the lowest
+        index.
 
     Raises:
         ValueError: a wrong shape or type, different batches, k or a length out of range, NaN or inf.
+
+    Example:
+        >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
+        >>> pc_ewa.ops.knn(line, line, k=2)[1]
+        tensor([[[0, 1],
+                 [1, 0],
+                 [2, 1]]])
     """
     queries, points = check_pair("queries", queries, "points", points)
     check_count(f"k={k} neighbours", k, points.shape[1])
@@ -38,20 +44,31 @@ def knn(
 def three_nn(
     queries: Tensor, points: Tensor, *, lengths: Tensor | Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Find the 3 nearest points of every query: `knn` with k=3, under the name of pointnet2_ops.
+    """Find the 3 nearest points of each query: `knn` with k=3, under the name of pointnet2_ops.
 
-    Squared distances, unlike there, because the usual weights 1 / (d² + 1e-8) are made of them.
+    Unlike there, distances are squared, as in the usual weights 1 / (d² + 1e-8).
+
+    Example:
+        >>> distances, index = pc_ewa.ops.three_nn(torch.rand(2, 100, 3), torch.rand(2, 20, 3))
+        >>> distances.shape, index.shape
+        (torch.Size([2, 100, 3]), torch.Size([2, 100, 3]))
     """
     return knn(queries, points, 3, lengths=lengths)
 
 
 def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Mix the features of neighbours: features (B, N, C), index and weights (B, M, 3) give (B, M, C).
+    """Sum the features of neighbours by weights: features (B, N, C), index and weights (B, M, 3) give (B, M, C).
 
-    Any number of neighbours will do. Differentiable in features and weights.
+    The number of neighbours need not be 3. Differentiable in features and weights.
 
     Raises:
         ValueError: shapes that do not fit.
+
+    Example:
+        >>> distances, index = pc_ewa.ops.three_nn(torch.rand(2, 100, 3), torch.rand(2, 20, 3))
+        >>> weights = torch.softmax(-distances, dim=2)
+        >>> pc_ewa.ops.three_interpolate(torch.rand(2, 20, 16), index, weights).shape
+        torch.Size([2, 100, 16])
     """
     fits = features.dim() == index.dim() == 3 and index.shape == weights.shape and index.shape[0] == features.shape[0]
     if not fits or index.shape[2] == 0:
@@ -60,7 +77,7 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
             "(batch, points, channels) and twice (batch, queries, neighbours)"
         )
     dtype = torch.promote_types(features.dtype, weights.dtype)
-    wide = torch.promote_types(dtype, torch.float32)  # half precision is added up in single
+    wide = torch.promote_types(dtype, torch.float32)  # sums of half precision are made in float32
     # One neighbour at a time: all of them at once would take three times the memory of the result.
     neighbours = zip(index.unbind(2), weights.to(wide).unbind(2), strict=True)
     first, *rest = (gather_points(features, i) * w[..., None] for i, w in neighbours)
@@ -70,21 +87,26 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
 def ball_query(
     queries: Tensor, points: Tensor, radius: float, k: int, *, lengths: Tensor | Sequence[int] | None = None
 ) -> Tensor:
-    """Find the first k points, by index, that lie closer to a query than the radius (PointNet++).
+    """Find the first k points, by index, within a radius of each query (PointNet++).
 
     Args:
         queries: (B, M, 3).
         points: (B, N, 3), N >= 1.
-        radius: in the unit of the points; a point exactly that far away is outside.
+        radius: in the unit of the points. A point at exactly this distance is outside.
         k: indices per query.
-        lengths: how many points each cloud of `points` has, (B,); what follows them is padding. Default: all N.
+        lengths: number of points of each cloud, (B,); the rest is padding. Default: all N.
 
     Returns:
-        Indices (B, M, k), int64, ascending. Where fewer than k lie inside, the first is repeated; where none
-        does, all are 0, as in pointnet2_ops.
+        Indices (B, M, k), int64, ascending. As in pointnet2_ops, the first is repeated if fewer than k lie inside, and
+        all are 0 if none does.
 
     Raises:
         ValueError: a wrong shape or type, different batches, radius or k not positive, NaN or inf.
+
+    Example:
+        >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
+        >>> pc_ewa.ops.ball_query(line[:, :1], line, radius=1.5, k=4)
+        tensor([[[0, 1, 0, 0]]])
     """
     queries, points = check_pair("queries", queries, "points", points)
     if not 0 < radius < float("inf") or k < 1 or points.shape[1] == 0:
@@ -104,22 +126,27 @@ def group(
     lengths: Tensor | Sequence[int] | None = None,
     skip_near_origin: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Cut clouds into patches (Point-BERT, `Group`): farthest points as centers, their nearest neighbours around them.
+    """Split clouds into patches (`Group` of Point-BERT): the nearest neighbours of farthest points.
 
     Args:
         points: (B, N, 3).
         num_groups: G, patches per cloud, at most N and every length.
         group_size: K, points per patch, at most N and every length.
-        start: see `farthest_point_sample`, as for the next two.
-        lengths: how many points each cloud has.
-        skip_near_origin: choose no centers near the origin.
+        start: as in `farthest_point_sample`.
+        lengths: as in `farthest_point_sample`.
+        skip_near_origin: as in `farthest_point_sample`.
 
     Returns:
-        Groups (B, G, K, 3), relative to their centers, nearest first, and centers (B, G, 3), in the type of the
-        points; half precision is subtracted in single.
+        Groups (B, G, K, 3), relative to their centers, nearest first, and centers (B, G, 3), in the dtype of the
+        points. Half precision is subtracted in float32.
 
     Raises:
         ValueError: as `farthest_point_sample` and `knn`.
+
+    Example:
+        >>> groups, centers = pc_ewa.ops.group(torch.rand(2, 1024, 3), num_groups=64, group_size=32)
+        >>> groups.shape, centers.shape
+        (torch.Size([2, 64, 32, 3]), torch.Size([2, 64, 3]))
     """
     clouds = check_cloud("points", points)
     chosen = farthest_point_sample(clouds, num_groups, start=start, lengths=lengths, skip_near_origin=skip_near_origin)

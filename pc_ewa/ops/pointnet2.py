@@ -1,7 +1,7 @@
-"""The CUDA kernels of pointnet2_ops, where they are installed and asked for (PC_EWA_OPS=pointnet2).
+"""The CUDA kernels of pointnet2_ops, if they are installed and chosen (PC_EWA_OPS=pointnet2).
 
-They break ties in an order of their own and always skip points near the origin: so they sample only when asked to skip.
-What they do not have is left to the next backend.
+They break ties in another order, and always skip points near the origin: they sample only for `skip_near_origin`.
+Ops that they lack go to the next backend.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ def unavailable(device: str) -> str | None:
     if device != "cuda":
         return "pointnet2_ops runs on CUDA devices"
     if importlib.util.find_spec("pointnet2_ops") is None:
-        return "pointnet2_ops is not installed (docs/performance.md tells how)"
+        return "pointnet2_ops is not installed (see docs/performance.md)"
     try:
         importlib.import_module("pointnet2_ops.pointnet2_utils")
     except (ImportError, OSError) as error:  # built for another torch, as a rule

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pc_ewa.ops.checks import valid
 
-# Within this squared distance of the origin the official CUDA kernel takes a point for padding.
+# The official CUDA kernel takes points within this squared distance of the origin for padding.
 NEAR_ORIGIN = 1e-3
 
 _CHUNK = 2**24  # distances held at a time

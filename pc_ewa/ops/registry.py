@@ -1,6 +1,6 @@
-"""The ops as torch knows them (`torch.ops.pc_ewa.*`): one schema for all backends, fake tensors, gradients.
+"""The ops registered with torch (`torch.ops.pc_ewa.*`): one schema for all backends, fake tensors, gradients.
 
-So torch.compile keeps its graph whole, and a gradient is the same whichever backend found the indices.
+So torch.compile does not break its graph, and the gradient does not depend on the backend that found the indices.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def farthest_point_sample(
         ends = points.shape[1] if lengths is None else lengths
         outside = (start < 0) | (start >= ends)
         if bool(outside.any()):
-            raise ValueError(f"start={int(start[outside][0])} is no index of its cloud; choose 0 to its length - 1")
+            raise ValueError(f"start={int(start[outside][0])} is outside of its cloud; choose 0 to its length - 1")
     if points.shape[0] == 0:
         return torch.empty(0, n, dtype=torch.int64, device=points.device)
     return dispatch.call("farthest_point_sample", points.device, points, n, start, lengths, skip_near_origin)
@@ -122,25 +122,25 @@ def _save_nearest(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _nearest_backward(ctx: Any, grad_x: Tensor, _: None, grad_y: Tensor, __: None) -> tuple[Tensor | None, ...]:
     x, y, x_index, y_index, x_lengths, y_lengths = ctx.saved_tensors
-    # Padding has no part in it, and may be NaN.
+    # Padding has no gradient, and may be NaN, which a product with 0 would keep.
     if x_lengths is not None:
         inside = valid(x, x_lengths)
         x, grad_x = torch.where(inside[..., None], x, 0), grad_x * inside
     if y_lengths is not None:
         inside = valid(y, y_lengths)
         y, grad_y = torch.where(inside[..., None], y, 0), grad_y * inside
-    # Only plain torch can be differentiated again, which nearly nobody asks for.
+    # A second derivative (create_graph=True) needs plain torch: the kernels have none.
     backward = reference.nearest_backward if torch.is_grad_enabled() else nearest_backward
     return *backward(grad_x, grad_y, x, y, x_index, y_index), None, None
 
 
 def forward_mode() -> bool:
-    """Whether tangents are carried along (torch.func.jvp): custom ops would drop them without a word."""
+    """Return True inside torch.func.jvp: custom ops would drop the tangents silently."""
     return forward_ad._current_level >= 0
 
 
 def distances_to(x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-    """Squared distances of x (B, N, 3) to the y (B, M, 3) at an index (B, N) or (B, N, k), in plain torch."""
+    """Compute squared distances from x (B, N, 3) to y (B, M, 3) at an index (B, N) or (B, N, k), in plain torch."""
     flat = index.flatten(1)[..., None].expand(-1, -1, 3)
     neighbours = y.gather(1, flat).view(*index.shape, 3)
     return ((x if index.dim() == 2 else x[:, :, None]) - neighbours).square().sum(-1)

@@ -1,4 +1,4 @@
-"""Choosing and gathering points: farthest point sampling, and the rows of a cloud by index."""
+"""Farthest point sampling, and points by their indices."""
 
 import math
 import operator
@@ -19,21 +19,26 @@ def farthest_point_sample(
     lengths: Tensor | Sequence[int] | None = None,
     skip_near_origin: bool = False,
 ) -> Tensor:
-    """Choose points one by one, each the farthest from all chosen before it.
+    """Sample points one by one, each the farthest from those before it.
 
     Args:
         points: clouds (B, N, 3).
-        n: how many points to choose, 1 <= n <= N and every length.
+        n: number of points to sample, 1 <= n <= N and every length.
         start: index of the first point, one for all clouds or one for each.
-        lengths: how many points each cloud has, (B,); what follows them is padding. Default: all N.
-        skip_near_origin: never choose points with x² + y² + z² <= 1e-3 after the first, as pointnet2_ops does;
-            the official ScanObjectNN results need it. When none is left, index 0.
+        lengths: number of points of each cloud, (B,); the rest is padding. Default: all N.
+        skip_near_origin: skip points with x² + y² + z² <= 1e-3 after the first, as pointnet2_ops does; the official
+            ScanObjectNN results need it. Index 0 is repeated when no point is left.
 
     Returns:
         Indices (B, n), int64. Ties go to the lowest index.
 
     Raises:
         ValueError: a wrong shape or type, n, start or a length out of range, NaN or inf.
+
+    Example:
+        >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [2, 0, 0], [9, 0, 0]]])
+        >>> pc_ewa.ops.farthest_point_sample(line, 3)
+        tensor([[0, 3, 2]])
     """
     points = check_cloud("points", points)
     check_count(f"n={n} points", n, points.shape[1])
@@ -54,7 +59,16 @@ def _first(start: int | Sequence[int] | Tensor, points: Tensor) -> Tensor | None
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """Pick rows of each cloud: points (B, N, C) and index (B, ...) give (B, ..., C); differentiable in points."""
+    """Take points by index: (B, N, C) and an index (B, ...) give (B, ..., C), differentiable in the points.
+
+    Raises:
+        ValueError: shapes that do not fit.
+
+    Example:
+        >>> index = pc_ewa.ops.farthest_point_sample(points := torch.rand(2, 1024, 3), 64)
+        >>> pc_ewa.ops.gather_points(points, index).shape
+        torch.Size([2, 64, 3])
+    """
     if points.dim() != 3 or index.shape[:1] != points.shape[:1]:
         raise ValueError(
             f"points {tuple(points.shape)} and index {tuple(index.shape)}; expected (batch, points, channels) and "

@@ -67,7 +67,7 @@ class _Run:
         """Train from the newest checkpoint, then measure; returns the summary, or None when a signal stopped it."""
         progress = resume(self.setup, self.folder.checkpoints)
         if self.world.is_main:
-            self.folder.checkpoints.tidy()
+            self.folder.tidy()
             self.folder.begin(self.experiment, _environment(self.world))
         with Tracker(self.folder, self.experiment, progress.step, active=self.world.is_main) as tracker:
             for note in (f"run: {self.folder.path}", *self.setup.notes):

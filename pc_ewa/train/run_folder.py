@@ -61,6 +61,12 @@ class RunFolder:
         """Hold the lock of the folder, see `lock_folder`."""
         return lock_folder(self.path, owner)
 
+    def tidy(self) -> None:
+        """Remove what a kill in mid-write left, and checkpoints beyond the newest few."""
+        for path in self.path.glob(".*.tmp"):
+            path.unlink()
+        self.checkpoints.tidy()
+
     def begin(self, experiment: Experiment, environment: Mapping[str, Any]) -> None:
         """Write the resolved config and what the run runs on."""
         write_text(self._config, dump(experiment))

@@ -85,7 +85,7 @@ def test_it_declines_what_the_extension_does_not_do() -> None:
 def test_it_says_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert pointnet2.unavailable("cpu") == "pointnet2_ops runs on CUDA devices"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert pointnet2.unavailable("cuda") == "pointnet2_ops is not installed (docs/performance.md tells how)"
+    assert "docs/performance.md" in str(pointnet2.unavailable("cuda"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "pointnet2_ops", None)
     assert str(pointnet2.unavailable("cuda")).startswith("pointnet2_ops does not load: ")

@@ -155,6 +155,26 @@ def test_info_says_what_a_bug_report_needs(
     assert rows["modelnet40"] == "absent"
 
 
+def test_the_command_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    monkeypatch.chdir(tmp_path)
+    assert package.command() == ".venv/bin/python -m pc_ewa"
+    (folder / "pc-ewa").touch(0o755)
+    assert package.command() == ".venv/bin/pc-ewa"
+    monkeypatch.chdir("/usr")
+    assert package.command() == f"{folder}/pc-ewa"
+    monkeypatch.setenv("PATH", str(folder))
+    assert package.command() == "pc-ewa"
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "pc-ewa").touch(0o755)
+    monkeypatch.setenv("PATH", f"{other}:{folder}")
+    assert package.command() == f"{folder}/pc-ewa"
+
+
 # A package that is not installed.
 
 
@@ -194,6 +214,15 @@ def test_outside_of_its_environment_a_clone_names_it(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
     assert remedy("wandb") == "pip install 'pc-ewa[train]'"
     assert remedy("torch") == "pip install 'pc-ewa'"
+
+
+def test_an_old_python_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As that of a system, which may start a script in tools/."""
+    monkeypatch.setattr(sys, "version_info", (3, 9, 6))
+    assert cli.main(["info"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"error: pc-ewa needs Python 3\.10 or newer, and this is 3\.9\.6: .+\n", err)
 
 
 def test_a_missing_module_of_ours_keeps_its_traceback() -> None:

@@ -232,7 +232,7 @@ def test_from_a_folder_with_options(tool: Tool, toy: Dataset, tmp_path: Path) ->
     assert (code, err) == (2, "error: unknown key 'dataset toy.siez'; did you mean 'size'?\n")
     assert "'all' or 'small'" in tool(*command, "size=no").err
     assert "'size' is not an option; write key=value" in tool(*command, "size").err
-    assert "are no YAML" in tool(*command, "size=[").err
+    assert "are not YAML" in tool(*command, "size=[").err
     assert "unknown archive" in tool("prepare_data", "modelnet40", "--root", tmp_path, "--archive", "x", "--accept").err
     code, out, _ = tool(*command, "size=all", "fold=3")
     assert code == 0

@@ -163,7 +163,7 @@ def test_suggestions_survive_odd_folders_and_keep_sizes_and_places(
         "--from",
         f"{output}/checkpoints/merged_last.pt",
         "model.dim=16",
-        "model.depth=2",
+        "model.depth=3",
         "model.num_heads=2",
         "model.num_groups=8",
         "model.group_size=8",

@@ -52,7 +52,7 @@ def test_without_a_validation_part_the_last_step_counts(
     # 24 shapes make 3 steps of 8 in each epoch.
     assert sorted(os.listdir(folder)) == ["last.pt", "merged_last.pt", "step-00000003.pt", "step-00000004.pt"]
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "data: 24 train, no validation, 12 test shapes, 3 classes" in log
+    assert "data: 24 train, no validation, 12 test samples, 3 classes" in log
     assert "step 3/4 (epoch 1): no validation part, " in log
     assert "no validation part (data.val_fraction=0): the last step counts" in log
     assert "best by validation" not in log

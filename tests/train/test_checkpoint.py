@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from pc_ewa.errors import CheckpointError
-from pc_ewa.train.run_folder import BEST, LAST, Checkpoints, save_atomically
+from pc_ewa import files
+from pc_ewa.errors import CheckpointError, WriteError
+from pc_ewa.models.checkpoints.write import save_atomically
+from pc_ewa.train.run_folder import Checkpoints
+
+LAST, BEST = "last.pt", "best.pt"
 
 
 def content(step: int) -> dict[str, Any]:
@@ -44,16 +48,15 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 ) -> None:
     save_atomically(content(1), tmp_path / "a.pt")
     monkeypatch.setattr(torch, "save", fail_with_half_a_file(error))
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(WriteError, match=message):
         save_atomically(content(2), tmp_path / "a.pt")
     assert listed(tmp_path) == ["a.pt"]
     assert step_in(tmp_path / "a.pt") == 1
 
 
 def test_a_really_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = Path.open
-    monkeypatch.setattr(Path, "open", lambda path, mode: opened(Path("/dev/full"), mode))
-    with pytest.raises(CheckpointError, match=r"cannot write .*a\.pt: .*free some space") as caught:
+    monkeypatch.setattr(files, "_new_file", lambda path: Path("/dev/full").open("wb"))  # noqa: SIM115
+    with pytest.raises(WriteError, match=r"cannot write .*a\.pt: .*free some space") as caught:
         save_atomically(content(1) | {"big": torch.zeros(10**6)}, tmp_path / "a.pt")
     assert "\n" not in str(caught.value)
 

@@ -105,7 +105,7 @@ def test_the_report_of_a_gated_model_promises_nothing(finished: tuple[Path, dict
     log = (tmp_path / "run" / "log.txt").read_text()
     header = next(line for line in log.splitlines() if "kept as MoE" in line)
     assert header.split() == ["as", "trained", "kept", "as", "MoE"]
-    assert "merged_last.pt   # accuracy of every class" in log
+    assert "merged_last.pt   # accuracy" in log
     assert "ewa=null output=" in log
     assert "# the same run without experts" in log
 
@@ -149,10 +149,6 @@ def test_pretraining_takes_gates(tiny: MakeExperiment, tmp_path: Path) -> None:
 
 
 def test_point_bert_takes_no_gate(tiny: MakeExperiment, tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(ConfigError, match=r"^ewa\.gate with model\.name=point_bert: .*; set ewa\.gate=null$"):
         run(tiny("point_bert", f"tokenizer={tokenizer}", "ewa.num_experts=2", "ewa.gate.balance_weight=0.01"))
-    assert str(caught.value) == (
-        "ewa.gate with model.name=point_bert, whose momentum encoder follows merged experts, and gated ones do not "
-        "merge; set ewa.gate=null"
-    )
     assert not (tmp_path / "run").exists()

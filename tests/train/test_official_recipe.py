@@ -77,7 +77,7 @@ def test_a_run_goes_to_its_end(experiment: MakeExperiment, tmp_path: Path) -> No
     summary = run(experiment(*OFFICIAL))
     assert summary is not None
     assert summary["steps"] == 8
-    plan = "plan: 8 steps of 8 shapes (4 epochs, one more than asked, as theirs)"
+    plan = "plan: 8 steps of 8 samples (4 epochs, one more than asked"
     assert plan in (tmp_path / "run" / "log.txt").read_text()
 
 

@@ -176,8 +176,8 @@ REFUSED = {
     "no tokenizer": ("point_bert", (), "tokenizer is missing: point_bert predicts the tokens of a trained dvae; train"),
     "tokenizer that is none": ("point_bert", ("tokenizer={other}",), "does not fit DiscreteVAE: "),
     "tokenizer of another size": ("point_bert", ("tokenizer={tokenizer}", "model.tokens_dim=16"), "does not fit Discr"),
-    "tokenizer that is not there": ("point_bert", ("tokenizer=none.pt",), "none.pt is no file; check the path"),
-    "tokenizer for another": ("point_mae", ("tokenizer={tokenizer}",), "model.name=point_mae; only point_bert has one"),
+    "tokenizer that is not there": ("point_bert", ("tokenizer=none.pt",), "tokenizer=none.pt is not a file"),
+    "tokenizer for another": ("point_mae", ("tokenizer={tokenizer}",), "model.name=point_mae"),
     "experts in the dvae": (
         "dvae",
         ("ewa.num_experts=2",),

@@ -107,15 +107,15 @@ def test_the_log_tells_what_the_terminal_told(
     assert printed.err == ""
     assert "\r" not in printed.out
     for part in (
-        "data: 21 train, 3 validation, 12 test shapes, 3 classes",
-        "plan: 4 steps of 8 shapes (2 epochs) on 1 x cpu",
+        "data: 21 train, 3 validation, 12 test samples, 3 classes",
+        "plan: 4 steps of 8 samples (2 epochs) on 1 x cpu",
         "step 2/4 (epoch 1): validation accuracy",
         "with experts",
         "test accuracy, last step",
         "test accuracy, best by validation (step ",
         "3 shapes cut from train",
         f"run folder: {tmp_path}/run",
-        "tools/evaluate.py",
+        "pc-ewa evaluate ",
         "standard error",
     ):
         assert part in printed.out
@@ -128,7 +128,7 @@ def test_a_second_start_retrains_nothing_and_shows_the_table_again(
     monkeypatch.setattr(loop, "train_step", None)
     assert run(trained.experiment) == trained.summary
     printed = capsys.readouterr().out
-    assert "is finished; to train anew choose another output=... or delete the folder" in printed
+    assert f"{trained.folder} is finished" in printed
     assert "test accuracy, last step" in printed
     assert {path: path.stat().st_mtime_ns for path in trained.folder.rglob("*.*")} == files
 

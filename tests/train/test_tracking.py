@@ -1,6 +1,5 @@
 """Weights & Biases: in the run folder and without an account by default, the same run after a resume, or not at all."""
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +11,8 @@ import pytest
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.train import run
-from pc_ewa.train.tracking import Tracker, keep_metrics_until, write_text
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.tracking import Tracker
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -89,32 +89,12 @@ def test_a_server_that_does_not_answer_is_one_line(experiment: MakeExperiment, m
         run(experiment("wandb.mode=online"))
 
 
-def test_metrics_of_later_steps_and_half_lines_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "loss": step / 2}) for step in (1, 2, 2, 3)]
-    path.write_text("\n".join(lines) + '\n{"step": 1, "lo')
-    keep_metrics_until(path, 2)
-    assert path.read_text().splitlines() == lines[:3]
-    assert path.read_text().endswith("\n")
-    keep_metrics_until(path, 0)
-    assert path.read_text() == ""
-    keep_metrics_until(tmp_path / "none.jsonl", 0)
-    assert os.listdir(tmp_path) == ["metrics.jsonl"]
-
-
 def test_other_processes_write_and_print_nothing(
     experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Tracker(tmp_path, experiment("wandb.mode=offline"), active=False) as tracker:
+    with Tracker(RunFolder(tmp_path), experiment("wandb.mode=offline"), active=False) as tracker:
         tracker.line("a line")
         tracker.metrics(1, {"loss": 1.0})
         tracker.summary({"loss": 1.0})
     assert os.listdir(tmp_path) == []
     assert capsys.readouterr().out == ""
-
-
-def test_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    write_text(tmp_path / "a.txt", "old")
-    with pytest.raises(UnicodeEncodeError):
-        write_text(tmp_path / "a.txt", "new" + "\ud800")
-    assert (tmp_path / "a.txt").read_text() == "old"

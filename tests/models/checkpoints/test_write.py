@@ -8,7 +8,7 @@ import torch
 from checkpoint_files import CONFIG, EXTRA, NAMES, SUFFIX, check_equal, distinct, save
 from torch import nn
 
-from pc_ewa.errors import CheckpointError
+from pc_ewa.errors import Error
 from pc_ewa.ewa import upcycle
 from pc_ewa.models import load_pretrained
 from pc_ewa.models.checkpoints.read import read_content, read_weights
@@ -62,13 +62,13 @@ def test_a_write_that_fails_leaves_the_old_file(format: str, tmp_path: Path, mon
     model = distinct("point_mae_classifier", seed=1)
     path = save(model, tmp_path, format)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(CheckpointError, match=rf"{path}.*No space left"):
+    with pytest.raises(Error, match=rf"{path}.*No space left"):
         save(distinct("point_mae_classifier", seed=2), tmp_path, format)
     assert os.listdir(tmp_path) == [path.name]
     fresh = distinct("point_mae_classifier")
     load_pretrained(path, fresh)
     check_equal(fresh, model)
-    with pytest.raises(CheckpointError, match=r"none.*No such file"):
+    with pytest.raises(Error, match=r"none.*No such file"):
         save(model, tmp_path / "none", format)
 
 
