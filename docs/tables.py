@@ -14,6 +14,7 @@ from typing import Any
 from pc_ewa.compare.report import as_markdown, as_summary
 from pc_ewa.compare.results import read_results
 from pc_ewa.errors import ConfigError, exit_on_error
+from pc_ewa.files import write_text
 from pc_ewa.validation import choose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None, root: Path = REPOSITORY) -> None:
     stale = [page for page in PAGES if texts[page] != fresh[page]]
     for page in stale:
         if not check:
-            (root / page).write_text(fresh[page], encoding="utf-8")
+            write_text(root / page, fresh[page])
         print(f"{page} is stale: run python docs/tables.py" if check else f"{page} was rewritten")
     if check and stale:
         sys.exit(1)

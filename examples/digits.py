@@ -1,4 +1,4 @@
-"""What the examples on scikit-learn's digits share: the images, the accuracy, and how results are printed and kept."""
+"""Shared by the examples on scikit-learn's digits: the images, the accuracy, and how results are printed and kept."""
 
 import json
 from datetime import date
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pc_ewa.compare.report import as_markdown
 from pc_ewa.compare.results import hardware
+from pc_ewa.files import write_text
 
 Part = tuple[Tensor, Tensor]
 
@@ -46,5 +47,5 @@ def publish(path: Path | None, variants: dict[str, Any], seeds: list[int], **abo
     errors = [(score * (1 - score) / count) ** 0.5 for score in variants["dense"]["scores"]["merged"].values()]
     results |= {"seeds": seeds, "test_samples": count, "standard_error": fmean(errors), "variants": variants}
     if path:
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(results, indent=2) + "\n")
     print(as_markdown(results))

@@ -1,4 +1,4 @@
-"""What each variant costs, measured side by side: parameters, FLOPs, time of a training step and of inference."""
+"""The costs of the variants, measured side by side: parameters, FLOPs, time of a training step and of inference."""
 
 import copy
 import hashlib

@@ -1,4 +1,4 @@
-"""How the variants got there: validation metric, spread of the experts and share rate along training."""
+"""Curves of training over the seeds: validation metric, spread of the experts and share rate along training."""
 
 import csv
 import io

@@ -16,7 +16,7 @@ from pc_ewa.compare.plan import Plan, Run
 _LOOK_EVERY = 0.1  # seconds
 
 
-class Stopped(Exception):  # noqa: N818 - no error
+class Stopped(Exception):  # noqa: N818 - not an error
     """A signal asked to stop; what was running has saved."""
 
 
@@ -117,25 +117,26 @@ class Executor:
             outcome = f"BROKEN: {self.broken[run.folder].error} ({log_file(run)})"
         else:
             log_file(run).unlink(missing_ok=True)  # the run folder has its own
-            value = summary[f"val_{summary['main_metric']}"]
-            outcome = "done" if value is None else f"validation {summary['main_metric']} {value:.4g}"
+            metric = self.plan.metric
+            value = summary[f"val_{metric.key}"]
+            outcome = "done" if value is None else f"validation {metric.title} {metric.format(value)}"
         left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
         ahead = f"; about {duration(left)} left" if self.done < self.total else ""
         print(f"[{self.done}/{self.total}] {run.title}: {outcome}, {duration(seconds)}{ahead}", flush=True)
 
 
 def log_file(run: Run) -> Path:
-    """Where the output of a run goes while it runs; it stays if the run breaks."""
+    """Return where the output of a run goes while it runs; it stays if the run breaks."""
     return run.folder.with_name(f"{run.folder.name}.log")
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Count the cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:
-    """Seconds, minutes or hours."""
+    """Write a time in seconds, minutes or hours."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -86,9 +86,8 @@ class Comparison(_Section):
         if "\0" in self.output:
             raise ConfigError(f"output={self.output!r}: no folder has a NUL in its name; leave it out")
         titles = [variant.title for variant in self.variants.values()]
-        for title in titles:
-            if titles.count(title) > 1:
-                raise ConfigError(f"variants: the title {title!r} is there twice; give each its own")
+        if twice := [title for title in titles if titles.count(title) > 1]:
+            raise ConfigError(f"variants: the title {twice[0]!r} is there twice; give each its own")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -214,9 +213,7 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
     path = Path(path)
     content = read_yaml(path)
     if "model" in content and "variants" not in content:
-        raise ConfigError(
-            f"{path} is one experiment, not a comparison; name one, such as compare/furniture, or run folders"
-        )
+        raise ConfigError(f"{path} is one experiment; name a comparison, such as compare/furniture, or run folders")
     content.setdefault("output", f"runs/compare/{path.stem}")
     try:
         comparison = Comparison.model_validate(apply_overrides(content, overrides or []))

@@ -164,7 +164,8 @@ def _about_runs(results: Results) -> list[str]:
             scores = _by_seed(results, name, "merged")
             each = ", ".join(write_score(score, _metric(results)) for score in scores.values())
             lost = ", ".join(map(str, runs["lost"].values()))
-            parts = [f"{variant['title']}: seeds {', '.join(scores)} ({each})", f"{runs['mixtures']} mixtures"]
+            kept = ", kept as MoE" if runs["gated"] else ""
+            parts = [f"{variant['title']}: seeds {', '.join(scores)} ({each})", f"{runs['mixtures']} mixtures{kept}"]
             parts += [f"test samples lost by merging: {lost}"] if lost else []
             parts.append(f"seconds: {', '.join(f'{seconds:.0f}' for seconds in runs['seconds'].values())}")
             lines.append("; ".join(parts))

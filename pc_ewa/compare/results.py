@@ -114,9 +114,11 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
     variants = {
         name: {
             "title": f"{name} and alike" if len(by_seed) > 1 else name,
-            "scores": _scores(keys[baseline], by_seed),
+            # A state that some run lacks, such as the best of one without a validation part, has no mean.
+            "scores": {s: v for s, v in _scores(keys[baseline], by_seed).items() if len(v) == len(by_seed)},
             "runs": {
                 "mixtures": next(iter(by_seed.values()))["mixtures"],
+                "gated": next(iter(by_seed.values())).get("gated", False),
                 "lost": {str(seed): lost for seed, s in by_seed.items() if (lost := _lost(s)) is not None},
                 "seconds": {str(seed): sum(s["seconds"].values()) for seed, s in by_seed.items()},
             },

@@ -1,11 +1,10 @@
 """A whole comparison: check this machine, run the sweep and all seeds, write costs, curves and tables."""
 
-import functools
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pc_ewa.compare.costs import measure_costs
 from pc_ewa.compare.curves import make_curves
@@ -26,7 +25,7 @@ _OTHERS = "another comparison, or by runs still going on of one that was killed"
 
 
 class Options(NamedTuple):
-    """How a comparison is made.
+    """Choices about the making of a comparison.
 
     `jobs` runs at a time (None: all cores, or one at a time on a GPU); `only` these variants are run, and the tables
     show all that is finished; `costs` says whether to measure them; `save` is a folder that gets a copy for the docs.
@@ -135,7 +134,7 @@ def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
 
 
 def _check_folders(plan: Plan) -> None:
-    # A folder without a config holds no run, but it must be one that can be written: any experiment will do.
+    # Where no run has begun there is no config to differ from, and any experiment will do: can it be written?
     RunFolder(plan.output).check(plan.experiment)
     for name in FILES:
         if (plan.output / name).is_dir():
@@ -196,13 +195,13 @@ def _copy(plan: Plan, folder: Path) -> None:
     """Copy results and curves, named after the comparison."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in (RESULTS, PICTURE):
-        source = plan.output / name
-        if source.is_file():
-            write_whole(_copied(plan.name, name, folder), functools.partial(_put, source))
+        if (plan.output / name).is_file():
+            _copy_file(plan.output / name, _copied(plan.name, name, folder))
 
 
-def _put(source: Path, file: IO[bytes]) -> None:
-    file.write(source.read_bytes())
+def _copy_file(source: Path, target: Path) -> None:
+    content = source.read_bytes()
+    write_whole(target, lambda file: file.write(content))
 
 
 def _copied(name: str, file: str, folder: Path) -> Path:
@@ -215,7 +214,7 @@ def _variants(plan: Plan, only: tuple[str, ...]) -> list[str]:
 
 
 def _wanted(plan: Plan, only: tuple[str, ...], broken: Collection[Path] = ()) -> tuple[list[Run], list[Run]]:
-    """The runs of the sweep, and those of all seeds as far as their settings are known; seed by seed."""
+    """Return the runs of the sweep, and those of all seeds as far as their settings are known; seed by seed."""
     variants = _variants(plan, only)
     final = final_runs(plan, broken)
     by_seed = zip(*(final[variant] for variant in variants if variant in final), strict=True)
@@ -223,7 +222,7 @@ def _wanted(plan: Plan, only: tuple[str, ...], broken: Collection[Path] = ()) ->
 
 
 def _total(plan: Plan, only: tuple[str, ...]) -> int:
-    """How many runs there are in all: those of the sweep serve as final ones where value and seed are the same."""
+    """Count the runs in all: those of the sweep serve as final ones where value and seed are the same."""
     swept = plan.sweep.seeds if plan.sweep else []
     each = len(plan.values) * len(swept) + len(set(plan.seeds) - set(swept))
     return each * len(_variants(plan, only))

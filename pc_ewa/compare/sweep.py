@@ -25,7 +25,7 @@ def validation_scores(plan: Plan, variant: str) -> Scores:
 def choose_value(
     scores: Mapping[Number, Mapping[int, float]], seeds: Sequence[int], higher_is_better: bool
 ) -> Number | None:
-    """The value with the best mean over all seeds of the sweep, the smaller one of two that tie.
+    """Return the value with the best mean over all seeds of the sweep, the smaller one of two that tie.
 
     A value that a seed lacks (the run broke, as at too high a learning rate) is out; None if all are.
     """
@@ -39,25 +39,25 @@ def choose_value(
 
 
 def chosen(plan: Plan, variant: str) -> Number | None:
-    """The value at which a variant runs all its seeds; None without a sweep, or while nothing can be chosen."""
+    """Return the value at which a variant runs all its seeds; None without a sweep, or while nothing can be chosen."""
     if plan.sweep is None:
         return None
     return choose_value(validation_scores(plan, variant), plan.sweep.seeds, plan.metric.higher_is_better)
 
 
 def is_swept(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
-    """Whether all runs of the sweep of a variant are finished or, as those in the folders `broken`, will never be."""
+    """Say if all runs of the sweep of a variant are finished or, as those in the folders `broken`, will never be."""
     runs = [run for run in plan.sweep_runs() if run.variant == variant]
     return all(run.files.is_finished or run.folder in broken for run in runs)
 
 
 def is_settled(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
-    """Whether the final setting of a variant is known: not before its whole sweep is over."""
+    """Say if the final setting of a variant is known: not before its whole sweep is over."""
     return is_swept(plan, variant, broken) and (plan.sweep is None or chosen(plan, variant) is not None)
 
 
 def why_left_out(plan: Plan, variant: str, broken: Collection[Path] = ()) -> str:
-    """Why there is nothing to show of a variant."""
+    """Say why there is nothing to show of a variant."""
     if not is_swept(plan, variant, broken):
         return "its sweep is not finished"
     if not is_settled(plan, variant, broken):
@@ -66,7 +66,7 @@ def why_left_out(plan: Plan, variant: str, broken: Collection[Path] = ()) -> str
 
 
 def left_out(sweep: Mapping[Any, Mapping[Any, float]], seeds: Sequence[int]) -> list[str]:
-    """The values that could not be chosen, for want of a finite score on every seed.
+    """Return the values that could not be chosen, for want of a finite score on every seed.
 
     Values and seeds are numbers, or texts as in results.json.
     """
@@ -75,7 +75,7 @@ def left_out(sweep: Mapping[Any, Mapping[Any, float]], seeds: Sequence[int]) -> 
 
 
 def edge(value: Number | None, scores: Mapping[Any, object]) -> str:
-    """On which edge of a sweep of at least two values a value lies: "lowest", "highest" or ""."""
+    """Say on which edge of a sweep of at least two values a value lies: "lowest", "highest" or ""."""
     values = sorted(float(other) for other in scores)
     if value is None or len(values) < 2:
         return ""
@@ -83,5 +83,5 @@ def edge(value: Number | None, scores: Mapping[Any, object]) -> str:
 
 
 def final_runs(plan: Plan, broken: Collection[Path] = ()) -> dict[str, list[Run]]:
-    """The runs of all seeds of every variant whose setting is known; `broken` as in `is_swept`."""
+    """Return the runs of all seeds of every variant whose setting is known; `broken` as in `is_swept`."""
     return {v: plan.final_runs(v, chosen(plan, v)) for v in plan.variants if is_settled(plan, v, broken)}

@@ -38,7 +38,7 @@ def test_only_what_is_not_finished_runs_and_what_breaks_is_told(
     assert not log_file(runs[2]).exists()
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("[1/2] ewa seed_1: BROKEN: no such layer (runs/compare/toys/ewa/seed_1.log), 0 s; about ")
-    assert second == "[2/2] ewa seed_2: validation accuracy 0.25, 0 s"
+    assert second == "[2/2] ewa seed_2: validation accuracy 25.0%, 0 s"
     executor.execute(runs)  # what broke is not tried twice
     assert capsys.readouterr().out == ""
 

@@ -1,4 +1,4 @@
-"""Few-shot: a run for each fold, resumable fold by fold, and what tools/evaluate.py makes of them."""
+"""Few-shot: a run for each fold, resumable fold by fold, and what pc-ewa evaluate makes of them."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a comparison finds on this machine: what is missing or in the way stops it before anything runs."""
+"""The checks of a comparison on this machine: what is missing or in the way stops it before anything runs."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -13,12 +13,14 @@ import pytest
 from compare_folder import STATES, finish
 
 from pc_ewa.compare import Options, Plan
+from pc_ewa.compare import report as report_module
 from pc_ewa.compare.execute import Broken
 from pc_ewa.compare.report import as_csv, as_markdown, as_summary
 from pc_ewa.compare.results import collect, read_results, without_paths
 from pc_ewa.compare.run import report
 from pc_ewa.compare.sweep import final_runs
 from pc_ewa.errors import ConfigError
+from pc_ewa.eval.metric import METRICS, Metric
 
 Make = Callable[..., Plan]
 COST = {"params_training": 1200, "params_inference": 1000, "flops": 2.5e6, "step_seconds": 0.02, "step_ratio": 1.1}
@@ -172,3 +174,22 @@ def test_results_of_an_earlier_version_are_read_by_todays_keys(tmp_path: Path) -
     earlier |= {"headline": "accuracy", "test_shapes": 12, "val_shapes": 3}
     (tmp_path / "x.json").write_text(json.dumps(earlier))
     assert read_results(tmp_path / "x.json") == {**MINIMAL, "test_samples": 12, "val_samples": 3}
+
+
+def test_a_new_metric_is_shown_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METRICS, "emd", Metric("emd", "mover's distance", higher_is_better=False, percent=False))
+    results = {**MINIMAL, "main_metric": "emd", "higher_is_better": False, "standard_error": 0.0125, "test_samples": 7}
+    text = as_markdown(results)
+    assert text.startswith("| mover's distance ")
+    assert cells(text, "EWA")[1:] == [
+        "0.610000 ± 0.014142",
+        "no difference beyond noise: -0.110000 (-0.237062 to +0.017062)",
+    ]
+    assert "Lower is better here" in text
+    assert "7 test samples: a single mover's distance has a standard error of 0.0125." in text
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "config.yaml", "merged_last", "accuracy", "miou"])
+def test_names_of_a_runs_files_and_of_metrics_are_left_to_their_owners(name: str) -> None:
+    files = sorted(Path(report_module.__file__).parent.glob("*.py"))
+    assert [file.name for file in files if name in file.read_text()] == []

@@ -1,4 +1,4 @@
-"""What is waited for, what is left out and said, and that a failure at the end loses nothing."""
+"""Runs that are waited for or left out, and said so; and that a failure at the end loses nothing."""
 
 import json
 from collections.abc import Callable

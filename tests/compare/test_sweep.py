@@ -17,7 +17,7 @@ def test_validation_chooses_and_test_is_never_looked_at(plan: Make) -> None:
     for value, val, test in ((1e-3, 0.6, 0.1), (1e-2, 0.5, 0.9)):  # the best of all epochs does not count either
         finish(made, made.run("dense", value, 0), val=val, test=test, best=test)
     assert chosen(made, "dense") == 1e-3
-    for value in (1e-3, 1e-2):  # the same without any figure of test
+    for value in (1e-3, 1e-2):  # the same without any score on test
         path = made.run("dense", value, 0).folder / "summary.json"
         summary = json.loads(path.read_text())
         path.write_text(json.dumps({key: entry for key, entry in summary.items() if "test" not in key}))

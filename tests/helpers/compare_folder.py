@@ -1,11 +1,9 @@
 """Run folders as finished runs of a comparison leave them, without a run."""
 
-import json
 from typing import Any
 
 from pc_ewa.compare import Plan
 from pc_ewa.compare.plan import Run
-from pc_ewa.config import dump
 
 # Test scores by state, as parts of that of the merged model.
 STATES = {"merged": 1.0, "merged_best": 0.9, "unmerged": 0.8, "unmerged_best": 0.7}
@@ -16,7 +14,7 @@ def finish(
 ) -> None:
     """Leave the folder of a finished run; `val` is of the last step, `best` the best of all (default: the same)."""
     run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "config.yaml").write_text(dump(plan.resolve(run)))
+    run.files.begin(plan.resolve(run), {})
     key = plan.metric.key
     summary = {
         "main_metric": key,
@@ -30,4 +28,4 @@ def finish(
         "test_standard_error_merged": (test * (1 - test) / 12) ** 0.5,
         **more,
     }
-    (run.folder / "summary.json").write_text(json.dumps(summary))
+    run.files.write_summary(summary)
