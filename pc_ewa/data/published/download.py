@@ -24,7 +24,7 @@ class _BrokenError(_MirrorError):
 
 
 class _UnfitError(_MirrorError):
-    """What the mirror sends does not continue what has arrived, or never ends."""
+    """The mirror sends something that does not continue the part that has arrived, or that never ends."""
 
 
 def download(

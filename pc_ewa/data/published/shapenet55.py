@@ -76,7 +76,7 @@ def load(split: str, root: Path, *, whole: bool = False, path: str | None = None
     place = folder if path is None else Path(path).expanduser()
     if not os.path.isfile(place / FILE) and not os.path.isfile(place):
         return open_source(NAME, place, [partial(_published, whole=True)]).clouds("train")
-    return join(*(load_prepared(NAME, part, folder, FILE, [], path) for part in ("train", "test")))
+    return join(*(load_prepared(NAME, name, folder, FILE, [], path) for name in ("train", "test")))
 
 
 def source(folder: Path) -> Source:
