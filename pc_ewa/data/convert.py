@@ -17,7 +17,7 @@ _CHUNK = 256  # clouds in memory at a time
 
 
 class Converted(NamedTuple):
-    """What came out: how many shapes are in the file, and those left out, each with the reason."""
+    """The result of a conversion: the number of samples written, and those left out, each with the reason."""
 
     shapes: int
     skipped: list[tuple[str, str]]

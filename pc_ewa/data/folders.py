@@ -13,7 +13,7 @@ Kind = Literal["folder", "file", "other"]
 
 
 class Entry(NamedTuple):
-    """What lies in a folder; its name is as every system would spell it, its path as this one does."""
+    """An entry of a folder: its name in the one spelling of Unicode that we use, its path as this system spells it."""
 
     name: str
     path: Path

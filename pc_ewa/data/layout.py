@@ -110,7 +110,7 @@ class Layout:
             self.fail(f"shape {row} of data has {value} ({number})", "remove or repair it")
 
     def _in_one_piece(self, key: str) -> bool:
-        """Whether the bytes in the file are those of the array."""
+        """Return True if the bytes in the file are those of the array, so that it can be mapped."""
         return self.file[key].id.get_offset() is not None and self.file[key].dtype.isnative
 
     def _map(self, key: str) -> NDArray[Any]:

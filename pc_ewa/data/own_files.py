@@ -1,7 +1,7 @@
 """Your own shapes: a folder with one folder per class, `chair/one.ply`, of point clouds or meshes.
 
 The split is what the folder says: folders train/, val/ (or valid/, validation/) and test/ above the classes or inside
-them, or lists train.txt, val.txt and test.txt beside them, one path a line. Without any, a test part is drawn.
+them, or lists train.txt, val.txt and test.txt beside them, one path a line. Without any, a test split is drawn.
 """
 
 import logging
@@ -78,7 +78,7 @@ def source(
         up_axis: the axis that points up in these files.
         test_fraction: share of each class that is set aside for the test when the folder tells no splits, at least
             one shape of each class that has two; 0 for none.
-        seed: draws the test part; what is in one class changes nothing in another.
+        seed: draws the test split; the files of one class do not change the draw of another.
 
     Raises:
         ConfigError: a value that is not allowed.

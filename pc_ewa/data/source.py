@@ -23,7 +23,7 @@ class Sample(NamedTuple):
 
 
 class Item(NamedTuple):
-    """What is known of a shape without reading it; `read` raises DataError, naming the file and the defect."""
+    """A sample that is not read yet; `read` raises DataError, naming the file and the defect."""
 
     name: str
     label: int

@@ -18,7 +18,7 @@ _KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWP
 
 
 class Header(NamedTuple):
-    """What the header claims: the number of points; of each field the name, and the bytes it takes in a point."""
+    """A header: the number of points, and the name, type and count of each field."""
 
     number: int
     names: list[str]

@@ -1,4 +1,4 @@
-"""How a named dataset is found: as a prepared file in our layout, or as published, read in place."""
+"""Find a named dataset: a prepared file in our layout, or the published files, read in place."""
 
 import os
 from collections.abc import Callable, Sequence

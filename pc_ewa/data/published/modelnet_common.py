@@ -1,4 +1,4 @@
-"""What the formats of ModelNet have in common: classes, splits, and how files are found and lists are read."""
+"""Classes, splits and file lists that all formats of ModelNet share."""
 
 import os
 from collections.abc import Sequence

@@ -102,7 +102,7 @@ def _read_cache(
     path: Path, classes: tuple[str, ...], split: str, listed: list[tuple[str, int, str]] | None
 ) -> Iterator[Item]:
     content = read_pickle(path)
-    if not _is_list(content, 2) or not all(_is_list(part, None) for part in content):
+    if not _is_list(content, 2) or not all(_is_list(column, None) for column in content):
         raise DataError(f"{path}: no list of points and list of labels; get a fresh copy")
     points, labels = content
     if not points or len(points) != len(labels) or (listed is not None and len(listed) != len(points)):

@@ -42,7 +42,7 @@ _LARGEST_CHUNK = 2**28  # bytes; HDF5 reads whole chunks
 
 
 class Variant(NamedTuple):
-    """Where a variant lies, and the number of shapes that the paper and its followers give."""
+    """One of the published variants: its folder and files, and the number of samples in each split."""
 
     folder: str
     file: str

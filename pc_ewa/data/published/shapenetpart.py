@@ -105,8 +105,7 @@ def load(
     if trainval and split == "val":
         raise MissingSplitError(f"{NAME}: trainval=true puts val into train; choose train or test")
     if trainval and split == "train":
-        parts = (load(part, root, stored_points=stored_points, path=path) for part in ("train", "val"))
-        return join(*parts)
+        return join(*(load(name, root, stored_points=stored_points, path=path) for name in ("train", "val")))
     file = file_name(stored_points=stored_points)
     clouds = load_prepared(NAME, split, root / NAME, file, [partial(_published, stored_points=stored_points)], path)
     if clouds.num_points != stored_points:
