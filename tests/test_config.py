@@ -277,11 +277,11 @@ FOUND_BY_CHECKING = {
     "task=clasify": "unknown task 'clasify'; did you mean 'classify'?",
     "device=tpu": "device='tpu'; choose auto, cpu, cuda or cuda:N",
     "device=cuda:77": "device='cuda:77' asks for GPU 77; this machine has",
-    "train.batch_size=22": "train.batch_size=22 is above the 21 training shapes; lower it",
-    "train.accumulate=8": "train.batch_size=8 over 1 processes and 8 accumulated steps; every part",
+    "train.batch_size=22": "train.batch_size=22 is above the 21 training",
+    "train.accumulate=8": "train.batch_size=8 over 1 processes and 8 accumulated steps; ",
     "data.num_points=65": "has clouds of 64 points; data.num_points=65 is above that",
     "data.path=none.h5": "none.h5 does not exist",
-    "init_from=none.pth": "none.pth is no file",
+    "init_from=none.pth": "init_from=none.pth",
 }
 
 
