@@ -1,5 +1,6 @@
 """The house in order: what importing it costs, who may import whom, and files that must be as they are."""
 
+import ast
 import inspect
 import re
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from importlinter.cli import lint_imports
 
 import pc_ewa
+from pc_ewa import package
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -68,6 +70,21 @@ def test_the_layers_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(REPOSITORY)
     assert lint_imports(no_cache=True) == 0
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", capsys.readouterr().out)
+
+
+def test_extras_bring_what_is_imported_and_nothing_else() -> None:
+    """Every third-party import is of the core, of an extra, or a rival in a benchmark; none of them is for nothing."""
+    imported, rivals = set(), set()
+    for path in (REPOSITORY / "pc_ewa").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module]
+            (rivals if path.parent.name == "benchmark" else imported).update(name.partition(".")[0] for name in names)
+    known = {*package.CORE, *package.OPTIONAL}
+    comes_along = {"pydantic_core", "triton", "pointnet2_ops"}  # with pydantic, with torch, and by hand
+    assert imported - set(sys.stdlib_module_names) - {"pc_ewa"} <= known | comes_along
+    assert known <= imported | rivals
 
 
 def test_the_data_home_is_no_package() -> None:

@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from pc_ewa import package
 from pc_ewa.config import Data
 from pc_ewa.models import MODELS
 from pc_ewa.models.next_step import NextStep
@@ -80,12 +81,12 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
 def next_commands(summary: dict[str, Any]) -> list[str]:
     """Return commands that go on from here, each with a few words on why."""
     output, seed = shlex.quote(summary["output"]), summary["seed"] + 1
-    again = f"pc-ewa train {output}/config.yaml"
+    again = f"{package.command()} train {output}/config.yaml"
     rival = ("ewa=null", "dense", "without EWA") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with EWA")
     if summary.get("gated"):
         rival = ("ewa=null", "dense", "without experts")
     model_class = MODELS[summary["model"]]
-    evaluate = f"pc-ewa evaluate {_merged(summary)}"
+    evaluate = f"{package.command()} evaluate {_merged(summary)}"
     commands = {}
     starts_another = hasattr(model_class, "next_step")
     if not starts_another:
@@ -119,7 +120,7 @@ def _next_training(summary: dict[str, Any], step: NextStep) -> str:
         sections = ["data", *(["probe.data"] if chosen.get("probe") else [])]
         changes += [f"{section}.root={shlex.quote(root)}" for section in sections]
     changes.append(f"output={shlex.quote(summary['output'])}_{step.model}")
-    return f"pc-ewa train {name} {flag}{_merged(summary)} {' '.join(changes)}"
+    return f"{package.command()} train {name} {flag}{_merged(summary)} {' '.join(changes)}"
 
 
 def _merged(summary: dict[str, Any]) -> str:

@@ -135,7 +135,7 @@ def test_configs_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_formats_to_merge_into_are_those_that_can_be_written() -> None:
-    from pc_ewa.models.official import WeightsFormat
+    from pc_ewa.models.checkpoints.write import WeightsFormat
 
     assert get_args(import_module("pc_ewa.cli.merge").Format) == get_args(WeightsFormat)
 

@@ -1,4 +1,4 @@
-"""tools/evaluate.py: what it measures, and on what."""
+"""`pc-ewa evaluate`: what it measures, and on what."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/evaluate.py: every protocol on every kind of model, and that the JSON holds what was printed."""
+"""`pc-ewa evaluate`: every protocol on every kind of model, and that the JSON holds what was printed."""
 
 import json
 import os

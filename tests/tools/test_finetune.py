@@ -1,4 +1,4 @@
-"""tools/finetune.py as its command line."""
+"""`pc-ewa train` for classifiers and segmenters: options, and weights to start from."""
 
 from collections.abc import Callable
 from pathlib import Path

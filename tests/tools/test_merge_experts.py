@@ -1,4 +1,4 @@
-"""tools/merge_experts.py: from a checkpoint with mixtures to the ordinary model."""
+"""`pc-ewa merge`: from a checkpoint with mixtures to the ordinary model."""
 
 import json
 import os

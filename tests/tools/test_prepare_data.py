@@ -1,4 +1,4 @@
-"""tools/prepare_data.py: from a server, a folder or the user's own shapes to a file that loads."""
+"""`pc-ewa prepare`: from a server, a folder or the user's own shapes to a file that loads."""
 
 import dataclasses
 import hashlib
