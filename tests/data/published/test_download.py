@@ -74,6 +74,7 @@ def send(body: bytes, code: int = 200, length: int | str | None = None, **header
 
     def reply(request: BaseHTTPRequestHandler) -> None:
         request.send_response(code)
+        request.send_header("Connection", "close")
         if length != "none":
             request.send_header("Content-Length", str(len(body) if length is None else length))
         for name, value in headers.items():
