@@ -23,7 +23,7 @@ class Archive(NamedTuple):
         urls: mirrors, tried in order.
         size: in bytes; None where nobody publishes it.
         digests: such as "md5:0cc1...", as publishers and other loaders give them; one that fits suffices, because
-            mirrors may have packed the same files differently. A download without one is refused.
+            mirrors may have packed the same files differently. At least one is needed.
     """
 
     file: str
@@ -64,6 +64,12 @@ class Dataset:
     drawn_from: str | None = None
     own_files: bool = False
     parts: Mapping[str, range] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse an archive without a digest: `unpack` relies on its having been checked."""
+        for archive in self.archives:
+            if not archive.digests:
+                raise ValueError(f"{self.name}: {archive.file} has no digest to check it by")
 
     def source_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Check the options of `source` and fill in its defaults.

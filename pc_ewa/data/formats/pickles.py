@@ -14,7 +14,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -78,7 +78,8 @@ def _check(content: mmap.mmap) -> None:
         if code not in _INSTRUCTIONS:
             raise _RefusedError(f"instruction {code!r} at byte {content.tell() - 1}")
         opcode = _INSTRUCTIONS[code]
-        name, argument = opcode.name, opcode.arg and opcode.arg.reader(content)
+        name: str = opcode.name
+        argument: Any = opcode.arg.reader(cast("IO[bytes]", content)) if opcode.arg else None
         if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             key = len(memo) if name == "MEMOIZE" else argument
             if key > count:  # the unpickler makes room for as many entries
@@ -139,13 +140,14 @@ class _Type:
         if not isinstance(code, str) or not _NUMBERS.fullmatch(code):
             shown = code[:80] if isinstance(code, str) else type(code).__name__
             raise _RefusedError(f"an array of type {shown}, which is not a number")
-        self.code, self.dtype = code, None
+        self.code = code
+        self.dtype: np.dtype[Any] | None = None
 
     def __setstate__(self, state: Any) -> None:
         order, records = state[1], state[2:5]
         if order not in ("<", ">", "=", "|") or records != (None, None, None):
             raise _RefusedError("an array of records")
-        self.dtype: np.dtype[Any] | None = np.dtype(self.code).newbyteorder(order)
+        self.dtype = np.dtype(self.code).newbyteorder(order)
 
 
 class _Array:

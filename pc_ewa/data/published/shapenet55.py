@@ -4,17 +4,14 @@ Yu et al., PoinTr, ICCV 2021, from ShapeNetCore, Chang et al. 2015. Files `shape
 float32, and the lists `ShapeNet-55/{train,test}.txt` with one name of a file in each line.
 """
 
-import io
 import os
 import re
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pc_ewa.data.clouds import Clouds, join
 from pc_ewa.data.dataset import Dataset
+from pc_ewa.data.formats.readers import parse_npy
 from pc_ewa.data.formats.text_files import (
     FRESH,
     names_in,
@@ -129,19 +126,14 @@ def _lists(base: Path) -> Path:
 
 
 def _read(path: str) -> Sample:
-    """Read the array without np.load: nothing is unpickled, and no size is believed before it is checked."""
-    stream = io.BytesIO(read_file(path, _LARGEST_FILE))
-    headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    content = read_file(path, _LARGEST_FILE)
     try:
-        shape, fortran_order, dtype = headers[np.lib.format.read_magic(stream)](stream)
-    except Exception as error:  # the header is a Python literal: parsing a damaged one raises almost anything
-        raise DataError(f"{path} is no array of numpy: {one_line(error)}; {FRESH}") from error
-    if shape != (NUM_POINTS, 3) or dtype.kind != "f":
-        raise DataError(f"{path}: points are {shown(shape)} {dtype}; expected ({NUM_POINTS}, 3) float32; {FRESH}")
-    content = stream.read()
-    if len(content) != NUM_POINTS * 3 * dtype.itemsize:
-        raise DataError(f"{path} has {len(content)} bytes of points, not {NUM_POINTS * 3 * dtype.itemsize}; {FRESH}")
-    points: NDArray[np.float32] = np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
+        points = parse_npy(content)
+    except ValueError as error:
+        raise DataError(f"cannot read {path}: {one_line(error)}; {FRESH}") from error
+    if points.shape != (NUM_POINTS, 3) or points.dtype.kind != "f":
+        found = f"{shown(points.shape)} {points.dtype}"
+        raise DataError(f"{path}: points are {found}; expected ({NUM_POINTS}, 3) float32; {FRESH}")
     return Sample(points)
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import json
 import socket
 import threading
 import time
@@ -44,6 +43,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr("pc_ewa.data.published.download._CHUNK", 500)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -129,7 +129,7 @@ def left(folder: Path) -> list[str]:
 def test_a_file_arrives_whole_checked_and_alone(server: Server, tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.zip"
     url = server("/a", ranged())
-    assert download([url], target, size=len(BODY), digests=[MD5]) == target
+    assert download([url], target, digests=[MD5]) == target
     assert target.read_bytes() == BODY
     assert left(target.parent) == ["a.zip"]
     assert download([url], target, digests=[SHA]) == target
@@ -147,8 +147,6 @@ def test_a_file_that_is_there_and_is_another_is_not_touched(server: Server, tmp_
     (tmp_path / "a").write_bytes(b"mine")
     with pytest.raises(DataError, match=r"/a has md5:.*, expected md5:.*; move it away"):
         download([server("/a", send(BODY))], tmp_path / "a", digests=[MD5])
-    with pytest.raises(DataError, match=r"/a has 4 bytes, expected 10,240; move it away"):
-        download([server("/a", send(BODY))], tmp_path / "a", size=len(BODY))
     assert (tmp_path / "a").read_bytes() == b"mine"
     assert server.requests == []
 
@@ -163,29 +161,26 @@ def test_a_connection_that_breaks_is_continued(server: Server, tmp_path: Path) -
 
 def test_the_next_call_continues_where_the_last_stopped(server: Server, tmp_path: Path) -> None:
     url = server("/a", ranged(cut=1000))
-    with pytest.raises(DataError, match=r"ended after 1,000 of 10,240 bytes \(attempt 1\); try again later, which res"):
-        download([url], tmp_path / "a", attempts=1)
-    assert left(tmp_path) == ["a.part", "a.part.json"]
+    with pytest.raises(DataError, match=r"1000 bytes read.*attempt 1.*try again later, which res"):
+        download([url], tmp_path / "a", digests=[MD5], attempts=1)
+    assert left(tmp_path) == ["a.part"]
     server("/a", ranged())
     download([url], tmp_path / "a", digests=[MD5], attempts=1)
     assert server.requests == [("/a", None), ("/a", "bytes=1000-")]
     assert left(tmp_path) == ["a"]
 
 
-def test_stopped_before_the_check_it_is_only_checked(server: Server, tmp_path: Path) -> None:
-    url = server("/a", ranged())
+def test_stopped_before_the_check_the_file_arrives_all_the_same(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.part").write_bytes(BODY)
-    note = {"url": url, "version": '"one"', "total": len(BODY)}
-    (tmp_path / "a.part.json").write_text(json.dumps(note))
-    download([url], tmp_path / "a", digests=[MD5])
-    assert server.requests == []
+    download([server("/a", ranged())], tmp_path / "a", digests=[MD5])
+    assert (tmp_path / "a").read_bytes() == BODY
+    assert left(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize(
     "second",
     [
-        ranged(tag='"two"'),  # If-Range does not hold: all of it
-        ranged(tag='"two"', checks=False),  # If-Range ignored: a part of another file
+        ranged(),  # the rest of another file: the digest tells
         send(BODY),  # no ranges
         send(BODY[4001:], 206, Content_Range="bytes 4001-10239/10240"),
         send(BODY[4000:], 206, Content_Range="bytes 4000-10239/10241"),
@@ -199,29 +194,17 @@ def test_what_does_not_fit_the_part_begins_anew(server: Server, tmp_path: Path, 
     assert (tmp_path / "a").read_bytes() == BODY
 
 
-def test_without_a_version_nothing_is_continued(server: Server, tmp_path: Path) -> None:
-    for i, tag in enumerate(("", 'W/"weak"')):
-        url = server(f"/{i}", send(BODY[:50], length=len(BODY), ETag=tag), send(BODY))
-        download([url], tmp_path / str(i), digests=[MD5])
-    assert [span for _, span in server.requests] == [None] * 4
-    dated = send(BODY[:50], length=len(BODY), Last_Modified="Sat, 01 Jan 2022 00:00:00 GMT")
-    download([server("/d", dated, send(BODY))], tmp_path / "d", digests=[MD5])
-    assert server.requests[-1] == ("/d", "bytes=50-")
-
-
-def test_a_part_of_another_mirror_is_not_continued(server: Server, tmp_path: Path) -> None:
+def test_a_part_of_another_mirror_does_no_harm(server: Server, tmp_path: Path) -> None:
     urls = [server("/a", ranged(b"y" * 9000, cut=4000)), server("/b", ranged())]
-    download(urls, tmp_path / "a", digests=[MD5], attempts=1)
-    assert server.requests == [("/a", None), ("/b", None)]
+    download(urls, tmp_path / "a", digests=[MD5], attempts=2)
     assert (tmp_path / "a").read_bytes() == BODY
+    assert left(tmp_path) == ["a"]
 
 
-@pytest.mark.parametrize("drip", [b"", b"."])
-def test_a_stall_ends(server: Server, tmp_path: Path, drip: bytes) -> None:
+def test_a_stall_ends(server: Server, tmp_path: Path) -> None:
     begin = time.monotonic()
-    reason = "stalls: .* bytes in 0.15 s" if drip else "no data for 0.15 s"
-    with pytest.raises(DataError, match=rf"/a: {reason} \(attempt 2\)"):
-        download([server("/a", stalling(server, b"", drip))], tmp_path / "a", timeout=TIMEOUT, attempts=2)
+    with pytest.raises(DataError, match=r"/a: .*timed out.*attempt 2"):
+        download([server("/a", stalling(server, b""))], tmp_path / "a", digests=[MD5], timeout=TIMEOUT, attempts=2)
     assert time.monotonic() - begin < 3
 
 
@@ -229,8 +212,8 @@ def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a"
-        with pytest.raises(DataError, match=r"no data for 0\.15 s"):
-            download([url], tmp_path / "a", timeout=TIMEOUT)
+        with pytest.raises(DataError, match="timed out"):
+            download([url], tmp_path / "a", digests=[MD5], timeout=TIMEOUT, attempts=1)
 
 
 @pytest.mark.parametrize(
@@ -239,19 +222,20 @@ def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (send(b"", 404), "HTTP 404 Not Found"),
         (send(b"", 503), "HTTP 503 Service Unavailable"),
         (send(b"", 204), "HTTP 204"),
-        (send(BODY, 206), "sent a part of another file"),
-        (send(b""), "announces 0 bytes, expected 10,240"),
-        (send(BODY[:-1]), "announces 10,239 bytes, expected 10,240"),
-        (send(BODY[:-1], length="none"), "what it sent has 10,239 bytes, expected 10,240"),
-        (send(BODY, length=10**12), "announces 1,000,000,000,000 bytes, expected 10,240"),
-        (send(BODY + b"x", length="none"), "sends more than 10,240 bytes"),
+        (send(BODY, 206), "part that was not asked for"),
+        (send(b""), "what it sent has md5"),
+        (send(BODY[:-1]), "what it sent has md5"),
+        (send(BODY[:-1], length="none"), "what it sent has md5"),
+        (send(BODY, length=10**12), "10240 bytes read"),
+        (send(BODY, length="many"), "."),
+        (send(BODY + b"x", length="none"), "what it sent has md5"),
         (send(b"x" * len(BODY)), "what it sent has md5:.*, expected md5:"),
-        (redirect("file:///etc/passwd"), "leads to file:///etc/passwd, which is not http"),
-        (redirect("ftp://127.0.0.1/a"), "which is not http"),
-        (redirect("/a"), "redirects more than 5 times"),
-        (redirect("http://[::1"), "Invalid IPv6|does not appear"),
+        (redirect("file:///etc/passwd"), "No connection adapters"),
+        (redirect("ftp://127.0.0.1/a"), "No connection adapters"),
+        (redirect("/a"), "redirects"),
+        (redirect("http://[::1"), "."),
         (redirect("http://127.0.0.1:99999/"), "."),
-        (lambda request: request.wfile.write(b"\xff\x00 nonsense\r\n\r\n"), "nonsense"),
+        (lambda request: request.wfile.write(b"\xff\x00 nonsense\r\n\r\n"), "."),
         (lambda request: None, "."),
     ],
 )
@@ -260,29 +244,28 @@ def test_a_bad_mirror_gives_its_reason_and_the_next_one_the_file(
 ) -> None:
     url = server("/a", reply)
     with pytest.raises(DataError, match=rf"cannot download a.zip: {url}: .*({reason})") as caught:
-        download([url], tmp_path / "a.zip", size=len(BODY), digests=[MD5])
+        download([url], tmp_path / "a.zip", digests=[MD5])
     assert f"put it at {tmp_path}/a.zip (expected: {MD5})" in str(caught.value)
     assert str(caught.value).isprintable()
     assert not (tmp_path / "a.zip").exists()
-    download([url, server("/b", ranged())], tmp_path / "a.zip", size=len(BODY), digests=[MD5])
+    download([url, server("/b", ranged())], tmp_path / "a.zip", digests=[MD5])
     assert left(tmp_path) == ["a.zip"]
 
 
-def test_the_limit_holds_where_no_size_is_known(server: Server, tmp_path: Path) -> None:
-    urls = [server("/a", send(BODY)), server("/b", send(BODY, length="none"))]
-    with pytest.raises(DataError, match=r"announces 10,240 bytes, allowed are 9,999; .*sends more than 9,999 bytes;"):
-        download(urls, tmp_path / "a", limit=9999)
-    assert left(tmp_path) == []
+def test_a_server_that_sends_without_end(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pc_ewa.data.published.download._LIMIT", 9999)
+    with pytest.raises(DataError, match=r"sends more than 9,999 bytes"):
+        download([server("/a", send(BODY, length="none"))], tmp_path / "a", digests=[MD5], attempts=1)
 
 
 def test_every_mirror_is_named_and_escape_codes_are_not_passed_on(server: Server, tmp_path: Path) -> None:
     urls = [server("/a", send(b"", 404)), server("/b", redirect("http\x1b[31m://x")), "file:///etc/passwd"]
     with pytest.raises(DataError) as caught:
-        download(urls, tmp_path / "a")
+        download(urls, tmp_path / "a", digests=[MD5])
     assert all(url in str(caught.value) for url in urls)
     assert str(caught.value).isprintable()
     with pytest.raises(DataError, match=r"no mirror is known; .* put it at"):
-        download([], tmp_path / "a")
+        download([], tmp_path / "a", digests=[MD5])
 
 
 def test_redirects_are_followed_and_keep_the_range(server: Server, tmp_path: Path) -> None:
@@ -303,25 +286,18 @@ def test_a_wrong_checksum_leaves_nothing_to_continue(server: Server, tmp_path: P
 def test_a_folder_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DataError, match=r"cannot write .*/file/a: .*choose a folder"):
-        download([server("/a", ranged())], tmp_path / "file" / "a")
+        download([server("/a", ranged())], tmp_path / "file" / "a", digests=[MD5])
     (tmp_path / "a.part").mkdir()
     with pytest.raises(DataError, match=r"cannot write .*/a: .*choose a folder"):
-        download([server("/a", ranged())], tmp_path / "a")
+        download([server("/a", ranged())], tmp_path / "a", digests=[MD5])
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    note=st.binary(max_size=60)
-    | st.dictionaries(
-        st.sampled_from(["url", "version", "total"]), st.none() | st.integers() | st.text() | st.just([])
-    ).map(lambda note: json.dumps(note).encode()),
-    part=st.binary(),
-)
-def test_whatever_is_left_from_before(server: Server, tmp_path: Path, note: bytes, part: bytes) -> None:
+@given(part=st.binary(max_size=20_000))
+def test_whatever_is_left_from_before(server: Server, tmp_path: Path, part: bytes) -> None:
     for path in tmp_path.iterdir():
         path.unlink()
     (tmp_path / "a.part").write_bytes(part)
-    (tmp_path / "a.part.json").write_bytes(note)
     download([server("/a", ranged())], tmp_path / "a", digests=[MD5])
     assert left(tmp_path) == ["a"]
 

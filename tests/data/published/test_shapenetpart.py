@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import EDITS, Edits, attempt, edited, folder_instead
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -182,21 +183,13 @@ def write(name: str, content: str | bytes) -> Callable[[Path], None]:
     return change
 
 
-def folder_instead(name: str) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        (folder / name).unlink()
-        (folder / name).mkdir()
-
-    return change
-
-
 LIST = "train_test_split/shuffled_train_file_list.json"
 TABLE = "synsetoffset2category.txt"
 BAG = "shape_data/02773838/"
 
 SET_DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("no list", lambda f: (f / LIST).unlink(), "shuffled_train_file_list.json is missing"),
-    ("list is a folder", folder_instead(LIST), "shuffled_train_file_list.json is missing, or no file"),
+    ("list is a folder", lambda f: folder_instead(f / LIST), "shuffled_train_file_list.json is missing, or no file"),
     ("no table", lambda f: (f / TABLE).unlink(), "synsetoffset2category.txt is missing"),
     ("no shapes", lambda f: (f / "02773838").rename(f / "x"), "cannot list the folder .*02773838"),
     ("empty list", write(LIST, ""), "list.json is no JSON"),
@@ -299,39 +292,11 @@ def test_nothing_there(tmp_path: Path) -> None:
         shapenetpart.load("train", tmp_path)
 
 
-CHANGES = st.lists(
-    st.tuples(st.sampled_from(["flip", "insert", "delete", "cut"]), st.floats(0, 1), st.integers(1, 255)),
-    min_size=1,
-    max_size=4,
-)
-
-
-def corrupted(content: bytes, changes: list[tuple[str, float, int]]) -> bytes:
-    data = bytearray(content)
-    for kind, where, value in changes:
-        at = int(where * len(data))
-        if kind == "flip" and at < len(data):
-            data[at] ^= value
-        elif kind == "insert":
-            data[at:at] = bytes([value])
-        else:
-            del data[at : at + 1 if kind == "delete" else None]
-    return bytes(data)
-
-
-def attempt(call: Callable[[], object]) -> object:
-    """Return what the call returns, or the DataError it raises; other exceptions pass."""
-    try:
-        return call()
-    except DataError as error:
-        return error
-
-
 @FUZZ
-@given(CHANGES)
-def test_corrupted_shapes(folder: Path, changes: list[tuple[str, float, int]]) -> None:
+@given(EDITS)
+def test_corrupted_shapes(folder: Path, changes: Edits) -> None:
     content = file_of(folder).read_bytes()
-    file_of(folder).write_bytes(corrupted(content, changes))
+    file_of(folder).write_bytes(edited(content, changes))
     result = attempt(lambda: shapenetpart.load("train", folder.parent, stored_points=8))
     file_of(folder).write_bytes(content)
     if isinstance(result, Clouds):
@@ -343,10 +308,10 @@ def test_corrupted_shapes(folder: Path, changes: list[tuple[str, float, int]]) -
 
 
 @FUZZ
-@given(CHANGES, st.sampled_from([LIST, TABLE]))
-def test_corrupted_lists(folder: Path, changes: list[tuple[str, float, int]], name: str) -> None:
+@given(EDITS, st.sampled_from([LIST, TABLE]))
+def test_corrupted_lists(folder: Path, changes: Edits, name: str) -> None:
     content = (folder / name).read_bytes()
-    (folder / name).write_bytes(corrupted(content, changes))
+    (folder / name).write_bytes(edited(content, changes))
     result = attempt(lambda: shapenetpart.source(folder))
     (folder / name).write_bytes(content)
     if isinstance(result, Source):
