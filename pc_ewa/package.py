@@ -15,6 +15,7 @@ from pc_ewa.errors import Error
 # What can be imported, and the extra that brings it, as pyproject.toml has them.
 OPTIONAL = {
     "h5py": "data",
+    "requests": "data",
     "tqdm": "data",
     "yaml": "data",
     "sklearn": "train",

@@ -82,7 +82,8 @@ def test_extras_bring_what_is_imported_and_nothing_else() -> None:
                 names = [node.module]
             (rivals if path.parent.name == "benchmark" else imported).update(name.partition(".")[0] for name in names)
     known = {*package.CORE, *package.OPTIONAL}
-    comes_along = {"pydantic_core", "triton", "pointnet2_ops"}  # with pydantic, with torch, and by hand
+    # With pydantic, requests, torch, and by hand.
+    comes_along = {"pydantic_core", "urllib3", "triton", "pointnet2_ops"}
     assert imported - set(sys.stdlib_module_names) - {"pc_ewa"} <= known | comes_along
     assert known <= imported | rivals
 

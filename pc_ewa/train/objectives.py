@@ -22,9 +22,13 @@ from pc_ewa.validation import choose
 
 
 def with_balance(output: LossOutput, model: nn.Module) -> LossOutput:
-    """Add the load-balance loss of the gates in the latest forward pass, and its term `balance_loss`."""
+    """Add the load-balance loss of the gates in the latest forward pass.
+
+    The terms keep the objective's own `loss` apart from the `balance_loss`, so that runs with and without gates compare.
+    """
     balance = balance_loss(model)
-    return output._replace(loss=output.loss + balance, terms=output.terms | {"balance_loss": balance.detach()})
+    terms = output.terms | {"loss": output.loss.detach(), "balance_loss": balance.detach()}
+    return output._replace(loss=output.loss + balance, terms=terms)
 
 
 class Objective(ABC):
