@@ -24,7 +24,7 @@ from pc_ewa.validation import choose
 def with_balance(output: LossOutput, model: nn.Module) -> LossOutput:
     """Add the load-balance loss of the gates in the latest forward pass.
 
-    The terms keep the objective's own `loss` apart from the `balance_loss`, so that runs with and without gates compare.
+    The terms keep the objective's own `loss` apart from `balance_loss`, so that it compares with runs without gates.
     """
     balance = balance_loss(model)
     terms = output.terms | {"loss": output.loss.detach(), "balance_loss": balance.detach()}

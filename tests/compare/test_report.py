@@ -20,7 +20,8 @@ from pc_ewa.compare.results import collect, read_results, without_paths
 from pc_ewa.compare.run import report
 from pc_ewa.compare.sweep import final_runs
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval.metric import METRICS, Metric
+from pc_ewa.eval.metric import Metric
+from pc_ewa.train.objectives import OBJECTIVES, Classify
 
 Make = Callable[..., Plan]
 COST = {"params_training": 1200, "params_inference": 1000, "flops": 2.5e6, "step_seconds": 0.02, "step_ratio": 1.1}
@@ -177,7 +178,10 @@ def test_results_of_an_earlier_version_are_read_by_todays_keys(tmp_path: Path) -
 
 
 def test_a_new_metric_is_shown_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METRICS, "emd", Metric("emd", "mover's distance", higher_is_better=False, percent=False))
+    class Move(Classify):
+        main_metric = Metric("emd", "mover's distance", higher_is_better=False, percent=False)
+
+    monkeypatch.setitem(OBJECTIVES, "move", Move)
     results = {**MINIMAL, "main_metric": "emd", "higher_is_better": False, "standard_error": 0.0125, "test_samples": 7}
     text = as_markdown(results)
     assert text.startswith("| mover's distance ")

@@ -55,8 +55,13 @@ def test_a_split_without_shapes_is_told_from_a_missing_file(own: Path, tmp_path:
 
 
 def test_bundled_file_not_found_names_the_root(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"sweethome3d_1024\.h5 does not exist; .*data\.root"):
+    (tmp_path / "sweethome3d").mkdir()
+    with pytest.raises(DataError, match=f"{tmp_path}/sweethome3d/.*does not exist; "):
         load_dataset("sweethome3d", "train", root=tmp_path)
+
+
+def test_bundled_file_is_found_without_a_root(tmp_path: Path) -> None:
+    assert len(load_dataset("sweethome3d", "test", root=tmp_path)) == 154
 
 
 @pytest.mark.parametrize(

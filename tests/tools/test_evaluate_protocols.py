@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-import pc_ewa.eval
+from pc_ewa.eval import EvalSettings
 from pc_ewa.models.checkpoints.read import read_content
+from pc_ewa.train import restore
 
 Tool = Callable[..., Any]
 Finished = Callable[[str], dict[str, Any]]
@@ -155,7 +156,7 @@ def test_votes_are_labelled_and_a_single_one_is_plain(tool: Tool, checkpoint: An
 
 def test_votes_are_for_classifiers(tool: Tool, checkpoint: Any, kinds: dict[str, Path], tmp_path: Path) -> None:
     for kind, name in (("segment", "point_mae_segmenter"), ("pretrain", "point_mae")):
-        assert_refused(tool("evaluate", checkpoint(kind), "--votes=3"), f"--votes 3 with {name}; only classifiers vote")
+        assert_refused(tool("evaluate", checkpoint(kind), "--votes=3"), f"votes=3 with {name}; only classifiers vote")
     path = checkpoint("classify")
     assert_refused(
         tool("evaluate", path, "--votes=3", "--protocol=svm"), "--votes is for --protocol score, not for svm"
@@ -240,10 +241,13 @@ def test_every_protocol_computes_in_the_precision_of_the_experiment(
 ) -> None:
     asked = []
     for name in ("evaluate_voted", "evaluate_linear_svm"):
-        original = getattr(pc_ewa.eval, name)
-        monkeypatch.setattr(
-            pc_ewa.eval, name, lambda *a, _own=original, **k: asked.append(k["precision"]) or _own(*a, **k)
-        )
+        original = getattr(restore, name)
+
+        def noted(*arguments: Any, _own: Any = original, **options: Any) -> Any:
+            asked.extend(each.precision for each in arguments if isinstance(each, EvalSettings))
+            return _own(*arguments, **options)
+
+        monkeypatch.setattr(restore, name, noted)
     for options in (["--votes=2"], ["--protocol=svm"]):
         evaluate(tool, checkpoint("classify"), *options, "train.precision=bf16")
     assert asked == ["bf16", "bf16"]

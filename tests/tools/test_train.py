@@ -41,7 +41,7 @@ def test_it_trains_reports_and_is_finished(tool: Tool, kinds: dict[str, Path], t
     arguments = ("pretrain", kinds["pretrain"], f"output={tmp_path}/run", "train.steps=1")
     code, out, err = tool(*arguments)
     assert (code, err) == (0, "")
-    for part in ("test loss, last step", "with experts", "linear SVM on the features, test shapes: ", "next:\n"):
+    for part in ("test loss, last step", "with experts", "linear SVM on the features, test samples: ", "next:\n"):
         assert part in out
     code, again, err = tool(*arguments)
     assert (code, err) == (0, "")

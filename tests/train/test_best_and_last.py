@@ -54,7 +54,7 @@ def test_without_a_validation_part_the_last_step_counts(
     log = (tmp_path / "run" / "log.txt").read_text()
     assert "data: 24 train, no validation, 12 test samples, 3 classes" in log
     assert "step 3/4 (epoch 1): no validation part, " in log
-    assert "no validation part (data.val_fraction=0): the last step counts" in log
+    assert "no validation split (data.val_fraction=0): the last step counts" in log
     assert "best by validation" not in log
     assert not any("val" in key for line in metrics(tmp_path / "run") for key in line)
     code, _, err = tool("evaluate", folder / "merged_last.pt", "--split", "val")

@@ -115,7 +115,7 @@ def test_the_log_tells_what_the_terminal_told(
         "test accuracy, best by validation (step ",
         "3 samples cut from train",
         f"run folder: {tmp_path}/run",
-        "pc-ewa evaluate ",
+        " evaluate ",
         "standard error",
     ):
         assert part in printed.out
