@@ -42,7 +42,7 @@ class _OpenSection(_Section):
 
 
 class Data(_OpenSection):
-    """Which clouds; any other key goes to the dataset's loader (`path` of "hdf5", ...)."""
+    """The dataset; any other key goes to the dataset's loader (`path` of "hdf5", ...)."""
 
     name: str
     root: str = "datasets"
@@ -53,7 +53,7 @@ class Data(_OpenSection):
 
 
 class Model(_OpenSection):
-    """Which network; any other key is an argument of it (`dim`, `depth`, ...)."""
+    """The network; any other key is an argument of it (`dim`, `depth`, ...)."""
 
     name: str
 

@@ -136,7 +136,7 @@ def fewshot(options: argparse.Namespace) -> tuple[str, FewShot, Path]:
     settings = tuple(dict.fromkeys(map(parse_setting, options.setting or []))) or SETTINGS
     start = None if options.checkpoint == "random" else options.checkpoint
     if start and not Path(start).is_file():
-        raise CheckpointError(f"{start} is no file; check the path of the checkpoint")
+        raise CheckpointError(f"{start} is not a file; check the path of the checkpoint")
     result, output = run_fewshot(options.config, options.overrides, start, settings, options.folds)
     return f"\nfew-shot from {start or 'scratch'}", result, Path(options.json or f"{output}/fewshot.json")
 

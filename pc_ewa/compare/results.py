@@ -19,15 +19,10 @@ from pc_ewa.compare.sweep import validation_scores, why_left_out
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval.metric import Metric
 from pc_ewa.train.objectives import metric_of
-from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.run_folder import RENAMED_KEYS, RunFolder
 
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
 _NEEDED = ("title", "main_metric", "higher_is_better", "baseline", "variants")
-_RENAMED = {
-    "headline": "main_metric",
-    "test_shapes": "test_samples",
-    "val_shapes": "val_samples",
-}  # of earlier versions
 _MAY_DIFFER = ("seed", "output", "wandb")  # between the runs of one setting
 _ABSOLUTE = re.compile(r"(?<![\w.\-/])/(?:[^\s/:,;'\"\[\]]+/)+")
 
@@ -136,7 +131,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     again = "write it again with pc-ewa compare ... --save"
     try:
-        content = {_RENAMED.get(key, key): value for key, value in json.loads(path.read_text("utf-8")).items()}
+        content = {RENAMED_KEYS.get(key, key): value for key, value in json.loads(path.read_text("utf-8")).items()}
         variants = content.get("variants", {}).items()
         missing = [key for key in _NEEDED if key not in content]
         missing += [f"variants.{name}.{key}" for name, v in variants for key in ("title", "scores") if key not in v]

@@ -47,7 +47,7 @@ def walk(
         elif known and entry.kind == "file":
             yield f"{name}/{entry.name}", entry.path
         elif known:
-            raise DataError(f"{entry.path} is no file, whatever its name says; remove or rename it")
+            raise DataError(f"{entry.path} is not a file, whatever its name says; remove or rename it")
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -144,7 +144,7 @@ def _random(name: str, *more: int) -> np.random.RandomState:
 def _find(folder: Path) -> dict[str, Found]:
     """Every file with a known extension in a folder of a class, by its path from `folder`, sorted."""
     if not os.path.isdir(folder):
-        raise DataError(f"{folder} is no folder; check the option path")
+        raise DataError(f"{folder} is not a folder; check the option path")
     tops = {entry.name: entry.path for entry in entries(folder) if entry.kind == "folder"}
     paths = {name: path for top, place in tops.items() for name, path in walk(place, top, EXTENSIONS)}
     if not paths:
@@ -207,7 +207,7 @@ def _listed(folder: Path, found: Mapping[str, Found], lists: Mapping[Path, str])
     for path, split in lists.items():
         try:
             if not os.path.isfile(path):  # opening a pipe would wait for ever
-                raise OSError("it is no file")
+                raise OSError("it is not a file")
             lines = path.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"cannot read {path}: {error}; it lists one path a line, in UTF-8") from error

@@ -25,7 +25,7 @@ class ClassCount(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """How many samples of one class were taken for another."""
+    """Number of samples of one class that were taken for another."""
 
     true: str
     predicted: str

@@ -12,7 +12,7 @@ SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # way, shot: those that every
 
 @dataclass(frozen=True)
 class Fold:
-    """What one training on one fold reached on its test samples.
+    """The result of one training on one fold, on its test samples.
 
     Attributes:
         way: number of classes.

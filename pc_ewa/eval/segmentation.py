@@ -16,7 +16,7 @@ from pc_ewa.eval.settings import EvalSettings
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What was measured on each shape, and what follows from it.
+    """The IoU of each cloud, and what follows from it.
 
     Attributes:
         ious: (S,) float64, the mean IoU of each shape over the parts of its category.

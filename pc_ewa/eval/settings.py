@@ -13,7 +13,7 @@ from pc_ewa.data.transforms import eval_index, normalize_unit_sphere, random_ind
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How clouds are presented to a model in evaluation.
+    """The presentation of clouds to a model in evaluation.
 
     Attributes:
         num_points: points of each cloud that the model sees.

@@ -24,7 +24,7 @@ _LEFT_OUT, _ALWAYS_TRAINS = -2, -1  # instead of a fold
 
 @dataclass(frozen=True)
 class LinearSVMResult:
-    """What an SVM reached, and how it was made.
+    """The result of an SVM, and its settings.
 
     Attributes:
         accuracy: on the test samples.
@@ -57,7 +57,7 @@ class LinearSVMResult:
         return f"{self.accuracy.describe()} by a linear SVM on {self.feature_dim} features, C {self.c:g}"
 
     def table(self) -> str:
-        """How the SVM was made, and the table of its accuracy."""
+        """The settings of the SVM, and the table of its accuracy."""
         lines = [
             f"linear SVM (one against one) on {self.feature_dim} standardised features" + self._named(),
             f"C {self.c:g}, {self.chosen}",

@@ -1,6 +1,5 @@
 """Voting: the mean of the logits over several random draws of each cloud."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +9,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.eval.accuracy import Accuracy, evaluate_classifier
 from pc_ewa.eval.batches import EvalBatch
 from pc_ewa.eval.settings import EvalSettings
+from pc_ewa.streams import stream
 
 
 def evaluate_voted(
@@ -57,15 +57,10 @@ def evaluate_voted(
         points = normalize_unit_sphere(batch.stored) if settings.normalize else batch.stored
         logits = []
         for vote in range(votes):
-            generator = torch.Generator(points.device).manual_seed(_stream(seed, vote, batch.number))
+            generator = torch.Generator(points.device).manual_seed(stream(seed, vote, batch.number))
             drawn = subsample_train(points, settings.num_points, generator)
             logits.append(model(scale_and_translate(drawn, generator, scale, shift)).float())
         return torch.stack(logits).mean(0)
 
     accuracy = evaluate_classifier(model, clouds, settings, device=device, title=title, predict=predict)
     return Accuracy(accuracy.confusion, accuracy.class_names, votes)
-
-
-def _stream(*numbers: int) -> int:
-    """Seed of a random stream: unrelated for any other numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

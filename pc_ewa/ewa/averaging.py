@@ -20,7 +20,7 @@ Schedule = Literal["constant", "linear", "cosine"]
 
 
 class LayerStatistics(NamedTuple):
-    """How far apart the experts of one mixture are, over all their weights taken as vectors W_i with mean W̄.
+    """Distance of the experts of one mixture, over all their weights taken as vectors W_i with mean W̄.
 
     `spread` is the mean of ‖W_i - W̄‖ / ‖W̄‖; `cosine` the mean cosine of two different experts; `share_rate` the
     rate β of the latest averaging.

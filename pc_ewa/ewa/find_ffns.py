@@ -185,7 +185,7 @@ def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
 
 
 def _returns(first: nn.Linear, second: nn.Linear) -> bool:
-    """Whether the two map C -> H -> C."""
+    """Return True if the two map C -> H -> C."""
     return first.in_features == second.out_features and first.out_features == second.in_features
 
 

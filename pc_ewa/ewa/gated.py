@@ -86,7 +86,7 @@ class GatedFFN(Mixture):
         return (probabilities.gather(1, chosen[:, None]).to(output.dtype) * output).reshape(x.shape)
 
     def _probabilities(self, tokens: Tensor) -> Tensor:
-        """How probable each expert is for each token, (T, N)."""
+        """Compute the probability of each expert for each token, (T, N)."""
         with torch.autocast(tokens.device.type, enabled=False):
             dtype = torch.promote_types(self.gate.weight.dtype, torch.float32)
             return F.linear(tokens.to(dtype), self.gate.weight.to(dtype)).softmax(dim=1)
@@ -131,12 +131,12 @@ class GatedFFN(Mixture):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle gets: all but the balance loss, whose graph can be neither copied nor pickled."""
+        """Return the state of a copy or a pickle: without the balance loss, whose graph cannot be copied."""
         return {**self.__dict__, "balance": None}
 
 
 def has_gate(model: nn.Module) -> bool:
-    """Whether the model has gated mixtures."""
+    """Return True if the model has gated mixtures."""
     return any(isinstance(module, GatedFFN) for module in model.modules())
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Partition(NamedTuple):
-    """Which expert gets which token.
+    """The route of each token to an expert.
 
     With B rows of T tokens dealt to N experts, S = ceil(T / N) slots per expert and row:
     `tokens` (B, N, S) is the token in each slot, T where the slot stays empty;

@@ -76,7 +76,7 @@ def library(scalar: Scalar) -> ctypes.CDLL:
 
 
 def is_private(path: Path) -> bool:
-    """Whether a file or folder is ours or root's, is not a link, and nobody else can write it: it runs in our name."""
+    """Return True if a file or folder is ours or root's, is not a link and only its owner can write it."""
     about = path.lstat()
     ours = about.st_uid in (0, os.geteuid())
     return ours and not stat.S_ISLNK(about.st_mode) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

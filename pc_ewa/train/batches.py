@@ -3,21 +3,16 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pc_ewa import ops
 from pc_ewa.config import Augment, Data, Experiment
 from pc_ewa.data import Clouds, UpAxis, transforms
+from pc_ewa.streams import stream
 
-# What a random stream is for; each has its own numbers, whatever the others draw.
+# The purposes of random streams: the second number of each, after the seed. None depends on what the others draw.
 INIT, ORDER, AUGMENT, MODEL, ROUTED, STATISTICS = range(6)
-
-
-def stream(seed: int, purpose: int, *numbers: int) -> int:
-    """Seed of a random stream: the same for the same numbers, unrelated for any others."""
-    return int(np.random.SeedSequence([seed, purpose, *numbers]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Batch(NamedTuple):
@@ -60,14 +55,14 @@ class Batches:
         return Batch(augment(points, self.experiment.augment, self.clouds.up_axis, generator), labels, parts)
 
     def seed_model(self, step: int, slot: int) -> None:
-        """Seed what the model draws on this part: dropout, drop path, the deal of tokens to experts."""
+        """Seed the draws of the model on this part: dropout, drop path, the routes of tokens to experts."""
         torch.manual_seed(stream(self.experiment.seed, MODEL, step, slot))
 
 
 def sample_points(
     points: Tensor, data: Data, generator: torch.Generator, shared_draw: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Scale each cloud and cut it to the points it trains with; also returns which these are, None for all in order.
+    """Normalise each cloud and sample `num_points` from it; also returns their indices, None if no point was dropped.
 
     `shared_draw`: see `transforms.train_index`.
     """

@@ -28,7 +28,7 @@ LOG_EVERY = 10  # optimizer steps
 
 @dataclass
 class Progress:
-    """How far a run is: optimizer steps done, seconds spent on them, and the validations so far, if there are any."""
+    """The progress of a run: optimizer steps done, seconds spent on them, and the validations so far."""
 
     step: int = 0
     seconds: float = 0.0
@@ -170,7 +170,7 @@ def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) 
     best = progress.best_val is None or sign * value > sign * progress.best_val
     if best:
         progress.best_val, progress.best_step = value, progress.step
-    tracker.metrics(progress.step, {f"val_{name}": figure for name, figure in score.metrics().items()})
+    tracker.metrics(progress.step, {f"val_{name}": value for name, value in score.metrics().items()})
     marked = " *" if best else ""
     tracker.line(f"{_where(setup, progress)}: validation {score.describe()}{marked}, {progress.seconds:.0f} s")
     return best
@@ -180,7 +180,7 @@ def _probe(probe: SVMProbe, model: nn.Module, world: World, progress: Progress, 
     """Fit the linear SVM on the features as they are now; the main process does it for all."""
     if world.is_main:
         score = probe.measure(model, "val")
-        tracker.metrics(progress.step, {f"svm_val_{name}": figure for name, figure in score.metrics().items()})
+        tracker.metrics(progress.step, {f"svm_val_{name}": value for name, value in score.metrics().items()})
         tracker.line(f"  linear SVM on {probe.data.name}, validation part: {score.describe()}")
 
 

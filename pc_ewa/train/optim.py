@@ -26,7 +26,7 @@ def create_optimizer(model: nn.Module, train: Train, decay_cls_pos: bool = False
 
 
 def is_decayed(name: str, parameter: nn.Parameter, decay_cls_pos: bool = False) -> bool:
-    """Whether weight decay applies to the parameter of this name."""
+    """Return True if weight decay applies to the parameter of this name."""
     leaf = name.rpartition(".")[2]
     return parameter.dim() > 1 and leaf != "bias" and "token" not in leaf and (leaf != "cls_pos" or decay_cls_pos)
 

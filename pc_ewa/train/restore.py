@@ -18,7 +18,8 @@ from pc_ewa.models import create_model
 from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
 from pc_ewa.models.checkpoints.read import read_content
 from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
-from pc_ewa.train.batches import INIT, ROUTED, stream
+from pc_ewa.streams import stream
+from pc_ewa.train.batches import INIT, ROUTED
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.objectives import Classify, Pretrain, create_objective
 from pc_ewa.train.setup import put_experts

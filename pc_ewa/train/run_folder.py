@@ -18,8 +18,8 @@ from pc_ewa.models.checkpoints.write import save_atomically
 
 # Keys of a config that may change when a run resumes: they do not touch what is computed.
 _FREE = ("wandb",)
-# Keys of summary.json that earlier versions wrote under other names.
-_RENAMED = {"headline": "main_metric", "val_shapes": "val_samples", "test_shapes": "test_samples"}
+# Keys of summaries and results that earlier versions wrote under other names.
+RENAMED_KEYS = {"headline": "main_metric", "val_shapes": "val_samples", "test_shapes": "test_samples"}
 
 
 class RunFolder:
@@ -74,7 +74,7 @@ class RunFolder:
 
     @property
     def is_begun(self) -> bool:
-        """Whether a run has begun here."""
+        """True once a run has begun here."""
         return self._config.is_file()
 
     def config(self) -> dict[str, Any]:
@@ -130,7 +130,7 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """True once the run has come to its end."""
         return self._summary.is_file()
 
     @property
@@ -148,7 +148,7 @@ class RunFolder:
             return None
         content = _parsed(self._summary.read_text(encoding="utf-8", errors="replace"))
         if isinstance(content, dict):
-            content = {_RENAMED.get(key, key): value for key, value in content.items()}
+            content = {RENAMED_KEYS.get(key, key): value for key, value in content.items()}
         if not isinstance(content, dict) or not isinstance(content.get("main_metric"), str):
             raise CheckpointError(f"{self._summary} is damaged; delete it, and the same command makes it again")
         return content

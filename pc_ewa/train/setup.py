@@ -13,7 +13,8 @@ from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS, create_model, load_pretrained
-from pc_ewa.train.batches import INIT, Batches, stream
+from pc_ewa.streams import stream
+from pc_ewa.train.batches import INIT, Batches
 from pc_ewa.train.distributed import World
 from pc_ewa.train.objectives import Objective, create_objective
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate

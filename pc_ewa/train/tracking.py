@@ -106,8 +106,8 @@ class Meter:
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         """Add the metrics of a step."""
-        for name, figure in metrics.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(figure)) + figure
+        for name, value in metrics.items():
+            self._sums[name] = self._sums.get(name, torch.zeros_like(value)) + value
         self._count += 1
 
     def means(self, batch_size: int) -> dict[str, float]:

@@ -11,7 +11,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.train.batches import STATISTICS, Batches, stream
+from pc_ewa.streams import stream
+from pc_ewa.train.batches import STATISTICS, Batches
 from pc_ewa.train.distributed import World, sync_batchnorm_statistics
 from pc_ewa.train.objectives import Objective
 
@@ -63,7 +64,7 @@ class WeightAverage:
 
     @property
     def count(self) -> int:
-        """How many models the average is made of; 0 before it begins."""
+        """Number of models in the average; 0 before it begins."""
         return int(self.average.n_averaged)
 
     def learning_rate(self, schedule: Callable[[int], float]) -> Callable[[int], float]:
@@ -82,7 +83,7 @@ class WeightAverage:
                         buffer.copy_(live.get_buffer(name))
 
     def measured(self, step: int) -> nn.Module:
-        """The model that counts after `step` optimizer steps, with its statistics; the live one before averaging."""
+        """Return the averaged model, with its BatchNorm statistics, or the live model if averaging has not started."""
         if not self.count:
             return self.live
         if self.settings.kind == "ema":
@@ -93,7 +94,7 @@ class WeightAverage:
         return self.average.module
 
     def state(self, step: int) -> dict[str, Any]:
-        """What a checkpoint keeps: the averaged weights under `averaged`; nothing before averaging."""
+        """Return what a checkpoint keeps: the averaged weights under `averaged`; nothing before averaging."""
         if not self.count:
             return {}
         return {"averaged": self.measured(step).state_dict(), "averaged_models": self.count}

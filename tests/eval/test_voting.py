@@ -9,9 +9,10 @@ from pc_ewa import ops
 from pc_ewa.data import Clouds
 from pc_ewa.data.transforms import normalize_unit_sphere
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval import EvalSettings, voting
+from pc_ewa.eval import EvalSettings
 from pc_ewa.eval.accuracy import Accuracy, evaluate_classifier
 from pc_ewa.eval.voting import evaluate_voted
+from pc_ewa.streams import stream
 
 
 class Recorder(nn.Module):
@@ -137,7 +138,7 @@ def test_processes_share_the_batches_and_change_nothing(
 
 
 def test_streams_of_votes_and_batches_differ() -> None:
-    seeds = {voting._stream(seed, vote, batch) for seed in range(3) for vote in range(3) for batch in range(3)}
+    seeds = {stream(seed, vote, batch) for seed in range(3) for vote in range(3) for batch in range(3)}
     assert len(seeds) == 27
 
 

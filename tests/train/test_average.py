@@ -15,8 +15,9 @@ import pc_ewa
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.models.checkpoints.read import read_checkpoint
+from pc_ewa.streams import stream
 from pc_ewa.train import run
-from pc_ewa.train.batches import STATISTICS, Batches, stream
+from pc_ewa.train.batches import STATISTICS, Batches
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.setup import Setup, build

@@ -10,7 +10,8 @@ from torch import Tensor
 from pc_ewa import ops
 from pc_ewa.config import Augment, Experiment
 from pc_ewa.data import Clouds, load_dataset, transforms
-from pc_ewa.train.batches import AUGMENT, INIT, MODEL, Batches, augment, sample_points, stream
+from pc_ewa.streams import stream
+from pc_ewa.train.batches import AUGMENT, INIT, MODEL, Batches, augment, sample_points
 
 CPU = torch.device("cpu")
 MakeExperiment = Callable[..., Experiment]

@@ -20,7 +20,7 @@ def open_source(name: str, folder: Path, formats: Sequence[Format]) -> Source:
         DataError: none is there, or one is there but damaged.
     """
     if not os.path.isdir(folder):
-        raise DataError(f"{folder} is no folder; {_remedy(name)}")
+        raise DataError(f"{folder} is not a folder; {_remedy(name)}")
     for form in formats:
         source = form(folder)
         if source is not None:
