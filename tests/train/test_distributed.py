@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from two_processes import Done, train_in_two
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
@@ -31,16 +32,21 @@ def test_two_processes_equal_one_that_accumulates(
 
     The running statistics of the batch norms are not: one process sees the parts in turn, two see one part each.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     overrides = ["ewa.schedule=constant", "train.label_smoothing=0.1", "average.kind=swa", "average.start=0"]
     overrides.append(f"ewa.gate={gate}")
-    command = [*torchrun, "tools/finetune.py", str(toy_config), f"output={tmp_path}/two", *overrides]
-    done = subprocess.run(
-        command, cwd=repository, env=one_thread_environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("validation accuracy:") == 1  # one of them prints
-    assert "on 2 x cpu" in done.stdout
+    arguments = [str(toy_config), f"output={tmp_path}/two", *overrides]
+    if gate == "null":
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        command = [*torchrun, "-m", "pc_ewa", "train", *arguments]
+        ran = subprocess.run(
+            command, cwd=repository, env=one_thread_environment, capture_output=True, text=True, check=False
+        )
+        done = Done(ran.returncode, ran.stdout, ran.stderr)
+    else:
+        done = train_in_two(*arguments)
+    assert done.code == 0, done.err
+    assert done.out.count("validation accuracy:") == 1  # one of them prints
+    assert "on 2 x cpu" in done.out
     run(experiment(f"output={tmp_path}/one", "train.accumulate=2", *overrides))
     contents = [torch.load(tmp_path / n / "checkpoints" / "last.pt", weights_only=True) for n in ("one", "two")]
     one, two = (content["model"] for content in contents)

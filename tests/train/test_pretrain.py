@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 from run_folder import Measured, metrics, stop_after_saving
 from torch import Tensor
+from two_processes import train_in_two
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, Error
@@ -301,26 +300,17 @@ def test_the_schedule_of_the_dvae_follows_the_steps_that_are_done(
 
 
 def test_two_processes_equal_one_that_accumulates(
-    repository: Path,
-    tiny: MakeExperiment,
-    tiny_configs: dict[str, Path],
-    tokenizer: Path,
-    tmp_path: Path,
-    one_thread_environment: dict[str, str],
+    tiny: MakeExperiment, tiny_configs: dict[str, Path], tokenizer: Path, tmp_path: Path
 ) -> None:
     """Weights, momentum encoder and queue, to the last bit; keys are in the order of the ranks, as parts of a batch.
 
     The running statistics of the trained batch norms differ: one process sees both halves in turn, two see one each.
     In training they are not used, so that nothing else follows from that; those of the tokenizer stay as they are.
     """
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     overrides = [f"tokenizer={tokenizer}", "train.steps=3", "ewa.num_experts=2", "model.moco_loss=true"]
-    command = [*torchrun, "tools/pretrain.py", str(tiny_configs["point_bert"]), f"output={tmp_path}/two", *overrides]
-    done = subprocess.run(
-        command, cwd=repository, env=one_thread_environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("step 3/3 (epoch 1.5): validation ") == 1  # one of them prints
+    done = train_in_two(tiny_configs["point_bert"], f"output={tmp_path}/two", *overrides)
+    assert done.code == 0, done.err
+    assert done.out.count("step 3/3 (epoch 1.5): validation ") == 1  # one of them prints
     summary = run(tiny("point_bert", f"output={tmp_path}/one", "train.accumulate=2", *overrides))
     assert summary is not None
     one, two = (read_checkpoint(tmp_path / name / "checkpoints" / "last.pt")["model"] for name in ("one", "two"))
