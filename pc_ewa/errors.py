@@ -1,4 +1,4 @@
-"""What tools print as one line and end with exit code 2; every other exception keeps its traceback."""
+"""Errors that commands print as one line, with exit code 2; every other exception keeps its traceback."""
 
 import functools
 import os

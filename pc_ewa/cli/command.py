@@ -1,4 +1,4 @@
-"""What the commands share: a parser whose mistakes are one line, and the handling of errors."""
+"""The base of all commands: a parser whose mistakes are one line, and the handling of errors."""
 
 from __future__ import annotations  # as in package.py
 

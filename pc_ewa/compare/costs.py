@@ -16,9 +16,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.compare.results import hardware
 from pc_ewa.config import Experiment
-from pc_ewa.ewa import has_gate, merge_experts
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step
+from pc_ewa.train.restore import at_inference
 from pc_ewa.train.setup import Setup, build
 
 CLOUDS = 8  # in a batch at inference
@@ -76,7 +76,7 @@ def _measure(experiments: Mapping[str, Experiment], baseline: str, world: World)
     passes: dict[str, Timed] = {}
     for variant, experiment in experiments.items():
         setup = build(experiment, world)._replace(learning_rate=lambda step: 0.0)
-        model, inputs = inference_model(setup), _inputs(setup, experiment)
+        model, inputs = at_inference(copy.deepcopy(setup.model).eval()), _inputs(setup, experiment)
         costs[variant] = {
             "params_training": sum(parameter.numel() for parameter in setup.model.parameters()),
             "params_inference": sum(parameter.numel() for parameter in model.parameters()),
@@ -112,12 +112,6 @@ def take_turns(sides: Mapping[str, Timed]) -> dict[str, list[float]]:
         for name in names[first:] + names[:first]:
             seconds[name].append(sides[name]((turn + 0.5) / rounds))
     return seconds
-
-
-def inference_model(setup: Setup) -> nn.Module:
-    """Copy the model as it is used after training: merged, or with its gates."""
-    model = copy.deepcopy(setup.model).eval()
-    return model if has_gate(model) else merge_experts(model)
 
 
 def _inputs(setup: Setup, experiment: Experiment) -> tuple[Tensor, ...]:

@@ -19,7 +19,7 @@ from pc_ewa.compare.sweep import validation_scores, why_left_out
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval.metric import Metric
 from pc_ewa.train.objectives import metric_of
-from pc_ewa.train.run_folder import RENAMED_KEYS, RunFolder
+from pc_ewa.train.run_folder import RunFolder, with_current_keys
 
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
 _NEEDED = ("title", "main_metric", "higher_is_better", "baseline", "variants")
@@ -131,7 +131,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     again = "write it again with pc-ewa compare ... --save"
     try:
-        content = {RENAMED_KEYS.get(key, key): value for key, value in json.loads(path.read_text("utf-8")).items()}
+        content = with_current_keys(json.loads(path.read_text("utf-8")))
         variants = content.get("variants", {}).items()
         missing = [key for key in _NEEDED if key not in content]
         missing += [f"variants.{name}.{key}" for name, v in variants for key in ("title", "scores") if key not in v]

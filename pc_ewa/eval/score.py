@@ -1,4 +1,4 @@
-"""What every evaluation returns, so that the loop, the report and the tools treat all alike."""
+"""The common face of all results of evaluations, for the loop, the summary and the commands."""
 
 from typing import Any, Protocol
 

@@ -1,4 +1,4 @@
-"""How clouds are presented to a model in evaluation; the one owner of it for validation, protocols and probes."""
+"""The presentation of clouds to a model in evaluation: one owner for validation, protocols and probes."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,15 +1,17 @@
 """One process or many: this process among those of torchrun, and what all of them do together."""
 
 import datetime
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError, TrainingError
@@ -82,6 +84,17 @@ def _existing_device(device: str, local_rank: int | None) -> torch.device:
             f"device={device!r} asks for GPU {index}; this machine has {torch.cuda.device_count()}: set device=cpu"
         )
     return torch.device("cuda", index)
+
+
+def parallel_model(model: nn.Module, world: World) -> nn.Module:
+    """Wrap a model so that its gradients are averaged over the processes; one process needs no wrapper."""
+    if world.size == 1:
+        return model
+    # Running statistics are averaged before they are used, not broadcast at every step. Newer torch renamed the switch.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {switch: False}
+    return DistributedDataParallel(model, **options)
 
 
 def sync_batchnorm_statistics(model: nn.Module) -> None:

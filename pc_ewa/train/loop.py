@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
-from pc_ewa.train.distributed import World, any_process, check_replicas, sync_batchnorm_statistics
+from pc_ewa.train.distributed import World, any_process, check_replicas, parallel_model, sync_batchnorm_statistics
 from pc_ewa.train.objectives import with_balance
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.run_folder import Checkpoints
@@ -73,7 +72,7 @@ def train(
     Raises:
         TrainingError: a loss or gradient that is not finite; the checkpoints stay as they are.
     """
-    parallel = DistributedDataParallel(setup.model, forward_sync_buffers=False) if world.size > 1 else setup.model
+    parallel = parallel_model(setup.model, world)
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
     save_every = experiment.train.save_every or eval_every
     probe_every = experiment.probe.every * setup.batches.steps_per_epoch if experiment.probe else 0

@@ -19,7 +19,7 @@ from pc_ewa.models.checkpoints.write import save_atomically
 # Keys of a config that may change when a run resumes: they do not touch what is computed.
 _FREE = ("wandb",)
 # Keys of summaries and results that earlier versions wrote under other names.
-RENAMED_KEYS = {"headline": "main_metric", "val_shapes": "val_samples", "test_shapes": "test_samples"}
+_RENAMED = {"headline": "main_metric", "val_shapes": "val_samples", "test_shapes": "test_samples"}
 
 
 class RunFolder:
@@ -69,13 +69,13 @@ class RunFolder:
 
     def begin(self, experiment: Experiment, environment: Mapping[str, Any]) -> None:
         """Write the resolved config and what the run runs on."""
-        write_text(self._config, dump(experiment))
+        write_text(self.config_path, dump(experiment))
         write_text(self.path / "environment.json", _json(environment))
 
     @property
     def is_begun(self) -> bool:
         """True once a run has begun here."""
-        return self._config.is_file()
+        return self.config_path.is_file()
 
     def config(self) -> dict[str, Any]:
         """Read the resolved config of the run, as plain values.
@@ -84,11 +84,11 @@ class RunFolder:
             ConfigError: it is absent or damaged.
         """
         try:
-            content = yaml.safe_load(self._config.read_text(encoding="utf-8"))
+            content = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             content = None
         if not isinstance(content, dict):
-            raise ConfigError(f"{self._config} is damaged; choose another output or delete the folder")
+            raise ConfigError(f"{self.config_path} is damaged; choose another output or delete the folder")
         return content
 
     # While it runs
@@ -148,7 +148,7 @@ class RunFolder:
             return None
         content = _parsed(self._summary.read_text(encoding="utf-8", errors="replace"))
         if isinstance(content, dict):
-            content = {RENAMED_KEYS.get(key, key): value for key, value in content.items()}
+            content = with_current_keys(content)
         if not isinstance(content, dict) or not isinstance(content.get("main_metric"), str):
             raise CheckpointError(f"{self._summary} is damaged; delete it, and the same command makes it again")
         return content
@@ -167,7 +167,8 @@ class RunFolder:
         write_whole(self.merged(target), lambda file: file.write(content))
 
     @property
-    def _config(self) -> Path:
+    def config_path(self) -> Path:
+        """Path of the resolved config."""
         return self.path / "config.yaml"
 
     @property
@@ -245,6 +246,11 @@ class Checkpoints:
     def _steps(self) -> list[Path]:
         found = (p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", p.name))
         return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
+
+
+def with_current_keys(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary or results of a comparison with the keys of today, whichever version wrote it."""
+    return {_RENAMED.get(key, key): value for key, value in content.items()}
 
 
 def _json(content: Mapping[str, Any]) -> str:

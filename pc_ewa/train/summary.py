@@ -81,7 +81,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
 def next_commands(summary: dict[str, Any]) -> list[str]:
     """Return commands that go on from here, each with a few words on why."""
     output, seed = shlex.quote(summary["output"]), summary["seed"] + 1
-    again = f"{package.command()} train {output}/config.yaml"
+    again = f"{package.command()} train {shlex.quote(str(RunFolder(summary['output']).config_path))}"
     rival = ("ewa=null", "dense", "without EWA") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with EWA")
     if summary.get("gated"):
         rival = ("ewa=null", "dense", "without experts")

@@ -11,6 +11,7 @@ from pc_ewa.compare import Plan, costs
 from pc_ewa.compare.sweep import final_runs
 from pc_ewa.config import Experiment
 from pc_ewa.train.distributed import World, join_world
+from pc_ewa.train.restore import at_inference
 from pc_ewa.train.setup import Setup, build
 
 Make = Callable[..., Plan]
@@ -113,5 +114,5 @@ def test_times_are_per_cloud_and_ratios_to_the_baseline(plan: Make, monkeypatch:
 
     experiment = made.resolve(final_runs(made)["ewa"][0])
     with join_world("cpu") as world:
-        model = costs.inference_model(build(experiment, world))
+        model = at_inference(build(experiment, world).model.eval())
     assert found["ewa"]["flops"] == costs.count_flops(model, [torch.rand(1, 48, 3)])
