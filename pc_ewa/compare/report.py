@@ -8,6 +8,7 @@ from typing import Any
 from pc_ewa.compare.difference import Difference, interval, mean_and_std, verdict, write_score
 from pc_ewa.compare.results import differences
 from pc_ewa.compare.sweep import edge, left_out
+from pc_ewa.errors import ConfigError
 from pc_ewa.eval.metric import Metric
 from pc_ewa.train.objectives import metric_of
 
@@ -208,8 +209,12 @@ def _highlight(results: Results) -> str:
 
 
 def _metric(results: Results) -> Metric:
-    """Return the metric of results; one of another tool brings its own direction."""
-    return metric_of(results["main_metric"])._replace(higher_is_better=results["higher_is_better"])
+    """Return the metric of results; one that no objective here has is written as it is."""
+    key, higher_is_better = results["main_metric"], results["higher_is_better"]
+    try:
+        return metric_of(key)._replace(higher_is_better=higher_is_better)
+    except ConfigError:
+        return Metric(key, key, higher_is_better, percent=False)
 
 
 def _is_listed(results: Results) -> bool:

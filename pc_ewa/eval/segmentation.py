@@ -56,8 +56,8 @@ class Segmentation:
     @property
     def per_class(self) -> dict[str, tuple[float, int]]:
         """Mean over its samples and their number, of each category present, by name."""
-        shapes = {name: self.ious[self.categories == label] for label, name in enumerate(self.class_names)}
-        return {name: (float(ious.mean()), len(ious)) for name, ious in shapes.items() if len(ious)}
+        by_name = {name: self.ious[self.categories == label] for label, name in enumerate(self.class_names)}
+        return {name: (float(ious.mean()), len(ious)) for name, ious in by_name.items() if len(ious)}
 
     @property
     def standard_error(self) -> float:

@@ -155,9 +155,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
 
 
 def metric_of(key: str) -> Metric:
-    """Return the main metric with this key; for one that no objective here has, the key is the title too."""
+    """Return the main metric with this key.
+
+    Raises:
+        ConfigError: no objective here has it; its direction and unit are unknown.
+    """
     known = {objective.main_metric.key: objective.main_metric for objective in OBJECTIVES.values()}
-    return known.get(key, Metric(key, key))
+    return choose("metric", key, known)
 
 
 def create_objective(experiment: Experiment) -> Objective:

@@ -12,6 +12,7 @@ from torch import nn
 from pc_ewa.compare.report import as_markdown
 from pc_ewa.compare.results import collect_folders
 from pc_ewa.config import Experiment, load_experiment
+from pc_ewa.errors import ConfigError
 from pc_ewa.eval.metric import Metric
 from pc_ewa.models import MODELS, PointMAEClassifier
 from pc_ewa.models.losses import LossOutput
@@ -99,3 +100,13 @@ def test_its_lowest_value_is_the_best_and_compares(made: Callable[..., Experimen
     results = collect_folders([tmp_path / name for name in ("dense_0", "dense_1", "ewa_0", "ewa_1")])
     assert (results["main_metric"], results["higher_is_better"]) == ("height_error", False)
     assert "height error" in as_markdown(results)
+
+
+def test_a_metric_that_nobody_knows_is_refused_where_its_direction_counts(
+    made: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in (0, 1):
+        run(made(f"seed={seed}", f"output={tmp_path}/{seed}"))
+    monkeypatch.delitem(OBJECTIVES, "height")
+    with pytest.raises(ConfigError, match="unknown metric 'height_error'"):
+        collect_folders([tmp_path / "0", tmp_path / "1"])
