@@ -1,5 +1,6 @@
 """Files that are whole or not there, and the lock of a folder."""
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +9,12 @@ from typing import IO
 
 from pc_ewa.errors import ConfigError, WriteError
 
-_MAKE_ROOM = "free some space or choose another output"
+
+def _cannot_write(path: Path, error: OSError | RuntimeError) -> WriteError:
+    # torch.save turns a full disk into a RuntimeError about positions.
+    reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return WriteError(f"cannot write {path}: {reason}; {'free some space or ' if full else ''}choose another output")
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -31,10 +37,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise WriteError(f"cannot write {path}: {error.strerror}; {_MAKE_ROOM}") from None
-        if isinstance(error, RuntimeError):  # torch.save turns a full disk into one about positions
-            raise WriteError(f"cannot write {path}: the disk may be full; {_MAKE_ROOM}") from None
+        if isinstance(error, OSError | RuntimeError):
+            raise _cannot_write(path, error) from None
         raise
     sync_folder(path.parent)
 
@@ -55,7 +59,7 @@ def append_text(path: Path, text: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror}; {_MAKE_ROOM}") from None
+        raise _cannot_write(path, error) from None
 
 
 def sync_folder(folder: Path) -> None:

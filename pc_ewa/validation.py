@@ -96,6 +96,9 @@ def _built(where: str, annotation: Any, value: Any) -> Any:
     kind: Any = next((c for c in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(c)), None)
     if kind is None or not isinstance(value, Mapping):
         return value
+    for key in value:
+        if not isinstance(key, str):
+            raise ConfigError(f"{where}.{key}={value[key]}: keys are text; choose from {_names(kind)}")
     try:
         return kind(**check_arguments(where, kind, value))
     except ValueError as error:  # the message begins with the field
@@ -150,6 +153,10 @@ def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, besid
     if problem["type"] == "value_error":  # of a section: the message begins with the key in it
         return key, f"{key}.{message}".removeprefix(".")
     return key, f"{key}={problem['input']!r}: {message}"
+
+
+def _names(kind: Any) -> str:
+    return ", ".join(field.name for field in dataclasses.fields(kind))
 
 
 def _example(key: str, annotation: Any) -> str:

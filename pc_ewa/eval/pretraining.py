@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
 from pc_ewa.eval.batches import evaluation, sum_over_processes
@@ -47,11 +47,13 @@ def evaluate_pretraining(
 
     The model's masks are the same each time in evaluation, and so are the points.
     """
-    sums: dict[str, float] = {}
+    device = device or next(model.parameters()).device
+    sums: dict[str, Tensor] = {}
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             output = model(batch.points)
             for name, value in {"loss": output.loss, **output.terms}.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * len(batch.indices)
-    totals = sum_over_processes(sums)
+                before = sums.get(name, torch.zeros((), dtype=torch.float64, device=device))
+                sums[name] = before + value * len(batch.indices)
+    totals = sum_over_processes({name: total.item() for name, total in sums.items()})
     return PretrainingLoss({name: total / len(clouds) for name, total in totals.items()}, len(clouds))

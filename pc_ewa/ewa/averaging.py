@@ -74,6 +74,9 @@ class ExpertAverager:
         self.layers = expert_layers(model)
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no mixture of experts to average; upcycle() it first")
+        for name, value in (("share_rate", share_rate), ("ramp", ramp), ("start", start), ("stop", stop)):
+            if not isinstance(value, int | float):
+                raise ValueError(f"{name}={value!r}; it must be a number")
         _check_share_rate(share_rate, self.layers)
         if schedule not in ("constant", "linear", "cosine"):
             raise ValueError(f"schedule={schedule!r}; choose 'constant', 'linear' or 'cosine'")
@@ -85,8 +88,8 @@ class ExpertAverager:
             raise ValueError(f"start={start}, stop={stop}; they must satisfy 0 <= start < stop <= 1")
         if not 0 < ramp <= 1:
             raise ValueError(f"ramp={ramp}; it must be above 0 and at most 1")
-        if every < 1:
-            raise ValueError(f"every={every}; it must be at least 1")
+        if not isinstance(every, int) or every < 1:
+            raise ValueError(f"every={every!r}; it must be at least 1, and whole")
         self.share_rate, self.schedule, self.total_steps = share_rate, schedule, total_steps
         self.ramp, self.start, self.stop, self.every = ramp, start, stop, every
         self.steps_done = 0
@@ -105,6 +108,9 @@ class ExpertAverager:
             raise ValueError("the averager is attached to an optimizer already; detach() it first")
         inner = _unwrapped(optimizer)
         self._check_held(inner)
+        others = [getattr(hook, "__self__", None) for hook in inner._optimizer_step_post_hooks.values()]
+        if any(isinstance(each, ExpertAverager) and each._averages_with(self) for each in others):
+            raise ValueError("another averager of these experts is attached to the optimizer; detach() it first")
         if inner.state and not self.steps_done:
             warnings.warn(
                 "the optimizer has taken steps that this averager does not know of, so its schedule begins at 0; to "
@@ -130,9 +136,9 @@ class ExpertAverager:
         Raises:
             ValueError: something else.
         """
-        steps = state.get("steps_done")
+        steps = state.get("steps_done") if isinstance(state, Mapping) else None
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
-            raise ValueError(f"{dict(state)!r} is not the state of an averager, such as {{'steps_done': 10}}")
+            raise ValueError(f"{state!r} is not the state of an averager, such as {{'steps_done': 10}}")
         self.steps_done = steps
 
     def share_rate_at(self, step: int) -> float:
@@ -178,6 +184,10 @@ class ExpertAverager:
         rate = self.share_rate_at(max(0, self.steps_done - 1))
         return {name: _measure(layer, rate) for name, layer in self.layers.items()}
 
+    def _averages_with(self, other: "ExpertAverager") -> bool:
+        """Return True if both have a mixture in common."""
+        return not {*map(id, self.layers.values())}.isdisjoint(map(id, other.layers.values()))
+
     def _check_held(self, optimizer: Optimizer) -> None:
         """Raise ValueError unless the optimizer has every expert that trains."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -187,7 +197,8 @@ class ExpertAverager:
         if absent:
             raise ValueError(
                 f"{len(absent)} of {len(trained)} parameters of the mixtures are not in the optimizer, such as "
-                f"{absent[0]}: they would never train; build the optimizer after upcycle(), from model.parameters()"
+                f"{absent[0]}, and it would not train them; build it after upcycle(), from model.parameters() "
+                "(with several optimizers, call averager.step() after them instead of attaching)"
             )
         if not trained:
             warnings.warn("all experts are frozen (requires_grad=False): averaging changes nothing", stacklevel=3)

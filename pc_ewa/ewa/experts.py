@@ -82,8 +82,8 @@ class Mixture(nn.Module):
 
     def __init__(self, ffn: nn.Module, num_experts: int, init: Init) -> None:
         super().__init__()
-        if num_experts < 2:
-            raise ValueError(f"num_experts={num_experts}; a mixture needs at least 2")
+        if not isinstance(num_experts, int) or num_experts < 2:
+            raise ValueError(f"num_experts={num_experts!r}; a mixture needs at least 2, a whole number")
         if init not in ("copy", "independent"):
             raise ValueError(f"init={init!r}; choose 'copy' or 'independent'")
         _check_stackable(ffn)

@@ -25,6 +25,10 @@ LOOKED_FOR = (
 _SPLIT_LAYOUTS = (("linear1", "activation", "dropout", "linear2"), ("intermediate", "output.dense"))
 
 
+# They hold on to the parameters that they found, or hide what the model says of its FFNs.
+_WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
+
+
 class Site(NamedTuple):
     """Where an FFN is: its dotted name in the model, the module that holds it, and the names of its pieces there.
 
@@ -66,6 +70,8 @@ def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[Site]:
     Raises:
         ValueError: no FFN, or one that was named and does not map token by token.
     """
+    if type(model).__name__ in _WRAPPERS:
+        raise ValueError(f"the model is wrapped in {type(model).__name__}; upcycle() it first, then wrap it")
     ffn = getattr(model, "expert_ffns", None) if ffn is None else ffn
     return _by_structure(model) if ffn is None else _by_choice(model, ffn)
 
@@ -97,13 +103,14 @@ def _by_structure(model: nn.Module) -> list[Site]:
             sites.append(Site(f"{name}.{layout[0]}".lstrip("."), module, layout))
         elif name and _is_ffn(module):
             sites.append(_site(model, name))
-    kept = []
+    kept, left_out = [], []
     for site in sites:
         reason = why_not_tokenwise(ffn_at(site))
-        if "token" in site.name.rpartition(".")[2]:
-            # MLP-Mixer's `mlp_tokens`: the module is an MLP, but its host transposes what it gives it.
+        if site.name.rpartition(".")[2] in ("mlp_tokens", "token_mixing", "token_mixer"):
+            # As in MLP-Mixer: the module is an MLP, but its host transposes what it gives it.
             reason = "its name says that it mixes tokens"
         if reason:
+            left_out.append(f"{site.name} ({reason})")
             log.info("%s is not taken for an FFN: %s", site.name, reason)
         else:
             kept.append(site)
@@ -111,6 +118,7 @@ def _by_structure(model: nn.Module) -> list[Site]:
         raise ValueError(
             f"{type(model).__name__} has no FFN that upcycle() knows; looked for {LOOKED_FOR}; "
             "name yours with ffn='pattern', a class or a predicate"
+            + (f"; left out: {', '.join(left_out[:3])}" if left_out else "")
         )
     return kept
 
@@ -194,18 +202,17 @@ def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
 
     A mixture in one of them would leave the other behind: they would train apart, and merge into another function.
     """
-    owners: dict[int, set[int]] = {}
-    tied: dict[int, list[str]] = {}
+    places: dict[int, list[str]] = {}
     for name, owner in model.named_modules():
-        for child in owner.children():
-            owners.setdefault(id(child), set()).add(id(owner))
-        for kind, parameter in owner.named_parameters(name, recurse=False, remove_duplicate=False):
-            tied.setdefault(id(parameter), []).append(kind)
+        for slot, part in (*owner._modules.items(), *owner._parameters.items()):
+            if part is not None:
+                places.setdefault(id(part), []).append(f"{name}.{slot}".lstrip("."))
     for site in sites:
-        if len(owners.get(id(get_part(site.host, site.parts[0])), ())) > 1:
+        ffn = ffn_at(site)
+        if len(places.get(id(get_part(site.host, site.parts[0])), [])) > 1:
             raise ValueError(f"{site.name} is shared by several modules; choose FFNs that are not")
-        for parameter in ffn_at(site).parameters():
-            names = tied.get(id(parameter), [])
+        for parameter in ffn.parameters():
+            names = places.get(id(parameter), [])
             if len(names) > 1:
                 raise ValueError(f"{names[0]} and {names[1]} are one parameter (tied); choose FFNs that share none")
 

@@ -21,7 +21,7 @@ def why_not_tokenwise(ffn: nn.Module) -> str | None:
     width = first.in_features
     # torch's default generator stays as it is: a run with experts draws what it drew before.
     generator = torch.Generator("cpu").manual_seed(0)
-    tokens = torch.randn(2, 5, width, generator=generator, device="cpu")
+    tokens = torch.randn(2, 5, width, generator=generator, device="cpu", dtype=torch.float32)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             trial = _randomised(ffn, generator)
@@ -43,7 +43,11 @@ def _randomised(ffn: nn.Module, generator: torch.Generator) -> nn.Module:
     trial = trial.to_empty(device="cpu").float() if on_meta else trial.to("cpu", torch.float32)
     for parameter in trial.parameters():
         fan_in = parameter.shape[-1] if parameter.dim() > 1 else 1
-        parameter.copy_(torch.randn(parameter.shape, generator=generator, device="cpu") / fan_in**0.5)
+        drawn = torch.randn(parameter.shape, generator=generator, device="cpu", dtype=torch.float32)
+        parameter.copy_(drawn / fan_in**0.5)
+    for module in trial.modules():  # a copy has the hooks of the original, which are not for random tokens
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
     return trial.eval()
 
 

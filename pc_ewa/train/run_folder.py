@@ -19,7 +19,12 @@ from pc_ewa.models.checkpoints.write import save_atomically
 # Keys of a config that may change when a run resumes: they do not touch what is computed.
 _FREE = ("wandb",)
 # Keys of summaries and results that earlier versions wrote under other names.
-_RENAMED = {"headline": "main_metric", "val_shapes": "val_samples", "test_shapes": "test_samples"}
+_RENAMED = {
+    "headline": "main_metric",
+    "val_shapes": "val_samples",
+    "test_shapes": "test_samples",
+    "shapes_per_second": "samples_per_second",
+}
 
 
 class RunFolder:
@@ -64,7 +69,8 @@ class RunFolder:
     def tidy(self) -> None:
         """Remove what a kill in mid-write left, and checkpoints beyond the newest few."""
         for path in self.path.glob(".*.tmp"):
-            path.unlink()
+            if path.is_file():
+                path.unlink()
         self.checkpoints.tidy()
 
     def begin(self, experiment: Experiment, environment: Mapping[str, Any]) -> None:
@@ -107,7 +113,11 @@ class RunFolder:
             return []
         lines = self._metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         contents = (_parsed(line) for line in lines)
-        return [content for content in contents if isinstance(content, dict) and "step" in content]
+        return [
+            with_current_keys(content)
+            for content in contents
+            if isinstance(content, dict) and isinstance(content.get("step"), int)
+        ]
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the metrics of later steps: the run goes on from `step` and will record them again."""
@@ -216,7 +226,8 @@ class Checkpoints:
     def tidy(self) -> None:
         """Remove checkpoints beyond the newest few, and what a kill in mid-write left."""
         for path in (*self.folder.glob(".*.tmp"), *self._steps()[: -self.keep]):
-            path.unlink()
+            if path.is_file():
+                path.unlink()
 
     def newest(self) -> dict[str, Any] | None:
         """Read the newest checkpoint, or None when there is none yet.

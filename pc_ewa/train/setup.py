@@ -127,6 +127,9 @@ def put_experts(model: nn.Module, experiment: Experiment) -> None:
             upcycle(model, **arguments_of(upcycle, ewa.arguments))
         except ValueError as error:
             raise ConfigError(f"ewa: {error}") from None
+        except (RuntimeError, MemoryError):  # torch cannot allocate the experts
+            count = ewa.arguments["num_experts"]
+            raise ConfigError(f"ewa.num_experts={count}: the experts do not fit into memory; lower it") from None
 
 
 def attach_averager(

@@ -217,7 +217,7 @@ def test_a_checkpoint_that_does_not_fit_stops_before_the_first_fold(
     fewshot = ("--protocol", "fewshot", "--config", config, f"output={tmp_path}/runs")
     code, out, err = tool("evaluate", tmp_path / "none.pt", *fewshot)
     assert (code, out) == (2, "")
-    assert err == f"error: {tmp_path}/none.pt is no file; check the path of the checkpoint\n"
+    assert err == f"error: {tmp_path}/none.pt is not a file; check the path of the checkpoint\n"
     code, out, err = tool("evaluate", trained.folder / "checkpoints" / "last.pt", *fewshot)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "it holds mixtures of experts; merge it first" in err

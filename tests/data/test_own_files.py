@@ -191,7 +191,7 @@ def test_lists_that_contradict_or_are_none(folder: Path) -> None:
         source(folder)
     (folder / "val.txt").unlink()
     os.mkfifo(folder / "val.txt")
-    with pytest.raises(DataError, match=r"val\.txt.*it is no file"):
+    with pytest.raises(DataError, match=r"val\.txt.*it is not a file"):
         source(folder)
     both = put(folder.parent / "both", "train/chair/1.xyz", "test/chair/2.xyz")
     put(both, "test.txt", text="train/chair/1.xyz\n")
@@ -225,11 +225,11 @@ def test_links_are_followed_unless_they_lead_nowhere(folder: Path, tmp_path: Pat
 
 def test_what_is_no_file_and_names_that_not_every_system_can_have(folder: Path) -> None:
     os.mkfifo(folder / "table/pipe.ply")
-    with pytest.raises(DataError, match=r"pipe\.ply is no file"):
+    with pytest.raises(DataError, match=r"pipe\.ply is not a file"):
         source(folder)
     (folder / "table/pipe.ply").unlink()
     (folder / "table/folder.ply").mkdir()
-    with pytest.raises(DataError, match=r"folder\.ply is no file"):
+    with pytest.raises(DataError, match=r"folder\.ply is not a file"):
         source(folder)
     (folder / "table/folder.ply").rmdir()
     bad = os.fsencode(folder / "table") + b"/\xff.xyz"

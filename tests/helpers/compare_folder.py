@@ -20,6 +20,8 @@ def finish(
         "main_metric": key,
         "seed": run.seed,
         "steps": 4,
+        "mixtures": 0,
+        "seconds": {},
         f"val_{key}": val,
         f"val_{key}_best": val if best is None else best,
         "val_samples": 3,
