@@ -22,6 +22,13 @@ def test_code_of_the_readme_runs(code: str, tmp_path: Path, monkeypatch: pytest.
     exec(compile(code, "README.md", "exec"), {})
 
 
+def test_the_data_code_of_the_readme_runs_on_the_bundled_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = [code for code in PYTHON if "write_hdf5" in code]
+    exec(compile(code.replace("modelnet40", "sweethome3d"), "README.md", "exec"), {})
+    assert (tmp_path / "mine.h5").is_file()
+
+
 def test_most_code_of_the_readme_needs_no_file() -> None:
     assert len(PYTHON) >= 4
     assert sum("modelnet40" in code or "pretrain.pth" in code for code in PYTHON) == 2

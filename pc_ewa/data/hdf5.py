@@ -46,7 +46,7 @@ def read_hdf5(path: Path, split: str, *, name: str, remedy: str = "check the pat
 
 
 def write_hdf5(
-    path: Path,
+    path: str | Path,
     points: ArrayLike,
     labels: ArrayLike,
     class_names: Sequence[str],
@@ -76,7 +76,7 @@ def write_hdf5(
         DataError: contents that `read_hdf5` would refuse, or a file that cannot be written.
     """
     coordinates = np.asarray(points)
-    with new_file(path) as file:
+    with new_file(Path(path)) as file:
         write_attributes(file, class_names, split_names, up_axis, licence)
         _write_points(file, coordinates, dtype, path)
         write_columns(file, np.asarray(labels), None if split is None else np.asarray(split), names)

@@ -200,7 +200,7 @@ def test_lists_that_contradict_or_are_none(folder: Path) -> None:
 
 
 def test_folders_without_shapes(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="missing is no folder"):
+    with pytest.raises(DataError, match="missing is not a folder"):
         source(tmp_path / "missing")
     put(tmp_path / "none", "chair/1.glb", "1.ply", text="?")
     with pytest.raises(DataError, match=r"none has no shapes.*\.ply \.pcd .* \.npy"):
