@@ -76,7 +76,8 @@ def write_hdf5(
         DataError: contents that `read_hdf5` would refuse, or a file that cannot be written.
     """
     coordinates = np.asarray(points)
-    with new_file(Path(path)) as file:
+    path = Path(path)
+    with new_file(path) as file:
         write_attributes(file, class_names, split_names, up_axis, licence)
         _write_points(file, coordinates, dtype, path)
         write_columns(file, np.asarray(labels), None if split is None else np.asarray(split), names)
