@@ -24,9 +24,13 @@ def unavailable(device: str) -> str | None:
     """Say why this backend cannot serve a type of device; None if it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
-    if device == "cuda" or (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
-        return None
-    return "Triton runs on CUDA devices"
+    if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return "Triton runs on CUDA devices"
+    import triton  # a third of a second, for those whose device it serves
+
+    if not hasattr(triton, "constexpr_function"):
+        return f"Triton {triton.__version__} is too old: the kernels need 3.5, which comes with torch 2.9"
+    return None
 
 
 def farthest_point_sample(

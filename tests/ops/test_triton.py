@@ -6,6 +6,7 @@ And compiled for GPUs that need not be there, to see what becomes of it.
 import importlib.util
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -231,6 +232,10 @@ def test_the_public_ops_ask_it_and_then_the_reference(in_interpreter: Call) -> N
 
 def test_why_it_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.2.0"))
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert str(triton_backend.unavailable("cuda")).startswith("Triton 3.2.0 is too old: ")
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(constexpr_function=None))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     assert triton_backend.unavailable("cuda") is None
     assert triton_backend.unavailable("cpu") == "Triton runs on CUDA devices"
