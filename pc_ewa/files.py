@@ -10,13 +10,6 @@ from typing import IO
 from pc_ewa.errors import ConfigError, WriteError
 
 
-def _cannot_write(path: Path, error: OSError | RuntimeError) -> WriteError:
-    # torch.save turns a full disk into a RuntimeError about positions.
-    reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
-    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return WriteError(f"cannot write {path}: {reason}; {'free some space or ' if full else ''}choose another output")
-
-
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, whole.
 
@@ -94,6 +87,14 @@ def lock_folder(folder: Path, owner: str = "another process") -> Iterator[int]:
         yield lock
     finally:
         os.close(lock)
+
+
+def _cannot_write(path: Path, error: OSError | RuntimeError) -> WriteError:
+    """Say why, and what helps: space only where the disk is full."""
+    # torch.save turns a full disk into a RuntimeError about positions.
+    reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
+    full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return WriteError(f"cannot write {path}: {reason}; {'free some space or ' if full else ''}choose another output")
 
 
 def _locked(path: Path) -> int:

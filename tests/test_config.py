@@ -185,6 +185,7 @@ REFUSED = {
     "ewa.ramp=0": "ewa.ramp=0.0; ",
     "ewa.ramp=true": "ewa.ramp=True: should be a number",
     "ewa.total_steps=9": "unknown key 'ewa.total_steps'; ",
+    "ewa.gate={1: 2}": "ewa.gate.1=2: ",
     "ewa.gate.balance_weight=true": "ewa.gate.balance_weight=True: should be a number",
     "ewa.gate.balance_weight=-1": "ewa.gate.balance_weight=-1.0; ",
     "average=ema": "average='ema': should be a section of keys, such as average.kind=..., or null for none",
@@ -293,6 +294,12 @@ def test_what_only_model_or_data_can_tell_is_found_before_training(
         run(experiment(override))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_experts_beyond_memory_are_one_line(experiment: MakeExperiment, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^ewa\.num_experts=10000000000: .*memory"):
+        run(experiment("ewa.num_experts=10000000000"))
     assert not (tmp_path / "run").exists()
 
 

@@ -106,3 +106,14 @@ def test_a_place_that_is_no_folder_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=r"cannot write .*file"), lock_folder(tmp_path / "file" / "run"):
         pass
+
+
+def test_advice_fits_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Space helps where the disk is full, and nowhere else."""
+
+    def refused(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "_new_file", refused)
+    with pytest.raises(WriteError, match=r"Permission denied; choose another output$"):
+        write_text(tmp_path / "a", "")

@@ -3,6 +3,7 @@
 from __future__ import annotations  # as in package.py
 
 import argparse
+import errno
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -59,6 +60,10 @@ def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None
                 main(arguments)
             except ModuleNotFoundError as error:
                 raise missing_package(error, f"pc-ewa {name}", extra) or error from None
+            except OSError as error:
+                if error.errno != errno.ENAMETOOLONG:
+                    raise
+                raise ConfigError(f"{str(error.filename)[:60]}...: {error.strerror}; choose a shorter name") from None
 
         return explained
 

@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("pc_ewa.ops").setLevel(logging.ERROR)  # what it would log is printed here
     for section in (versions, machine, ops, files):
         for title, text in section():
-            print(f"{title:<16}{text}", flush=True)
+            print(f"{title:<18}{text}", flush=True)
         print()
     for title, text in datasets(Path(options.root)):
-        print(f"{title:<16}{text}", flush=True)
+        print(f"{title:<18}{text}", flush=True)
 
 
 Rows = Iterator[tuple[str, str]]

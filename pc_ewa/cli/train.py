@@ -53,5 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.overrides.append(f"init_from={json.dumps(options.init_from)}")  # quoted: a path may look like YAML
     from pc_ewa.config import load_experiment
     from pc_ewa.train import run
+    from pc_ewa.train.distributed import is_main_process
 
-    run(load_experiment(options.config, options.overrides), check_only=options.check)
+    experiment = load_experiment(options.config, options.overrides)
+    run(experiment, check_only=options.check)
+    if options.check and is_main_process():
+        print(f"{options.config}: config, data and run folder ({experiment.output}) are in order; nothing was trained")

@@ -89,7 +89,7 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
 
     Raises:
         CheckpointError: a folder that holds no finished run, or a damaged one.
-        ConfigError: two runs of a setting with the same seed, or runs with different metrics.
+        ConfigError: two runs of a setting with the same seed, or runs with different metrics or data.
     """
     settings: dict[str, dict[int, Summary]] = {}
     names: dict[str, str] = {}
@@ -103,9 +103,13 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
     summaries = {names[setting]: by_seed for setting, by_seed in settings.items()}
     keys = {name: next(iter(by_seed.values()))["main_metric"] for name, by_seed in summaries.items()}
     baseline = next(iter(keys))
+    samples = {name: next(iter(by_seed.values()))["test_samples"] for name, by_seed in summaries.items()}
     for name, key in keys.items():
         if key != keys[baseline]:
             raise ConfigError(f"{name} is measured by {key}, {baseline} by {keys[baseline]}; leave one out")
+        if samples[name] != samples[baseline]:
+            there = f"{name} is measured on {samples[name]} test samples, {baseline} on {samples[baseline]}"
+            raise ConfigError(f"{there}: not the same data; leave one out")
     variants = {
         name: {
             "title": f"{name} and alike" if len(by_seed) > 1 else name,
@@ -204,8 +208,9 @@ def _read_run(folder: Path) -> tuple[str, Summary]:
     if not run.is_begun or not run.is_finished:
         raise CheckpointError(f"{folder} is not a finished run; leave it out, or let pc-ewa train finish it")
     summary = run.summary() or {}
-    needed = {"seed", "mixtures", "seconds", f"test_{summary['main_metric']}_merged"}
-    if not needed <= summary.keys():
+    numbers = ("seed", "mixtures", "test_samples", f"test_{summary['main_metric']}_merged")
+    sound = all(isinstance(summary.get(key), int | float) for key in numbers)
+    if not sound or not isinstance(summary.get("seconds"), dict):
         raise CheckpointError(f"{folder} is damaged: its summary lacks what a run leaves; leave it out")
     setting = {key: value for key, value in run.config().items() if key not in _MAY_DIFFER}
     return json.dumps(setting, sort_keys=True), summary

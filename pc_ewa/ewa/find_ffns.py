@@ -23,9 +23,7 @@ LOOKED_FOR = (
 )
 # Hosts that keep the parts of their FFN side by side, in the order in which they compute.
 _SPLIT_LAYOUTS = (("linear1", "activation", "dropout", "linear2"), ("intermediate", "output.dense"))
-
-
-# They hold on to the parameters that they found, or hide what the model says of its FFNs.
+# Wrappers hold on to the parameters that they found, or hide what the model says of its FFNs.
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
 
 

@@ -189,6 +189,9 @@ def untrained(config: str, overrides: list[str] | None = None) -> Restored:
 
 def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
     decided, names = content.get("model_arguments"), content.get("class_names")
+    for key, value, kind in (("model_arguments", decided, dict), ("class_names", names, list)):
+        if value is not None and not isinstance(value, kind):
+            raise CheckpointError(f"the checkpoint's {key} is a {type(value).__name__}, not a {kind.__name__}: damaged")
     if decided is None or names is None or _model_in(content) != experiment.model.name:
         objective = create_objective(experiment)
         if isinstance(objective, Pretrain):  # it uses no label: its data need not be here, for an SVM on other data

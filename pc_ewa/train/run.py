@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pc_ewa.config import Experiment
+from pc_ewa.errors import CheckpointError
 from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, has_gate
 from pc_ewa.ewa.find_ffns import find_ffns
@@ -42,8 +43,12 @@ def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | No
     folder.check(experiment)
     if not check_only and (summary := folder.summary()):
         if is_main_process():
-            print(f"{folder.path} is finished; to train again choose another output=... or delete the folder\n")
-            print(describe_summary(summary))
+            try:
+                text = describe_summary(summary)
+            except (KeyError, TypeError, ValueError, AttributeError):
+                remedy = "delete it, and the same command makes it again"
+                raise CheckpointError(f"the summary of {folder.path} lacks what a run leaves; {remedy}") from None
+            print(f"{folder.path} is finished; to train again choose another output=... or delete the folder\n{text}")
         return summary
     check_login(experiment)
     with join_world(experiment.device) as world:

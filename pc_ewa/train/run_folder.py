@@ -49,8 +49,12 @@ class RunFolder:
     # Before a run
 
     def check(self, experiment: Experiment) -> None:
-        """Raise ConfigError if the folder cannot be written, or holds a run with other settings."""
-        self._check_writable()
+        """Raise ConfigError if the folder cannot be written, or holds a run with other settings.
+
+        A finished run is only read.
+        """
+        if not self.is_finished:
+            self._check_writable()
         if not self.is_begun:
             return
         there, asked = _flat(self.config()), _flat(yaml.safe_load(dump(experiment)))

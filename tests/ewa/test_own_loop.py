@@ -216,3 +216,47 @@ def test_a_parameter_twice_in_one_ffn_is_refused() -> None:
     model["mlp"][2].weight = model["mlp"][0].weight
     with pytest.raises(ValueError, match=r"mlp\.0\.weight and mlp\.2\.weight"):
         upcycle(model, 2, "all", ffn="mlp")
+
+
+@pytest.mark.parametrize("names", [("mlp", "ffn"), ("a", "b")], ids=" ".join)
+def test_one_ffn_under_two_names_of_one_host_is_refused(names: tuple[str, str]) -> None:
+    ffn = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    model = nn.ModuleDict(dict.fromkeys(names, ffn))
+    with pytest.raises(ValueError, match=f"{names[0]} is shared"):
+        upcycle(model, 2, "all")
+    with pytest.raises(ValueError, match="shared"):
+        upcycle(nn.Sequential(ffn, ffn), 2, "all")
+
+
+# Averagers.
+
+
+def test_a_second_averager_of_the_same_experts_is_refused(transformer: Build) -> None:
+    model = upcycle(transformer(), 2)
+    optimizer = sgd(model)
+    first = attached(model, optimizer)
+    with pytest.raises(ValueError, match=r"another averager.*detach\(\)"):
+        attached(model, optimizer)
+    first.detach()
+    attached(model, optimizer)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"share_rate": "0.3"}, {"share_rate": None}, {"ramp": "1"}, {"every": 1.5}, {"stop": None}], ids=str
+)
+def test_settings_of_a_wrong_type_are_refused(transformer: Build, wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(ValueError, match=f"^{name}="):
+        ExpertAverager(upcycle(transformer(), 2), schedule="constant", total_steps=9, **wrong)
+
+
+@pytest.mark.parametrize("count", ["4", 2.5, None])
+def test_a_number_of_experts_of_a_wrong_type_is_refused(transformer: Build, count: Any) -> None:
+    with pytest.raises(ValueError, match=r"^num_experts="):
+        upcycle(transformer(), count)
+
+
+@pytest.mark.parametrize("state", [None, [], 3])
+def test_a_state_that_is_no_mapping_is_refused(transformer: Build, state: Any) -> None:
+    with pytest.raises(ValueError, match="is not the state of an averager"):
+        ExpertAverager(upcycle(transformer(), 2), 0.3, "constant").load_state_dict(state)

@@ -145,3 +145,40 @@ def test_a_name_that_fits_nothing_shows_the_nearest() -> None:
     model = nn.ModuleDict({"blocks": nn.ModuleList([nn.ModuleDict({"mlp": Mlp()})])})
     with pytest.raises(ValueError, match=r"blocks\.0\.mlp"):
         upcycle(model, 2, "all", ffn="block.*.mlp")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_any_default_dtype_passes(dtype: torch.dtype) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        assert why_not_tokenwise(Mlp()) is None
+        assert why_not_tokenwise(TokenMixer()) is not None
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_hooks_of_the_user_never_see_the_random_tokens() -> None:
+    ffn, seen = Mlp(), []
+    ffn.register_forward_hook(lambda module, x, y: seen.append(x))
+    ffn.fc1.register_forward_pre_hook(lambda module, x: seen.append(x))
+    assert why_not_tokenwise(ffn) is None
+    assert seen == []
+    ffn(torch.zeros(1, 2, 8))
+    assert len(seen) == 2
+
+
+def test_what_was_left_out_is_told_when_nothing_is_left() -> None:
+    with pytest.raises(ValueError, match=r"left out: mlp_tokens \(its name"):
+        upcycle(nn.ModuleDict({"mlp_tokens": Mlp()}), 2, "all")
+
+
+def test_a_name_with_token_in_it_is_no_reason() -> None:
+    assert list(expert_layers(upcycle(nn.ModuleDict({"token_ffn": Mlp()}), 2, "all"))) == ["token_ffn"]
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel], ids=["compiled", "parallel"])
+def test_a_wrapped_model_is_refused(wrap: Any) -> None:
+    """It would hide which FFNs the model offers, or keep the old parameters."""
+    with pytest.raises(ValueError, match=r"wrapped in \w+; upcycle\(\) it first"):
+        upcycle(wrap(nn.Sequential(Mlp())), 2, "all")

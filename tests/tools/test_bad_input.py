@@ -201,3 +201,22 @@ def test_what_is_no_mistake_of_the_user_keeps_its_traceback(
     monkeypatch.setattr(loop, "train_step", None)
     with pytest.raises(TypeError):
         tool("finetune", toy_config, f"output={tmp_path}/run")
+
+
+@pytest.mark.parametrize(("key", "value"), [("model_arguments", [1]), ("class_names", 5)])
+def test_a_checkpoint_with_wrong_types_is_one_line(
+    tool: Callable[..., Any], trained: Any, tmp_path: Path, key: str, value: object
+) -> None:
+    content = torch.load(trained.folder / "checkpoints" / "merged_last.pt", weights_only=True)
+    torch.save(content | {key: value}, tmp_path / "odd.pt")
+    code, out, err = tool("evaluate", tmp_path / "odd.pt")
+    assert (code, out) == (2, "")
+    assert key in err
+    assert err.count("\n") == 1
+
+
+def test_a_name_that_is_too_long_is_one_line(tool: Callable[..., Any], trained: Any, tmp_path: Path) -> None:
+    code, out, err = tool("merge_experts", trained.folder / "checkpoints" / "last.pt", "-o", tmp_path / ("x" * 300))
+    assert (code, out) == (2, "")
+    assert "too long" in err
+    assert err.count("\n") == 1

@@ -185,3 +185,16 @@ def test_a_wrong_command_is_one_line(tool: Tool, toys: Path, arguments: list[str
     assert message in err
     assert err.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_runs_on_different_data_do_not_compare(tool: Tool, trained: Any, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(trained.folder, other)
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    (other / "config.yaml").write_text(yaml.safe_dump(config | {"recipe": "official"}))
+    summary = json.loads((other / "summary.json").read_text())
+    (other / "summary.json").write_text(json.dumps(summary | {"test_samples": 99}))
+    code, out, err = tool("compare", trained.folder, other)
+    assert (code, out) == (2, "")
+    assert "99 test samples" in err
+    assert err.count("\n") == 1

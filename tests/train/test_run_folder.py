@@ -13,8 +13,9 @@ import pytest
 import torch
 import yaml
 
+from pc_ewa.compare.results import collect_folders
 from pc_ewa.config import Experiment
-from pc_ewa.errors import CheckpointError, ConfigError
+from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.train import run
 from pc_ewa.train.run_folder import RunFolder
 
@@ -139,3 +140,43 @@ def test_no_other_module_knows_the_name_of_a_file_of_a_run() -> None:
             if any(isinstance(text, str) and re.search(rf"(^|/)({'|'.join(names)})$", text) for text in texts):
                 knowing.add(path.relative_to(PACKAGE).as_posix())
     assert knowing == {"train/run_folder.py"}
+
+
+# Damage.
+
+
+@pytest.mark.parametrize("content", [{"main_metric": "accuracy"}, {"main_metric": "zzz"}], ids=str)
+def test_a_summary_that_lacks_what_a_run_leaves_is_one_line(
+    trained: Any, tmp_path: Path, content: dict[str, Any]
+) -> None:
+    made = trained.experiment.model_copy(update={"output": str(tmp_path)})
+    RunFolder(tmp_path).begin(made, {})
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    with pytest.raises(Error) as caught:
+        run(made)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="damaged"):
+        collect_folders([tmp_path])
+
+
+def test_odd_lines_of_metrics_and_odd_folders_stop_nothing(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": "x"}\n{"step": null}\n{"step": 1, "shapes_per_second": 2.0}\n')
+    (tmp_path / ".x.tmp").mkdir()
+    (tmp_path / ".y.tmp").write_text("half")
+    folder.tidy()
+    assert sorted(os.listdir(tmp_path)) == [".x.tmp", "metrics.jsonl"]
+    assert folder.metrics() == [{"step": 1, "samples_per_second": 2.0}]
+    folder.forget_metrics_after(1)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_finished_run_is_shown_where_nothing_can_be_written(
+    trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(path: Path, *arguments: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "touch", refused)
+    assert run(trained.experiment) == trained.summary
+    assert "is finished" in capsys.readouterr().out
