@@ -53,7 +53,7 @@ class RunFolder:
 
         A finished run is only read.
         """
-        if not self.is_finished:
+        if not os.path.isfile(self._summary):  # False for names that the system refuses, too
             self._check_writable()
         if not self.is_begun:
             return

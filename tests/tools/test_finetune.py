@@ -30,7 +30,9 @@ def test_options_and_overrides_mix(tool: Tool, toy_config: Path, trained: Any, t
 
 
 def test_check_trains_nothing(tool: Tool, toy_config: Path, tmp_path: Path) -> None:
-    assert tool("finetune", toy_config, "--check", f"output={tmp_path}/run") == (0, "", "")
+    code, out, err = tool("finetune", toy_config, "--check", f"output={tmp_path}/run")
+    assert (code, err) == (0, "")
+    assert f"{tmp_path}/run" in out
     assert not (tmp_path / "run").exists()
     code, out, err = tool("finetune", toy_config, "--check", f"output={tmp_path}/run", "model.num_heads=5")
     assert (code, out) == (2, "")
