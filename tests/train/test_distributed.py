@@ -1,6 +1,7 @@
 """Two processes under torchrun do what one does that accumulates two parts."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from two_processes import Done, train_in_two
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.train import run
-from pc_ewa.train.distributed import any_process, choose_device, join_world, sync_batchnorm_statistics
+from pc_ewa.train.distributed import choose_device, join_world, sync_batchnorm_statistics
+from pc_ewa.train.signals import first_signal
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -72,8 +74,8 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
     with join_world("cpu") as world:
         assert (world.rank, world.size, world.device, world.is_main) == (0, 1, torch.device("cpu"), True)
         assert not torch.distributed.is_initialized()
-        assert any_process(True, world.device)
-        assert not any_process(False, world.device)
+        assert first_signal([signal.SIGTERM, signal.SIGINT], world.device) == signal.SIGTERM
+        assert first_signal([], world.device) == 0
 
 
 @pytest.mark.parametrize("device", ["tpu", "cud", "mps", "cuda:one", ""])

@@ -231,8 +231,8 @@ def test_killed_again_and_again_the_run_ends_the_same(server: Server, reference:
     assert_same_run(folder, reference.folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_stop_saves_and_exits_0(server: Server, tmp_path: Path, number: signal.Signals) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_a_signal_to_stop_saves_and_exits_as_it_says(server: Server, tmp_path: Path, number: signal.Signals) -> None:
     """Sent in the first step, after which no checkpoint is due."""
     rare = ("train.save_every=99",)
     whole, folder = tmp_path / "whole" / "run", tmp_path / "stopped" / "run"
@@ -240,7 +240,7 @@ def test_a_signal_to_stop_saves_and_exits_0(server: Server, tmp_path: Path, numb
     first_figures = next(i for i, change in enumerate(changes, 1) if "metrics.jsonl" in change)
     stopped = server.finetune(folder, first_figures, number, overrides=rare)
     printed = (folder.parent / "printed").read_text()
-    assert stopped.code == 0, printed
+    assert stopped.code == 128 + number, printed
     assert "stopped after step 1, saved; the same command goes on from here" in printed
     assert not (folder / "summary.json").exists()
     assert server.finetune(folder, overrides=rare).code == 0
