@@ -1,0 +1,49 @@
+"""What an exported file says of itself, so that whoever has it needs nothing else."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from pc_ewa.errors import ConfigError
+from pc_ewa.export.trace import least_points
+from pc_ewa.models import MODELS
+from pc_ewa.package import version
+
+
+def describe(model: nn.Module, class_names: Sequence[str], preprocessing: Any) -> dict[str, Any]:
+    """Describe an exported model in plain values.
+
+    Returns:
+        `pc_ewa`, the version; `model`, its name; `task`, "classify" or "segment"; `class_names`, of the logits, or of
+        the categories that a segmenter takes; `preprocessing`, what to do with a cloud before: the graph does none of
+        it; `min_points`, the fewest points that the graph takes.
+
+    Raises:
+        ConfigError: names that are not one for each class.
+    """
+    task = model.task
+    outputs = int(model.num_categories) if task == "segment" else _num_classes(model)  # type: ignore[arg-type]
+    if class_names and len(class_names) != outputs:
+        raise ConfigError(f"{len(class_names)} class_names for a model of {outputs}; give one for each")
+    name = next((name for name, kind in MODELS.items() if type(model) is kind), type(model).__name__)
+    return {
+        "pc_ewa": version(),
+        "model": name,
+        "task": task,
+        "class_names": list(class_names),
+        "preprocessing": _plain(preprocessing),
+        "min_points": least_points(model),
+    }
+
+
+def _plain(preprocessing: Any) -> dict[str, Any]:
+    return dataclasses.asdict(preprocessing) if dataclasses.is_dataclass(preprocessing) else dict(preprocessing or {})
+
+
+def _num_classes(model: nn.Module) -> int:
+    """Return the number of logits of a classifier."""
+    with torch.no_grad():
+        return int(model(torch.rand(1, least_points(model), 3)).shape[1])
