@@ -40,7 +40,9 @@ def describe(model: nn.Module, class_names: Sequence[str], preprocessing: Any) -
 
 
 def _plain(preprocessing: Any) -> dict[str, Any]:
-    return dataclasses.asdict(preprocessing) if dataclasses.is_dataclass(preprocessing) else dict(preprocessing or {})
+    if dataclasses.is_dataclass(preprocessing) and not isinstance(preprocessing, type):
+        return dataclasses.asdict(preprocessing)
+    return dict(preprocessing or {})
 
 
 def _num_classes(model: nn.Module) -> int:
