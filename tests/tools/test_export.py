@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from pc_ewa.benchmark import contest, latency
 from pc_ewa.data import load_dataset
 from pc_ewa.eval import EvalSettings
 from pc_ewa.export import OnnxModel, quantize
 from pc_ewa.export.check import KINDS, largest_difference
+from pc_ewa.export.source import load
 from pc_ewa.train.restore import restore
 
 Tool = Callable[..., Any]
@@ -95,6 +97,28 @@ def test_the_example_needs_no_pc_ewa_and_predicts_as_evaluation_does(
         assert [float(share[:-1]) for _, share in rows] == pytest.approx(
             [100 * float(truth[i]) for i in order], abs=0.06
         )
+
+
+def test_latency_is_timed_beside_the_accuracy_that_is_kept(
+    exported: Path, trained: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not compiled: that takes half a minute."""
+    monkeypatch.setattr(contest, "BURST", 0)
+    ways = [way for way in latency.WAYS if "compiled" not in way]
+    plan = latency.Plan(2, threads=(1,), batches=(1, 3), ways=ways, exported=exported, pause=0)
+    found = latency.measure(load(trained.folder), plan)
+    right = trained.summary["test_correct_merged"] / 12
+    rows = {row[0]: row for row in found.tables()[0].rows}
+    assert {"PyTorch, eager", "PyTorch, eager, bf16", "onnxruntime", "onnxruntime, int8"} <= rows.keys()
+    for way, exact in (("onnxruntime", True), ("onnxruntime, int8", False), ("PyTorch, eager, bf16", False)):
+        assert all(scores[way].verdict.exact == exact for scores in found.scores.values()), way
+        assert all(len(scores[way].seconds) == 2 for scores in found.scores.values())
+    assert rows["onnxruntime"][-1] == rows["PyTorch, eager"][-1] == f"{right:.2%}"
+    assert [target.bound for target in found.targets()] == [1.4, 2.3, 0.2]
+    assert "fastest exact way, times as fast as eager: at least 1.4x" in capsys.readouterr().out
+    text = latency.page(found, "the command", plan)
+    assert "| onnxruntime, int8 " in text
+    assert "the command" in text
 
 
 @pytest.mark.parametrize(
