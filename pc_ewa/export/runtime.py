@@ -81,6 +81,8 @@ class OpenVinoModel(nn.Module):
 class ProgramModel(nn.Module):
     """A .pt2 file of torch.export, or the program itself; called like the network it was exported from.
 
+    Load only files that you or people you trust have made: what torch runs is in the file.
+
     Raises:
         CheckpointError: a file that torch cannot load.
     """

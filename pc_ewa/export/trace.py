@@ -82,14 +82,13 @@ def trace(model: nn.Module) -> ExportedProgram:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep notes of the exporters, which say nothing to a user, off the terminal in a `with` block."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    root = logging.getLogger()
+    disabled, handlers = root.manager.disable, list(root.handlers)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(disabled)
+        root.handlers[:] = handlers  # some log through logging.warning, which gives the root logger a handler

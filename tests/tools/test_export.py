@@ -1,9 +1,11 @@
 """`pc-ewa export`: from a run to a file that needs no pc-ewa."""
 
 import ast
+import json
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +58,7 @@ def test_the_file_is_measured_on_the_test_set(
     monkeypatch.setattr("pc_ewa.export.export_onnx", copied)
     right = trained.summary["test_correct_merged"]
     code, out, err = tool("export", trained.folder, "-o", tmp_path / "a.onnx", "--int8")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "")  # the quantiser, too, has warnings for its developers
     assert f"test: accuracy {right / 12:.2%} ({right}/12) in float32" in out
     small = OnnxModel(tmp_path / "a.onnx").metadata
     assert small["metrics"]["float32"]["correct"] == right
@@ -97,6 +99,48 @@ def test_the_example_needs_no_pc_ewa_and_predicts_as_evaluation_does(
         assert [float(share[:-1]) for _, share in rows] == pytest.approx(
             [100 * float(truth[i]) for i in order], abs=0.06
         )
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_the_page_presents_a_ply_as_evaluation_does(exported: Path, trained: Any, tmp_path: Path) -> None:
+    clouds = load_dataset("hdf5", "test", path=trained.experiment.data.arguments["path"])
+    stored, _ = clouds.batch([3])
+    expected = EvalSettings(num_points=48).present(stored)[0][0]
+    kinds = ("ascii", "binary_little_endian", "binary_big_endian")
+    for kind in kinds:
+        write_ply(tmp_path / f"{kind}.ply", kind, 25 * stored[0].numpy().astype(np.float64) + 7)
+    script = f"""
+import {{ readFileSync }} from "node:fs";
+import {{ present, ranked, readMetadata, readPly }} from "{REPOSITORY}/examples/web/classify.js";
+const content = (path) => new Uint8Array(readFileSync(path)).buffer;
+const about = readMetadata(content("{exported}"));
+const clouds = {list(kinds)}.map((kind) => readPly(content(`{tmp_path}/${{kind}}.ply`)));
+const points = clouds.map((cloud) => Array.from(present(cloud, about.preprocessing)));
+const drawn = present(clouds[0], {{ num_points: 99, stored_points: 80, normalize: false }});
+console.log(JSON.stringify([about, points, drawn.length, ranked([1, 3, 2], about.class_names)]));
+"""
+    (tmp_path / "a.mjs").write_text(script)
+    done = subprocess.run(["node", tmp_path / "a.mjs"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    about, points, drawn, ranked = json.loads(done.stdout)
+    assert about == OnnxModel(exported).metadata
+    for cloud in points:
+        assert cloud == pytest.approx(expected.flatten().tolist(), abs=1e-6)
+    assert drawn == 3 * 80
+    assert [name for name, _ in ranked] == ["cube", "torus", "sphere"]
+    assert sum(share for _, share in ranked) == pytest.approx(1)
+
+
+def write_ply(path: Path, kind: str, points: np.ndarray) -> None:
+    """Points in double precision, after a byte of colour."""
+    order = ">" if "big" in kind else "<"
+    rows = np.zeros(len(points), dtype=[("red", "u1"), *((axis, f"{order}f8") for axis in "xyz")])
+    for axis, column in zip("xyz", points.T, strict=True):
+        rows[axis] = column
+    properties = "".join(f"property double {axis}\n" for axis in "xyz")
+    header = f"ply\nformat {kind} 1.0\nelement vertex {len(points)}\nproperty uchar red\n{properties}end_header\n"
+    text = "\n".join(" ".join(map(repr, row)) for row in rows.tolist())
+    path.write_bytes(header.encode() + (text.encode() if kind == "ascii" else rows.tobytes()))
 
 
 def test_latency_is_timed_beside_the_accuracy_that_is_kept(
