@@ -14,6 +14,8 @@ model, file = sys.argv[1:]
 session = onnxruntime.InferenceSession(model)
 about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
 wanted, stored = (about["preprocessing"].get(key) for key in ("num_points", "stored_points"))
+if about["task"] != "classify":
+    sys.exit(f"{model} is made to {about['task']}; give a classifier")
 
 points = (np.load(file) if file.endswith(".npy") else np.loadtxt(file))[:, :3].astype(np.float64)
 if stored and len(points) != stored:  # as dense as the training data was, before anything else

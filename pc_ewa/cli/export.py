@@ -77,17 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def check(options: argparse.Namespace, output: Path) -> None:
     """Refuse what cannot be, before anything is loaded."""
-    from pc_ewa.export.write import check_ending
+    from pc_ewa.export.write import check_path
 
-    check_ending(output)
+    check_path(output)
     if options.int8 and output.suffix != ".onnx":
         raise ConfigError(f"--int8 with -o {output}; 8 bits are for ONNX: let the name end in .onnx")
-    if output.is_dir():
-        raise CheckpointError(f"{output} is a folder; name a file in it")
     if output.exists() and not options.overwrite:
         raise CheckpointError(f"{output} is there already; choose another -o, or add --overwrite")
-    if not output.parent.is_dir():
-        raise CheckpointError(f"{output.parent} is not a folder; create it or choose another -o")
 
 
 def export_exact(source: Source, output: Path, split: str) -> None:

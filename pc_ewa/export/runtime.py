@@ -59,7 +59,11 @@ class OnnxModel(nn.Module):
 
 
 class OpenVinoModel(nn.Module):
-    """The same in OpenVINO; `precision` is "f32", or "bf16" on CPUs that have it."""
+    """The same in OpenVINO; `precision` is "f32", or "bf16" on CPUs that have it.
+
+    Raises:
+        CheckpointError: a file that OpenVINO cannot load.
+    """
 
     def __init__(self, source: bytes | str | Path, precision: str = "f32", threads: int | None = None) -> None:
         super().__init__()
@@ -70,8 +74,12 @@ class OpenVinoModel(nn.Module):
         core = openvino.Core()
         threads = threads or torch.get_num_threads()
         settings = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
-        model = core.read_model(io.BytesIO(source) if isinstance(source, bytes) else str(source))
-        self.compiled = core.compile_model(model, "CPU", settings)
+        try:
+            model = core.read_model(io.BytesIO(source) if isinstance(source, bytes) else str(source))
+            self.compiled = core.compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            name = "the exported model" if isinstance(source, bytes) else source
+            raise CheckpointError(f"OpenVINO cannot load {name}: {' '.join(str(error).split())[:200]}") from None
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Map clouds (B, N, 3), and categories (B,) for a segmenter, to scores."""

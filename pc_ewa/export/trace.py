@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.ewa import expert_layers, has_gate
 from pc_ewa.export.lowering import Lowering
+from pc_ewa.package import version_of
 
 TASKS = ("classify", "segment")
 
@@ -24,6 +25,7 @@ def ready(model: nn.Module) -> nn.Module:
         CheckpointError: mixtures of experts.
         ConfigError: a model that is neither a classifier nor a segmenter.
     """
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if has_gate(model):
         raise CheckpointError(
             "its mixtures are gated: each token needs its own expert at inference too, which no exported file has; "
@@ -70,13 +72,27 @@ def trace(model: nn.Module) -> ExportedProgram:
     batch, least = Dim("batch", min=1), least_points(model)
     points = torch.rand(2, least + 3, 3, generator=torch.Generator().manual_seed(0))
     shapes = {"points": {0: batch, 1: Dim("num_points", min=least)}, "categories": {0: batch}}
-    with quiet(), torch.no_grad(), Lowering():
-        return torch.export.export(
-            model,
-            inputs(model, points),
-            dynamic_shapes={name: shapes[name] for name in input_names(model)},
-            strict=False,
-        )
+    dynamic = {name: shapes[name] for name in input_names(model)}
+    with exporting("trace"), torch.no_grad(), Lowering():
+        return torch.export.export(model, inputs(model, points), dynamic_shapes=dynamic, strict=False)
+
+
+@contextmanager
+def exporting(step: str) -> Iterator[None]:
+    """Do a step of torch's exporter in a `with` block: what it raises becomes one line with the versions.
+
+    Raises:
+        CheckpointError: the exporter, which is young, does not manage the step.
+    """
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # it promises none
+        found = f"torch {torch.__version__}, onnxscript {version_of('onnxscript')}"
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{found} cannot {step} the model: {type(error).__name__}: {reason}; torch 2.13 with onnxscript 0.7.2 can"
+        ) from error
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pc_ewa.eval import Score
 from pc_ewa.export.check import KINDS, TOLERANCE, largest_difference
 from pc_ewa.export.metadata import describe
 from pc_ewa.export.runtime import DESCRIPTION, OnnxModel, OpenVinoModel, ProgramModel
-from pc_ewa.export.trace import input_names, least_points, output_name, quiet, ready, trace
+from pc_ewa.export.trace import exporting, input_names, least_points, output_name, quiet, ready, trace
 from pc_ewa.files import write_whole
 from pc_ewa.package import missing_package, version_of
 
@@ -26,10 +26,20 @@ ENDINGS = (".onnx", ".pt2")
 _QUANTIZED = ["MatMul", "Gemm"]
 
 
-def check_ending(path: Path) -> None:
-    """Raise ConfigError unless the name of a file says what to write."""
-    if path.suffix not in ENDINGS:
-        raise ConfigError(f"{path} does not end in {' or '.join(ENDINGS)}; name it after the format that you want")
+def check_path(path: str | Path, *endings: str) -> Path:
+    """Return the path of a file to write.
+
+    Raises:
+        ConfigError: another ending, a folder, or no folder to write into.
+    """
+    path, endings = Path(path), endings or ENDINGS
+    if path.suffix not in endings:
+        raise ConfigError(f"{path} does not end in {' or '.join(endings)}; name it after the format that you want")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is not a folder; create it or choose another place")
+    return path
 
 
 def export(
@@ -45,8 +55,7 @@ def export(
         ConfigError: another ending, a model that is neither a classifier nor a segmenter, or too few names.
         CheckpointError: a model with mixtures of experts, or a file that computes something else than the model.
     """
-    path = Path(path)
-    check_ending(path)
+    path = check_path(path)
     write = export_onnx if path.suffix == ".onnx" else export_program
     return write(model, path, class_names=class_names, preprocessing=preprocessing)
 
@@ -58,8 +67,7 @@ def load_exported(path: str | Path) -> OnnxModel | ProgramModel:
         ConfigError: another ending.
         CheckpointError: a file that cannot be loaded.
     """
-    check_ending(Path(path))
-    return OnnxModel(path) if Path(path).suffix == ".onnx" else ProgramModel(path)
+    return OnnxModel(path) if check_path(path).suffix == ".onnx" else ProgramModel(path)
 
 
 def export_onnx(
@@ -87,7 +95,7 @@ def export_onnx(
         The largest difference from PyTorch by the name of the runtime, of the largest score if that is above 1.
 
     Raises:
-        ConfigError: a model that is neither a classifier nor a segmenter, or too few names.
+        ConfigError: another ending, a model that is neither a classifier nor a segmenter, or too few names.
         CheckpointError: a model with mixtures of experts, or a file that computes something else than the model.
         MissingPackageError: without the extra `export`.
 
@@ -96,6 +104,7 @@ def export_onnx(
         >>> export_onnx(model, "furniture.onnx")  # doctest: +SKIP
         {'onnxruntime 1.32.0': 3.3e-07}
     """
+    path = check_path(path, ".onnx")
     _need_onnx()
     model = ready(model)
     metadata = describe(model, class_names, preprocessing)
@@ -104,7 +113,7 @@ def export_onnx(
     if version_of("openvino"):
         found[f"OpenVINO {version_of('openvino')}"] = _compare(model, OpenVinoModel(content), metadata)
     _refuse_differences(found)
-    write_whole(Path(path), lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content))
     return found
 
 
@@ -119,6 +128,7 @@ def export_program(
 
     Inputs, scores, arguments and checks are those of `export_onnx`. The metadata is the extra file "pc_ewa.json".
     """
+    path = check_path(path, ".pt2")
     model = ready(model)
     metadata = describe(model, class_names, preprocessing)
     program = trace(model)
@@ -127,7 +137,7 @@ def export_program(
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(metadata)})
-    write_whole(Path(path), lambda file: file.write(buffer.getbuffer()))
+    write_whole(path, lambda file: file.write(buffer.getbuffer()))
     return found
 
 
@@ -154,6 +164,7 @@ def quantize(
     Returns:
         The two scores, None without `measure`.
     """
+    path = check_path(path, ".onnx")
     _need_onnx()
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -168,14 +179,14 @@ def quantize(
         scores = Quantized(measure(OnnxModel(source)), measure(OnnxModel(proto.SerializeToString())))
         metadata["metrics"] = {"float32": scores.exact.metrics(), "int8": scores.int8.metrics()}
     _set_metadata(proto, metadata)
-    write_whole(Path(path), lambda file: file.write(proto.SerializeToString()))
+    write_whole(path, lambda file: file.write(proto.SerializeToString()))
     return scores
 
 
 def _onnx(model: nn.Module, program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
     """Translate a traced model."""
     names = {"input_names": list(input_names(model)), "output_names": [output_name(model)]}
-    with quiet():
+    with exporting("translate"):
         exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
     assert exported is not None
     proto = exported.model_proto

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_pt2_is_the_model_and_has_no_op_of_ours(
     tmp_path: Path, program: ExportedProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "trace", lambda _: program)  # it takes seconds
-    model = trained("point_bert_classifier")
+    model = torch.compile(trained("point_bert_classifier"))  # what is exported is the network in it
     assert max(export(model, tmp_path / "a.pt2", preprocessing=PREPROCESSING).values()) < 1e-6
     exported = ProgramModel(tmp_path / "a.pt2")
     for clouds in hundred_clouds(ready(model)).values():
@@ -136,6 +137,26 @@ def test_what_cannot_leave_is_refused(model: Any, error: type[Exception], words:
 def test_other_endings_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"\.onnx or \.pt2"):
         export(small("point_mae_classifier"), tmp_path / name)
+
+
+def test_a_place_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+    (tmp_path / "folder.onnx").mkdir()
+    for path in (tmp_path / "none" / "a.onnx", tmp_path / "folder.onnx", tmp_path / "none" / "a.pt2"):
+        with pytest.raises(ConfigError, match="folder"):
+            export(small("point_mae_classifier"), path)
+    with pytest.raises(ConfigError, match=r"does not end in \.onnx"):
+        export_onnx(small("point_mae_classifier"), tmp_path / "a.pt2")
+
+
+def test_a_step_that_torch_does_not_manage_is_one_line_with_the_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no\nway")
+
+    monkeypatch.setattr(torch.export, "export", broken)
+    with pytest.raises(CheckpointError, match=rf"torch {re.escape(torch.__version__)}.*RuntimeError: no way"):
+        export(small("point_mae_classifier"), tmp_path / "a.pt2")
 
 
 def test_names_are_one_for_each_class(tmp_path: Path) -> None:
