@@ -110,12 +110,15 @@ def train(
             if progress.step % eval_every == 0 or done:
                 sync_batchnorm_statistics(setup.model)
                 with _divergence_told(experiment, progress.step):
+                    _check_weights(setup.model)
                     best = _validate(setup, world, progress, tracker)
             if setup.probe and (progress.step % probe_every == 0 or done):
                 with _divergence_told(experiment, progress.step):
                     _probe(setup.probe, setup.measured(progress.step), world, progress, tracker)
             stop = first_signal(received, world.device)
             if best or stop or done or progress.step % save_every == 0:
+                with _divergence_told(experiment, progress.step):
+                    _check_weights(setup.model)
                 _save(setup, experiment, world, progress, checkpoints, meter, best)
             if stop and not done:
                 tracker.line(f"stopped after step {progress.step}, saved; the same command goes on from here")
@@ -228,6 +231,13 @@ def _save(
             progress.step,
             best,
         )
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise NotFiniteError for a step that made weights NaN or inf of gradients that were finite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise NotFiniteError(f"{name} holds NaN or inf")
 
 
 def _ewa_metrics(setup: Setup) -> dict[str, float]:
