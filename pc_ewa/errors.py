@@ -24,6 +24,10 @@ class CheckpointError(Error):
     """A checkpoint that is missing, damaged or made for another model."""
 
 
+class OutputError(Error):
+    """A model whose output is not finite: it has no score."""
+
+
 class WriteError(Error):
     """A file that cannot be written: a full disk, a folder that is not ours."""
 

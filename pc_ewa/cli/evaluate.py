@@ -3,14 +3,17 @@
 from __future__ import annotations  # as in package.py
 
 import argparse
+import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import CheckpointError, ConfigError
+from pc_ewa.files import write_text
 
 if TYPE_CHECKING:
     from pc_ewa.eval import FewShot, Score
@@ -82,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_place(place)
         title, result = measure(restored, options)
     content = {"checkpoint": options.checkpoint, "protocol": options.protocol, "split": options.split}
+    content |= {key: given for key in ("config", "overrides") if (given := getattr(options, key))}
     write_json(place, content | result.to_json())  # before anything is printed: a closed pipe loses nothing
     print(f"{title}\n{result.table()}\n\nwritten to {place}")
 
@@ -152,14 +156,30 @@ def parse_setting(text: str) -> tuple[int, int]:
 
 
 def json_path(options: argparse.Namespace, restored: Restored) -> Path:
-    """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured."""
+    """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured.
+
+    Where the result of another evaluation has that name, the options are in the name too: none overwrites another.
+    """
     if options.json:
         return Path(options.json)
-    voted = f"_voted{options.votes}" if options.votes > 1 else ""
-    name = f"{Path(options.checkpoint).stem}.{options.protocol}{voted}.{options.split}.json"
-    return (
-        Path(restored.experiment.output) if options.checkpoint == "random" else Path(options.checkpoint).parent
-    ) / name
+    checkpoint, voted = Path(options.checkpoint), f"_voted{options.votes}" if options.votes > 1 else ""
+    folder = Path(restored.experiment.output) if options.checkpoint == "random" else checkpoint.parent
+    what = f"{options.protocol}{voted}.{options.split}"
+    place = folder / f"{checkpoint.stem}.{what}.json"
+    if result_options(place) in (None, asked := [checkpoint.name, options.config, options.overrides]):
+        return place
+    words = ".".join([what, *filter(None, [options.config]), *options.overrides])
+    words = re.sub(r"[^\w.=-]", "_", words)[:100]
+    return folder / f"{checkpoint.name}.{words}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
+
+
+def result_options(path: Path) -> list[Any] | None:
+    """Read which checkpoint, config and overrides a result is of; None where there is no result."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [Path(content["checkpoint"]).name, content.get("config"), content.get("overrides", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def check_place(path: Path) -> None:
@@ -173,6 +193,6 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the result; a folder that cannot be written is an error with a way out."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another with --json FILE") from None

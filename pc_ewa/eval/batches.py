@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
+from pc_ewa.errors import OutputError
 from pc_ewa.eval.settings import EvalSettings
 from pc_ewa.progress import progress
 
@@ -97,3 +98,33 @@ def sum_over_processes(sums: dict[str, float]) -> dict[str, float]:
     dist.all_gather_object(gathered, sums)
     names = {name: None for part in gathered for name in part}
     return {name: sum(part.get(name, 0.0) for part in gathered) for name in names}
+
+
+class Finite:
+    """Finds out whether all outputs of a model are finite, without waiting for the GPU at each batch.
+
+    Args:
+        device: of the outputs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._bad = torch.zeros((), dtype=torch.int64, device=device)
+
+    def seen(self, output: Tensor) -> Tensor:
+        """Note an output; returns it."""
+        self._bad += ~output.isfinite().all()
+        return output
+
+    def check(self, model: nn.Module, clouds: Clouds, shared: bool = True) -> None:
+        """Look back at the outputs, of all processes where they share the work.
+
+        Raises:
+            OutputError: one of them held NaN or inf. The largest of such numbers is the first: scores would look sound.
+        """
+        if shared and dist.is_initialized():
+            dist.all_reduce(self._bad)
+        if self._bad:
+            raise OutputError(
+                f"{type(model).__name__} puts out NaN or inf on {clouds.name}: there is no score; look at its weights, "
+                "or use precision=fp32"
+            )

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from pc_ewa.errors import ConfigError
 from pc_ewa.models.checkpoints.load import LoadReport, load_pretrained
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.point_bert import PointBERT
@@ -61,7 +62,13 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         torch.Size([4, 10])
     """
     model_class = choose("model", name, MODELS)
-    return model_class(**check_arguments(f"model {name}", model_class, kwargs))
+    arguments = check_arguments(f"model {name}", model_class, kwargs)
+    try:
+        return model_class(**arguments)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        raise ConfigError(f"model {name} does not fit into memory with {kwargs}; make it smaller") from None
 
 
 __all__ = ["MODELS", "create_model", "load_pretrained", "LoadReport"]

@@ -15,8 +15,9 @@ from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval import EvalSettings, Score, evaluate_linear_svm, evaluate_voted
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.models import create_model
-from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
-from pc_ewa.models.checkpoints.read import read_content
+from pc_ewa.models.checkpoints.bounds import no_larger_than
+from pc_ewa.models.checkpoints.keys import COUNTER, fit_head, rename_keys
+from pc_ewa.models.checkpoints.read import check_finite, read_content
 from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
 from pc_ewa.streams import stream
 from pc_ewa.train.batches import INIT, ROUTED
@@ -164,12 +165,18 @@ def restore(path: str | Path, config: str | None = None, overrides: list[str] | 
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
-    restored = _untrained(experiment, content)
+    with no_larger_than(content["base_model"].values(), path):
+        restored = _untrained(experiment, content)
     model = restored.model
     weights = rename_keys(content["base_model"], model.state_dict())
-    if any(".experts." in key for key in weights):
+    if experts := [len(value) for key, value in weights.items() if ".experts." in key and value.dim()]:
+        asked = experiment.ewa.arguments["num_experts"] if experiment.ewa else 0
+        if asked > max(experts):
+            raise CheckpointError(f"{path} is damaged: ewa.num_experts={asked} in its config, {max(experts)} in it")
         put_experts(model, experiment)
     weights, note = fit_head(weights, model)
+    check_finite(weights, path)
+    weights |= {k: v for k, v in model.state_dict().items() if k.endswith(COUNTER) and k not in weights}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
