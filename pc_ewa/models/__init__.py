@@ -61,7 +61,10 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         torch.Size([4, 10])
     """
     model_class = choose("model", name, MODELS)
-    return model_class(**check_arguments(f"model {name}", model_class, kwargs))
+    arguments = check_arguments(f"model {name}", model_class, kwargs)
+    model = model_class(**arguments)
+    model.built_as = {"name": name, **arguments}
+    return model
 
 
 __all__ = ["MODELS", "create_model", "load_pretrained", "LoadReport"]

@@ -2,7 +2,7 @@
 
 import copy
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval import EvalSettings, Score, evaluate_linear_svm, evaluate_voted
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.models import create_model
+from pc_ewa.models.base import Preprocessing
 from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
 from pc_ewa.models.checkpoints.read import read_content
 from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
@@ -31,12 +32,22 @@ Split = Literal["train", "val", "test"]
 
 @dataclass
 class Restored:
-    """A model with its weights, and the experiment it came from."""
+    """A model with its weights, and the experiment it came from.
+
+    Attributes:
+        experiment: the experiment.
+        class_names: name of each class; none of a model that uses no labels.
+        model_arguments: arguments of the model that the data decided.
+        model: the model.
+        clouds: number of points and up axis of the training data, as `Splits.about` has them; empty if unknown.
+        notes: lines about the file, for the user.
+    """
 
     experiment: Experiment
     class_names: list[str]
     model_arguments: dict[str, int]
     model: nn.Module
+    clouds: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -60,7 +71,16 @@ class Restored:
 
     def save(self, path: str | Path, format: WeightsFormat = "official") -> None:
         """Write the merged model for others to read, with config and class names."""
-        save_merged(self.model, self.experiment, self.class_names, self.model_arguments, Path(path), format)
+        known = (self.class_names, self.model_arguments, self.clouds)
+        save_merged(self.model, self.experiment, *known, Path(path), format)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The way from a cloud of any size to what the model was trained on."""
+        settings, options = create_objective(self.experiment).settings, self.experiment.data.arguments
+        stored = self.clouds.get("num_points", options.get("stored_points"))
+        up_axis = self.clouds.get("up_axis", options.get("up_axis"))
+        return Preprocessing(settings.num_points, stored, settings.sampling, settings.normalize, up_axis)
 
     def splits(self) -> Splits:
         """Load the experiment's dataset.
@@ -145,13 +165,19 @@ class Restored:
             )
 
 
-def restore(path: str | Path, config: str | None = None, overrides: list[str] | None = None) -> Restored:
+def restore(
+    path: str | Path,
+    config: str | None = None,
+    overrides: list[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Restored:
     """Build the model that a checkpoint was saved from and load it, every weight of it.
 
     Args:
         path: the checkpoint.
         config: YAML file, for checkpoints that hold no config of ours.
         overrides: `key=value`, such as "data.root=/data".
+        class_names: the classes, for checkpoints that do not name them; without them the dataset is asked.
 
     Raises:
         CheckpointError: a file that is missing, damaged, without a config, or of another architecture.
@@ -164,7 +190,7 @@ def restore(path: str | Path, config: str | None = None, overrides: list[str] | 
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
-    restored = _untrained(experiment, content)
+    restored = _untrained(experiment, content, class_names)
     model = restored.model
     weights = rename_keys(content["base_model"], model.state_dict())
     if any(".experts." in key for key in weights):
@@ -187,21 +213,28 @@ def untrained(config: str, overrides: list[str] | None = None) -> Restored:
     return _untrained(load_experiment(config, overrides), {})
 
 
-def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
-    decided, names = content.get("model_arguments"), content.get("class_names")
-    for key, value, kind in (("model_arguments", decided, dict), ("class_names", names, list)):
+def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Sequence[str] | None = None) -> Restored:
+    decided, names, clouds = (content.get(key) for key in ("model_arguments", "class_names", "clouds"))
+    for key, value, kind in (
+        ("model_arguments", decided, dict),
+        ("class_names", names, list),
+        ("clouds", clouds, dict),
+    ):
         if value is not None and not isinstance(value, kind):
             raise CheckpointError(f"the checkpoint's {key} is a {type(value).__name__}, not a {kind.__name__}: damaged")
-    if decided is None or names is None or _model_in(content) != experiment.model.name:
+    if class_names is not None:
+        argument = {"classify": "num_classes", "segment": "num_categories"}.get(str(experiment.task))
+        decided, names = {argument: len(class_names)} if argument else {}, list(class_names)
+    elif decided is None or names is None or _model_in(content) != experiment.model.name:
         objective = create_objective(experiment)
         if isinstance(objective, Pretrain):  # it uses no label: its data need not be here, for an SVM on other data
             decided, names = {}, []
         else:
             splits = load_splits(experiment.data, experiment.seed)
-            decided, names = objective.model_arguments(splits), list(splits.train.class_names)
+            decided, names, clouds = objective.model_arguments(splits), list(splits.train.class_names), splits.about()
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
-    return Restored(experiment, list(names), decided, model)
+    return Restored(experiment, list(names), decided, model, clouds or {})
 
 
 def _model_in(content: dict[str, Any]) -> object:
@@ -229,6 +262,7 @@ def save_merged(
     experiment: Experiment,
     class_names: list[str],
     model_arguments: dict[str, int],
+    clouds: dict[str, Any],
     path: Path,
     format: WeightsFormat = "official",
 ) -> None:
@@ -236,7 +270,7 @@ def save_merged(
 
     One that keeps gated mixtures is written as only `restore` reads it, whatever the format.
     """
-    config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments}
+    config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments, "clouds": clouds}
     if has_gate(model):
         save_gated(model, path, config, class_names, extra)
     else:
