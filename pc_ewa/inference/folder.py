@@ -132,6 +132,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise CheckpointError(f"{path} has no section model: pc_ewa.save_pretrained did not write it")
+    if not isinstance(content.get("preprocessing"), dict | None):
+        raise CheckpointError(f"{path} has preprocessing {str(content['preprocessing'])[:60]}; expected a section")
     if content.get("format") != _FORMAT:
         found = content.get("format")
         raise CheckpointError(f"{path} has format {found!r}, and this version reads {_FORMAT}; update pc-ewa")
