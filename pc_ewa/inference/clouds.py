@@ -133,7 +133,8 @@ def _of_file(path: Path) -> Input:
         raise DataError(f"{path} is not a file or a folder; check the path")
     if path.suffix.lower() not in EXTENSIONS:
         raise DataError(f"{path} is of an unknown kind; known are {' '.join(EXTENSIONS)}")
-    return Input(str(path), partial(read_shape, path))
+    # Bytes that are not UTF-8 come as surrogates, which can be neither printed nor written.
+    return Input(str(path).encode("utf-8", "replace").decode(), partial(read_shape, path))
 
 
 def _of_array(array: NDArray[Any], name: str) -> Input:
