@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -31,8 +32,24 @@ class TrainingError(Error):
     """Training that cannot go on, such as a loss that is not finite."""
 
 
+class Stopped(Exception):  # noqa: N818  # not an error: the work was asked to stop, and did
+    """A signal stopped the work in good order: what is saved goes on from there.
+
+    Args:
+        number: the signal. A command exits with 128 + number, as the shell says of a process that died of it.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
 def exit_on_error(main: Callable[..., None]) -> Callable[..., int]:
-    """Decorate the main function of a tool: an `Error` becomes one line on stderr and exit code 2."""
+    """Decorate the main function of a tool: an `Error` becomes one line on stderr and exit code 2.
+
+    Work that a signal stopped exits with 128 + its number, so that `pretrain && finetune` stops there. Ctrl-C anywhere
+    is one line and 130.
+    """
 
     @functools.wraps(main)
     def guarded(*args: Any, **kwargs: Any) -> int:
@@ -41,6 +58,11 @@ def exit_on_error(main: Callable[..., None]) -> Callable[..., int]:
         except Error as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
             return 2
+        except Stopped as stop:
+            return 128 + stop.number
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 128 + signal.SIGINT
         except BrokenPipeError:  # `tool | head` has read enough; nothing more may be written there, on leaving either
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as the shell says of a process that a closed pipe ended

@@ -138,7 +138,8 @@ def test_the_output_can_be_trained_on(tool: Tool, checkpoint: Path, toy_config: 
     for name in ("merged.pt", "merged.safetensors"):
         assert tool("merge_experts", checkpoint, "-o", tmp_path / name).code == 0
         code, out, _ = tool("finetune", toy_config, "--from", tmp_path / name, "--check", f"output={tmp_path}/run")
-        assert code == 0 and f"{tmp_path}/run" in out
+        assert code == 0
+        assert f"{tmp_path}/run" in out
     # The file with mixtures says how to get there.
     code, _, err = tool("finetune", toy_config, "--from", checkpoint, f"output={tmp_path}/run")
     assert code == 2
