@@ -176,7 +176,10 @@ def as_csv(records: Sequence[dict[str, Any]]) -> str:
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Print the rows in columns; long names lose their beginning."""
-    short = [[name if len(name) <= _WIDEST else "..." + name[3 - _WIDEST :], *cells] for name, *cells in rows]
+    from pc_ewa.text import printable
+
+    plain = [[printable(cell, None) for cell in row] for row in rows]
+    short = [[name if len(name) <= _WIDEST else "..." + name[3 - _WIDEST :], *cells] for name, *cells in plain]
     columns = max(map(len, short), default=0)
     widths = [max(len(row[i]) for row in short if i < len(row)) for i in range(columns)]
     for row in short:

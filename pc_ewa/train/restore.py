@@ -13,6 +13,7 @@ from torch import nn
 from pc_ewa.config import Data, Experiment, load_experiment, resolve
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval import EvalSettings, Score, evaluate_linear_svm, evaluate_voted
+from pc_ewa.eval.errors import WrongSample, evaluate_errors
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.models import create_model
 from pc_ewa.models.base import Preprocessing
@@ -134,6 +135,20 @@ class Restored:
         return evaluate_voted(
             self.model, clouds, settings, votes=votes, seed=experiment.seed, scale=scale, shift=shift, device=device
         )
+
+    def errors(self, split: Split) -> tuple[Score, list[WrongSample]]:
+        """Measure a classifier, and name the samples that it gets wrong, see `evaluate_errors`.
+
+        Raises:
+            ConfigError: a model that is not a classifier.
+            CheckpointError: a dataset that does not fit.
+        """
+        objective = create_objective(self.experiment)
+        if not isinstance(objective, Classify):
+            raise ConfigError(
+                f"--errors with {self.experiment.model.name}; only classifiers take one class for another"
+            )
+        return evaluate_errors(self.model, self.splits().named(split), objective.settings, device=self.place())
 
     @property
     def svm_data(self) -> Data:
