@@ -65,7 +65,7 @@ def create_parser() -> Parser:
     return parser
 
 
-@command("predict", extra="train")
+@command("predict", extra="data")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, predict, write, print."""
     options = create_parser().parse_intermixed_args(arguments)
@@ -108,7 +108,8 @@ def predicted(model: Any, clouds: Sequence[Input], options: argparse.Namespace, 
     from pc_ewa.inference import predict_each
     from pc_ewa.progress import progress
 
-    size, found = options.batch_size, []
+    size = options.batch_size
+    found: list[Any] = []
     for begin in progress(range(0, len(clouds), size), f"predicting, {size} at a time"):
         some = clouds[begin : begin + size]
         found += predict_each(model, some, category=options.category, up=options.up, batch_size=size, on_error=on_error)

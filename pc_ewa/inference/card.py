@@ -1,19 +1,21 @@
 """The model card of a saved folder: what a person wants to know before using a model."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 
-def model_card(about: Mapping[str, Any], name: str) -> str:
+def model_card(about: Mapping[str, Any], name: str, notes: str = "") -> str:
     """Write README.md, from what config.json says.
 
     Args:
         about: the content of config.json.
         name: of the folder or of the repository, for the title and the code.
+        notes: Markdown for the end.
     """
     training = about.get("training") or {}
     sections = [
-        _header(),
+        _header(training.get("licence")),
         f"# {name}",
         _what(about),
         _code(name),
@@ -22,12 +24,15 @@ def model_card(about: Mapping[str, Any], name: str) -> str:
         _rows("Metrics", training.get("metrics") or {}),
         _data(training.get("data") or {}),
         _recipe(training.get("config") or {}),
+        notes.strip(),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _header() -> str:
-    return "---\nlibrary_name: pc-ewa\ntags:\n- point-cloud\n- 3d\n- experts-weights-averaging\n---"
+def _header(licence: str | None) -> str:
+    """Write what the Hub reads: YAML, in which JSON is a safe way to write text."""
+    known = f"license: {json.dumps(licence)}\n" if licence else ""
+    return f"---\nlibrary_name: pc-ewa\n{known}tags:\n- point-cloud\n- 3d\n- experts-weights-averaging\n---"
 
 
 def _what(about: Mapping[str, Any]) -> str:

@@ -25,7 +25,13 @@ _COUNTS = {"classify": "num_classes", "segment": "num_categories"}
 
 
 def save_pretrained(
-    model: nn.Module, folder: str | Path, *, metrics: Mapping[str, Any] | None = None, repo: str | None = None
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    notes: str = "",
+    repo: str | None = None,
 ) -> Path:
     """Write a model to a folder that `from_pretrained`, `load_model` and the Hub take.
 
@@ -33,6 +39,8 @@ def save_pretrained(
         model: built by `create_model`, or loaded; merged.
         folder: made if need be. Of what is there, only these three files are replaced.
         metrics: for the card and config.json, in place of those of the run.
+        licence: of the weights, as the Hub abbreviates it: "apache-2.0".
+        notes: Markdown for the end of the card: limits, credits, how it was made.
         repo: "owner/name" on the Hub, for the code in the card.
 
     Returns:
@@ -51,7 +59,7 @@ def save_pretrained(
     from safetensors.torch import save
 
     _check_plain(model)
-    about, folder = _about(model, metrics), Path(folder)
+    about, folder = _about(model, metrics, licence), Path(folder)
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     content = save(weights, {"format": "pt"})
     try:
@@ -60,7 +68,7 @@ def save_pretrained(
         raise CheckpointError(f"{folder} cannot be made: {error.strerror}; choose another folder") from None
     # The config comes last: a folder without it is not one of ours, whatever a crash left.
     write_whole(folder / WEIGHTS, lambda file: file.write(content))
-    write_text(folder / CARD, model_card(about, repo or folder.name))
+    write_text(folder / CARD, model_card(about, repo or folder.name, notes))
     write_text(folder / CONFIG, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
     return folder
 
@@ -105,11 +113,13 @@ def _check_plain(model: nn.Module) -> None:
         raise CheckpointError(f"this {type(model).__name__} was not built by pc_ewa.create_model; build it so")
 
 
-def _about(model: Any, metrics: Mapping[str, Any] | None) -> dict[str, Any]:
+def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -> dict[str, Any]:
     """Everything that config.json says, in plain types."""
     record = getattr(model, "training_record", None)
     if metrics is not None:
         record = {**(record or {}), "metrics": dict(metrics)}
+    if licence is not None:
+        record = {**(record or {}), "licence": licence}
     names, preprocessing = getattr(model, "class_names", None), getattr(model, "preprocessing", None)
     return {
         "format": _FORMAT,
