@@ -39,6 +39,7 @@ points give the same answer every time.
 
 A file that cannot be read is named and left out, the rest is done, and the exit code is 2. --strict stops at once."""
 
+PARTS = "parts"  # the folder for coloured files
 _WIDEST = 60  # name of a file in the table; CSV and JSON have all of it
 
 
@@ -73,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from pc_ewa.inference import as_inputs, load_model
 
     clouds, _ = as_inputs(options.inputs)
+    check_outputs(options, [cloud.name for cloud in clouds])
     model: Any = load_model(options.model, options.config, device=options.device, precision=options.precision)
     segments = model.task == "segment"
     if not segments and options.output is not None:
@@ -80,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     skipped: list[tuple[Input, DataError]] = []
     found = predicted(model, clouds, options, None if options.strict else lambda *bad: skipped.append(bad))
     if segments:
-        rows, records = describe_parts(found, Path(options.output or "parts"))
+        rows, records = describe_parts(found, Path(options.output or PARTS))
     else:
         rows, records = describe_classes(found, options.top)
     write(records, options)
@@ -101,6 +103,21 @@ def check(options: argparse.Namespace) -> None:
             raise ConfigError(f"{path} cannot be written; choose a file in a folder that is there")
     if options.output is not None and Path(options.output).is_file():
         raise ConfigError(f"-o {options.output} is a file; choose a folder")
+
+
+def check_outputs(options: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuse to write over a file that is read, or where the next call would read it."""
+    files = [os.path.realpath(path) for path in (options.csv, options.json) if path is not None]
+    if len(set(files)) < len(files):
+        raise ConfigError(f"--csv and --json are both {options.csv}; choose another for one of them")
+    for name in {os.path.realpath(name) for name in names} & set(files):
+        raise ConfigError(f"{name} is one of the files to read; choose another place for what is written")
+    folder = os.path.realpath(options.output or PARTS)
+    for name in options.inputs if options.output is not None or options.category is not None else ():
+        if os.path.isdir(name) and os.path.commonpath([folder, os.path.realpath(name)]) == os.path.realpath(name):
+            raise ConfigError(
+                f"-o {options.output or PARTS} lies in {name}, which would be read next time; choose another"
+            )
 
 
 def predicted(model: Any, clouds: Sequence[Input], options: argparse.Namespace, on_error: Any) -> list[Any]:

@@ -31,12 +31,15 @@ class Input(NamedTuple):
 
 
 class Presented(NamedTuple):
-    """A cloud as a model sees it: points (N, 3), where they were before scaling (N, 3), and all points (V, 3)."""
+    """A cloud as a model sees it: points (N, 3), where they were before scaling (N, 3), and all points (V, 3).
+
+    `all_points` is None where only the cloud as a whole is of interest: a scan may be large.
+    """
 
     name: str
     points: Tensor
     places: Tensor
-    all_points: Tensor
+    all_points: Tensor | None
 
 
 def as_inputs(inputs: Any) -> tuple[list[Input], bool]:
@@ -71,13 +74,14 @@ def as_inputs(inputs: Any) -> tuple[list[Input], bool]:
     raise DataError(f"a {type(inputs).__name__} is not a cloud; give an array (points, 3), a file, a folder or a list")
 
 
-def present(cloud: Input, preprocessing: Preprocessing, up: UpAxis | None) -> Presented:
+def present(cloud: Input, preprocessing: Preprocessing, up: UpAxis | None, keep_all: bool = False) -> Presented:
     """Read a cloud and bring it to the points that the model was trained on, as evaluation does.
 
     Args:
         cloud: what to read.
         preprocessing: that of the model.
         up: the axis that points up in the cloud, where it is another than in the training data.
+        keep_all: return all points too.
 
     Raises:
         DataError: a cloud that cannot be read or used.
@@ -92,7 +96,7 @@ def present(cloud: Input, preprocessing: Preprocessing, up: UpAxis | None) -> Pr
     stored = torch.from_numpy(sample_shape(shape, count, _DRAW, cloud.name).points)[None]
     settings = EvalSettings(preprocessing.num_points, preprocessing.normalize, preprocessing.sampling)
     points, index = settings.present(stored)
-    everywhere = torch.from_numpy(shape.vertices.astype(np.float32))
+    everywhere = torch.from_numpy(shape.vertices.astype(np.float32)) if keep_all else None
     return Presented(cloud.name, points[0], ops.gather_points(stored, index)[0], everywhere)
 
 

@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pc_ewa.bundled import bundled
-from pc_ewa.data import DATASETS
+from pc_ewa.data import DATASETS, own_files
 from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.ewa import has_gate
 from pc_ewa.inference.folder import CONFIG, read_folder
@@ -94,14 +95,17 @@ def find(source: str | Path) -> Path:
     Raises:
         CheckpointError: nothing there.
     """
-    path = Path(source).expanduser()
+    path, name = Path(source).expanduser(), str(source)
     if path.is_file() or (path / CONFIG).is_file():
         return path
-    if path.is_dir():
-        return _of_run(path)
-    name = str(source)
-    if name in BUNDLED:
+    run = RunFolder(path)
+    for checkpoint in (run.merged("last"), run.checkpoints.last):
+        if checkpoint.is_file():
+            return checkpoint
+    if name in BUNDLED:  # a folder of that name may hold the scans
         return bundled("models") / name
+    if path.is_dir():
+        raise CheckpointError(f"{path} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
         return download(name)
     raise CheckpointError(
@@ -110,19 +114,14 @@ def find(source: str | Path) -> Path:
     )
 
 
-def _of_run(folder: Path) -> Path:
-    run = RunFolder(folder)
-    for path in (run.merged("last"), run.checkpoints.last):
-        if path.is_file():
-            return path
-    raise CheckpointError(f"{folder} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
-
-
 def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | None) -> PointModel:
     restored = restore(path, config, class_names=class_names)
     model: Any = restored.model
     if not has_gate(model):
         restored.merge()
+    if not restored.clouds and class_names is None and restored.experiment.data.name != own_files.NAME:
+        with suppress(Error):  # a file of an earlier version: the data knows, if it is still there
+            restored.clouds = restored.splits().about()
     model.preprocessing, model.precision = restored.preprocessing, restored.experiment.train.precision
     model.class_names = tuple(restored.class_names) or None
     model.training_record = _record(restored, path)

@@ -133,7 +133,7 @@ def predict_each(
         batch = []
         for cloud in clouds[begin : begin + batch_size]:
             try:
-                batch.append(present(cloud, preprocessing, up))
+                batch.append(present(cloud, preprocessing, up, keep_all=label is not None))
             except DataError as error:
                 if on_error is None:
                     raise
@@ -193,6 +193,7 @@ def _forward(
         yield from (Prediction(cloud.name, row, model.class_names) for cloud, row in zip(batch, logits, strict=True))
         return
     for cloud, row in zip(batch, parts, strict=True):
+        assert cloud.all_points is not None  # they were asked for
         nearest_seen = ops.knn(cloud.all_points[None], cloud.places[None], 1)[1][0, :, 0]
         yield PartPrediction(cloud.name, model.class_names[label], cloud.all_points, row[nearest_seen])
 

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from small_models import small
 
 import pc_ewa
 from pc_ewa.cli.merge import main as merge
 from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.ewa import expert_layers
 from pc_ewa.inference import load
+from pc_ewa.models import MODELS
 from pc_ewa.models.base import Preprocessing
 from pc_ewa.train.restore import restore
 
@@ -92,6 +94,9 @@ def test_official_files_take_a_config_and_names(trained: Any, toy_config: Path, 
 def test_checkpoints_from_before_clouds_were_noted_are_read(trained: Any, tmp_path: Path) -> None:
     content = torch.load(trained.folder / "checkpoints/merged_last.pt", weights_only=True)
     del content["clouds"]
+    torch.save(content, tmp_path / "old.pt")
+    assert pc_ewa.load_model(tmp_path / "old.pt").preprocessing == Preprocessing(48, 64, up_axis="y")
+    content["config"]["data"]["path"] = "gone.h5"
     torch.save(content, tmp_path / "old.pt")
     model = pc_ewa.load_model(tmp_path / "old.pt")
     assert model.preprocessing == Preprocessing(48)
@@ -186,6 +191,30 @@ def test_places_with_nothing_are_one_line(trained: Any, tmp_path: Path) -> None:
     folder = made().save_pretrained(tmp_path / "saved")
     with pytest.raises(ConfigError, match=r"config\.json"):
         pc_ewa.load_model(folder, config="quickstart")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_goes_through_a_folder(name: str, tmp_path: Path) -> None:
+    model: Any = small(name)
+    again: Any = pc_ewa.from_pretrained(model.save_pretrained(tmp_path / name), device="cpu")
+    assert type(again) is type(model)
+    assert again.built_as == model.built_as
+    check_same(again, model)
+
+
+def test_a_stopped_run_is_its_newest_checkpoint(trained: Any, tmp_path: Path) -> None:
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.parent.mkdir(parents=True)
+    last.write_bytes((trained.folder / "checkpoints" / "last.pt").read_bytes())
+    check_same(pc_ewa.load_model(tmp_path / "run"), pc_ewa.load_model(trained.folder))
+
+
+def test_a_folder_of_scans_does_not_hide_the_bundled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "furniture").mkdir()
+    assert load.find("furniture").parent.name == "models"
+    made().save_pretrained("furniture")
+    assert load.find("furniture") == Path("furniture")
 
 
 class Hub(SimpleNamespace):

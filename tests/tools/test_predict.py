@@ -128,6 +128,19 @@ def test_mistakes_are_one_line(arguments: list[Any], fact: str, tool: Tool, mode
     assert fact in result.err
 
 
+def test_nothing_that_is_read_is_written_over(tool: Tool, model: Path, tmp_path: Path) -> None:
+    scan = tmp_path / "scan.txt"
+    scan.write_bytes(CLOUDS["plain.xyz"])
+    for arguments in (
+        [scan, "--csv", scan],
+        [scan, "--csv", "a.out", "--json", "./a.out"],
+        [tmp_path, "--category", "cube", "-o", tmp_path / "parts"],
+    ):
+        result = tool("predict", model, *arguments)
+        assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
+    assert scan.read_bytes() == CLOUDS["plain.xyz"]
+
+
 def test_an_empty_folder_and_an_odd_name(tool: Tool, model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no clouds" in tool("predict", model, tmp_path / "empty").err
