@@ -96,8 +96,25 @@ def read_folder(folder: Path) -> PointModel:
         raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {reason}") from None
     model.class_names = None if names is None else tuple(names)
     model.preprocessing, model.training_record = preprocessing, about.get("training")
+    model.parts_of = checked_parts(folder / CONFIG, about.get("parts_of"), model)
     model.precision = about.get("precision", "fp32")
     return model.eval()
+
+
+def checked_parts(path: Path, parts_of: Any, model: Any) -> tuple[tuple[int, ...], ...] | None:
+    """Return the parts of each class of a segmenter as a file has them.
+
+    Raises:
+        CheckpointError: something else.
+    """
+    if parts_of is None:
+        return None
+    built_as = model.built_as
+    fits = isinstance(parts_of, list) and len(parts_of) == built_as.get("num_categories")
+    known = range(built_as.get("num_parts", 0))
+    if not fits or not all(isinstance(row, list) and row and all(part in known for part in row) for row in parts_of):
+        raise CheckpointError(f"{path} has parts_of {str(parts_of)[:60]}, which does not fit the model: damaged")
+    return tuple(map(tuple, parts_of))
 
 
 def _check_plain(model: nn.Module) -> None:
@@ -127,6 +144,7 @@ def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -
         "model": dict(model.built_as),
         "class_names": None if names is None else list(names),
         "preprocessing": None if preprocessing is None else asdict(preprocessing),
+        "parts_of": getattr(model, "parts_of", None),
         "precision": getattr(model, "precision", "fp32"),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": None if record is None else dict(record),

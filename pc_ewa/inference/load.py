@@ -10,7 +10,7 @@ from pc_ewa.bundled import bundled
 from pc_ewa.data import DATASETS, own_files
 from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.ewa import has_gate
-from pc_ewa.inference.folder import CONFIG, read_folder
+from pc_ewa.inference.folder import CONFIG, checked_parts, read_folder
 from pc_ewa.inference.hub import download
 from pc_ewa.models.base import PointModel
 from pc_ewa.train.distributed import choose_device
@@ -121,11 +121,19 @@ def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | 
         restored.merge()
     if not restored.clouds and class_names is None and restored.experiment.data.name != own_files.NAME:
         with suppress(Error):  # a file of an earlier version: the data knows, if it is still there
-            restored.clouds = restored.splits().about()
+            restored.ask_data()
     model.preprocessing, model.precision = restored.preprocessing, restored.experiment.train.precision
     model.class_names = tuple(restored.class_names) or None
+    parts_of = restored.clouds.get("parts_of") or _published_parts(restored.class_names)
+    model.parts_of = checked_parts(path, parts_of, model)
     model.training_record = _record(restored, path)
     return model
+
+
+def _published_parts(class_names: Sequence[str]) -> list[list[int]] | None:
+    """Return the parts of each class where a dataset publishes them for these classes."""
+    published = (dataset.parts for dataset in DATASETS.values() if dataset.parts)
+    return next(([*map(list, parts.values())] for parts in published if [*parts] == [*class_names]), None)
 
 
 def _record(restored: Restored, path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa import ops
-from pc_ewa.data import DATASETS, UpAxis
+from pc_ewa.data import UpAxis
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.eval.batches import evaluation_mode
@@ -188,7 +188,8 @@ def _forward(
         else:
             labels = torch.full((len(batch),), label, device=device)
             scores = model(points, labels)
-            parts = predict_parts(scores, labels, parts_of(model.class_names, scores.shape[-1])).cpu()
+            every = [range(scores.shape[-1])] * len(model.class_names)
+            parts = predict_parts(scores, labels, getattr(model, "parts_of", None) or every).cpu()
     if label is None:
         yield from (Prediction(cloud.name, row, model.class_names) for cloud, row in zip(batch, logits, strict=True))
         return
@@ -196,11 +197,3 @@ def _forward(
         assert cloud.all_points is not None  # they were asked for
         nearest_seen = ops.knn(cloud.all_points[None], cloud.places[None], 1)[1][0, :, 0]
         yield PartPrediction(cloud.name, model.class_names[label], cloud.all_points, row[nearest_seen])
-
-
-def parts_of(class_names: Sequence[str], num_parts: int) -> list[list[int]]:
-    """Return the parts that each class of a segmenter can have: the published ones, else all for every class."""
-    for dataset in DATASETS.values():
-        if dataset.parts and tuple(dataset.parts) == tuple(class_names):
-            return [list(parts) for parts in dataset.parts.values()]
-    return [list(range(num_parts))] * len(class_names)

@@ -64,6 +64,7 @@ class PointModel(nn.Module):
     Attributes:
         class_names: the name of each class, or None for a model that nobody trained.
         preprocessing: how clouds were presented to it, or None likewise.
+        parts_of: segmenters: the parts that each class can have, or None for all.
         precision: "fp32", or "bf16" to predict in autocast.
         built_as: its name in MODELS and all arguments, as `create_model` got them.
         training_record: the config, data, metrics and licence of the run that it comes from, as far as they are known.
@@ -71,6 +72,7 @@ class PointModel(nn.Module):
 
     class_names: tuple[str, ...] | None = None
     preprocessing: Preprocessing | None = None
+    parts_of: tuple[tuple[int, ...], ...] | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     built_as: Mapping[str, Any] | None = None
     training_record: Mapping[str, Any] | None = None

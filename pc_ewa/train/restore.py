@@ -40,7 +40,7 @@ class Restored:
         class_names: name of each class; none of a model that uses no labels.
         model_arguments: arguments of the model that the data decided.
         model: the model.
-        clouds: number of points and up axis of the training data, as `Splits.about` has them; empty if unknown.
+        clouds: what `Objective.about` says of the training data; empty if unknown.
         notes: lines about the file, for the user.
     """
 
@@ -102,6 +102,10 @@ class Restored:
             if parts > known:
                 raise CheckpointError(f"the checkpoint knows {known} parts, {self.experiment.data.name} has {parts}")
         return splits
+
+    def ask_data(self) -> None:
+        """Fill in `clouds` from the dataset, for a file of an earlier version; errors are those of `splits`."""
+        self.clouds = create_objective(self.experiment).about(self.splits())
 
     def evaluate(self, split: Split, routed: bool = False) -> Score:
         """Measure on a split of the experiment's dataset; `routed` routes tokens at random to experts, as in training.
@@ -246,7 +250,11 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
             decided, names = {}, []
         else:
             splits = load_splits(experiment.data, experiment.seed)
-            decided, names, clouds = objective.model_arguments(splits), list(splits.train.class_names), splits.about()
+            decided, names, clouds = (
+                objective.model_arguments(splits),
+                list(splits.train.class_names),
+                objective.about(splits),
+            )
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
     return Restored(experiment, list(names), decided, model, clouds or {})

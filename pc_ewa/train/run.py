@@ -172,8 +172,8 @@ class _Run:
             merged_model = at_inference(model)
             if self.world.is_main:
                 setup, path = self.setup, self.folder.merged(which)
-                names, clouds = list(setup.splits.train.class_names), setup.splits.about()
-                save_merged(merged_model, self.experiment, names, setup.model_arguments, clouds, path)
+                names = list(setup.splits.train.class_names)
+                save_merged(merged_model, self.experiment, names, setup.model_arguments, setup.clouds, path)
         merged = self._on_test(merged_model)
         metrics = {f"test_{name}_unmerged": value for name, value in (unmerged or merged).metrics().items()}
         metrics |= {f"test_{name}_merged": value for name, value in merged.metrics().items()}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ class Setup(NamedTuple):
     learning_rate: Callable[[int], float]
     probe: SVMProbe | None
     model_arguments: dict[str, int]
+    clouds: dict[str, Any]
     notes: tuple[str, ...]
 
     def measured(self, step: int) -> nn.Module:
@@ -108,6 +109,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         rate,
         probe,
         decided,
+        objective.about(splits),
         tuple(notes),
     )
 

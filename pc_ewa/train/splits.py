@@ -1,7 +1,7 @@
 """The parts of a dataset: train, validation and test."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -33,10 +33,6 @@ class Splits(NamedTuple):
     def to_fit(self, split: str) -> Clouds:
         """Return the training shapes for a test on `split`; for "test" those that were cut off for validation too."""
         return join(self.train, self.val) if split == "test" and self.val_is_cut and self.val else self.train
-
-    def about(self) -> dict[str, Any]:
-        """Return what a prediction has to know of the clouds that a model was trained on."""
-        return {"num_points": self.train.num_points, "up_axis": self.train.up_axis}
 
     def all(self) -> list[Clouds]:
         """Return those that there are."""

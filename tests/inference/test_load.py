@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from small_models import small
+from small_models import SMALL, small
 
 import pc_ewa
 from pc_ewa.cli.merge import main as merge
+from pc_ewa.data import DATASETS
 from pc_ewa.errors import CheckpointError, ConfigError, Error
+from pc_ewa.eval import EvalSettings
 from pc_ewa.ewa import expert_layers
 from pc_ewa.inference import load
 from pc_ewa.models import MODELS
 from pc_ewa.models.base import Preprocessing
+from pc_ewa.train import run
 from pc_ewa.train.restore import restore
 
 SIZES: dict[str, Any] = {"dim": 12, "depth": 2, "num_heads": 3, "num_groups": 4, "group_size": 4, "encoder_width": 8}
@@ -89,6 +92,45 @@ def test_official_files_take_a_config_and_names(trained: Any, toy_config: Path, 
     assert model.predict(torch.rand(60, 3)).label in "xyz"
     with pytest.raises(CheckpointError, match="--config"):
         pc_ewa.load_model(path)
+
+
+def test_a_segmenter_labels_as_it_is_measured(tiny: Any) -> None:
+    """With the parts that the data has for each class, and evaluation's own points."""
+    experiment = tiny("point_mae_segmenter")
+    assert run(experiment) is not None
+    model = pc_ewa.load_model(experiment.output, device="cpu")
+    assert model.parts_of == ((0, 1), (2, 3), (4, 5))
+    restored = restore(Path(experiment.output) / "checkpoints" / "merged_last.pt")
+    clouds, right = restored.splits().test, 0
+    settings = EvalSettings.of(restored.experiment.data, restored.experiment.train)
+    for place in range(len(clouds)):
+        points, labels = clouds.batch([place])
+        index = settings.present(points)[1][0]
+        found = model.predict(points[0], category=clouds.class_names[labels[0]])
+        right += int((found.parts == clouds.part_labels([place])[0])[index].sum())
+    assert right / (len(clouds) * 48) == pytest.approx(restored.evaluate("test").metrics()["accuracy"])
+    again = pc_ewa.from_pretrained(model.save_pretrained(Path(experiment.output) / "saved"), device="cpu")
+    assert again.parts_of == model.parts_of
+    edit(Path(experiment.output) / "saved", parts_of=[[0, 1], [2, 3], [4, 9]])
+    with pytest.raises(CheckpointError, match="parts_of"):
+        pc_ewa.from_pretrained(Path(experiment.output) / "saved")
+
+
+def test_an_official_segmenter_knows_the_published_parts(tmp_path: Path) -> None:
+    torch.save(
+        {"model_state_dict": small("point_mae_segmenter", num_parts=50, num_categories=16).state_dict()},
+        tmp_path / "p.pth",
+    )
+    config = tmp_path / "parts.yaml"
+    sizes = ", ".join(f"{key}: {SMALL[key]}" for key in SIZES if key != "depth")
+    config.write_text(
+        f"data: {{name: shapenetpart, num_points: 32}}\nmodel: {{name: point_mae_segmenter, depth: 3, {sizes}}}\n"
+    )
+    parts = DATASETS["shapenetpart"].parts
+    model = pc_ewa.load_model(tmp_path / "p.pth", str(config), class_names=[*parts])
+    assert model.parts_of == tuple(map(tuple, parts.values()))
+    found = model.predict(torch.rand(40, 3), category=[*parts][1])
+    assert set(found.parts.tolist()) <= set(model.parts_of[1])
 
 
 def test_checkpoints_from_before_clouds_were_noted_are_read(trained: Any, tmp_path: Path) -> None:
