@@ -99,6 +99,12 @@ def predict(
     Raises:
         ConfigError: a model that cannot predict, a category or axis that it does not know.
         DataError: a cloud that cannot be read or used, the first of them.
+
+    Example:
+        >>> model = pc_ewa.load_model("furniture", device="cpu")
+        >>> prediction = pc_ewa.inference.predict(model, torch.rand(5000, 3))  # or model.predict(...)
+        >>> len(prediction.top(3)), prediction.label in model.class_names
+        (3, True)
     """
     clouds, single = as_inputs(inputs)
     found = list(predict_each(model, clouds, category=category, up=up, batch_size=batch_size))

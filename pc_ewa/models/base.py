@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from torch import nn
 
 from pc_ewa.errors import ConfigError
-
-if TYPE_CHECKING:
-    from pc_ewa.inference import Prediction
 
 _UP_AXES = ("x", "y", "z")
 
@@ -68,6 +65,11 @@ class PointModel(nn.Module):
         precision: "fp32", or "bf16" to predict in autocast.
         built_as: its name in MODELS and all arguments, as `create_model` got them.
         training_record: the config, data, metrics and licence of the run that it comes from, as far as they are known.
+
+    Example:
+        >>> model = pc_ewa.load_model("furniture", device="cpu")
+        >>> model.predict(torch.rand(5000, 3)).label in model.class_names
+        True
     """
 
     class_names: tuple[str, ...] | None = None
@@ -77,15 +79,8 @@ class PointModel(nn.Module):
     built_as: Mapping[str, Any] | None = None
     training_record: Mapping[str, Any] | None = None
 
-    def predict(self, inputs: Any, **options: Any) -> Prediction | list[Prediction]:
-        """Classify or segment clouds, files or folders of any size; see `pc_ewa.inference.predict`.
-
-        Example:
-            >>> model = pc_ewa.load_model("furniture")
-            >>> prediction = model.predict(torch.rand(5000, 3))
-            >>> prediction.label in model.class_names
-            True
-        """
+    def predict(self, inputs: Any, **options: Any) -> Any:
+        """Classify or segment clouds, files or folders of any size; see `pc_ewa.inference.predict`."""
         from pc_ewa.inference import predict
 
         return predict(self, inputs, **options)
