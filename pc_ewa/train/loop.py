@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa.config import Experiment
+from pc_ewa.data import describe_change
 from pc_ewa.errors import CheckpointError, Stopped, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
 from pc_ewa.progress import bar
@@ -39,10 +40,18 @@ class Progress:
 
 
 def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
-    """Take up the newest checkpoint of the run folder, if there is one."""
+    """Take up the newest checkpoint of the run folder, if there is one.
+
+    Raises:
+        CheckpointError: it is damaged, or of a run with another model or on other data.
+    """
     content = checkpoints.newest()
     if content is None:
         return Progress()
+    if change := describe_change(content.get("data"), setup.data):
+        raise CheckpointError(
+            f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or choose another output"
+        )
     try:
         setup.model.load_state_dict(content["model"])
         setup.optimizer.load_state_dict(content["optimizer"])
@@ -228,6 +237,7 @@ def _save(
                 "class_names": list(setup.splits.train.class_names),
                 "model_arguments": setup.model_arguments,
                 "clouds": setup.clouds,
+                "data": setup.data,
             },
             progress.step,
             best,

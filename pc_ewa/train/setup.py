@@ -10,6 +10,8 @@ from torch import nn
 
 from pc_ewa import ops
 from pc_ewa.config import Experiment
+from pc_ewa.data import digest
+from pc_ewa.data.digest import Digest
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS, create_model, load_pretrained
@@ -39,6 +41,7 @@ class Setup(NamedTuple):
     probe: SVMProbe | None
     model_arguments: dict[str, int]
     clouds: dict[str, Any]
+    data: Digest
     notes: tuple[str, ...]
 
     def measured(self, step: int) -> nn.Module:
@@ -62,6 +65,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         )
     check_initial_weights(experiment)
     splits = load_splits(experiment.data, experiment.seed)
+    seen = digest({"train": splits.train, "test": splits.test, **({"val": splits.val} if splits.val else {})})
     batches = Batches(to_device_if_it_fits(splits.train, world.device), experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
         raise ConfigError(
@@ -110,6 +114,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         probe,
         decided,
         objective.about(splits),
+        seen,
         tuple(notes),
     )
 
