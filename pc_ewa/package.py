@@ -23,6 +23,7 @@ OPTIONAL = {
     "matplotlib": "compare",
     "scipy": "compare",
     "open3d": "viz",
+    "huggingface_hub": "hub",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

@@ -17,6 +17,7 @@ from pc_ewa.files import write_text
 
 if TYPE_CHECKING:
     from pc_ewa.eval import FewShot, Score
+    from pc_ewa.eval.errors import WrongSample
     from pc_ewa.train.restore import Restored
 
 DESCRIPTION = """\
@@ -27,6 +28,7 @@ examples:
   pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt
   pc-ewa evaluate runs/quickstart/checkpoints/best.pt --split val
   pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt --votes 10
+  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt --errors wrong.csv
   pc-ewa evaluate modelnet_1k.pth --config finetune/modelnet40
   pc-ewa evaluate part_seg.pth --config finetune/shapenetpart
   pc-ewa evaluate runs/quickstart_pretrain/checkpoints/merged_last.pt --protocol svm
@@ -67,6 +69,7 @@ def create_parser() -> Parser:
     parser.add_argument(
         "--setting", action="append", metavar="WAYxSHOT", help="fewshot: as 5x10, repeatable (default: all)"
     )
+    parser.add_argument("--errors", metavar="FILE.csv", help="score of classifiers: list every sample that is wrong")
     parser.add_argument("--json", metavar="FILE", help="where to write (default: beside the checkpoint)")
     return parser
 
@@ -106,8 +109,11 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--split {options.split}; --protocol fewshot measures every fold on its test shapes")
     if options.protocol != "fewshot" and (options.folds != 10 or options.setting):
         raise ConfigError("--folds and --setting are for --protocol fewshot")
-    if options.json:
-        check_place(Path(options.json))
+    if options.errors and (options.protocol != "score" or options.votes > 1):
+        raise ConfigError("--errors is for --protocol score, without --votes")
+    for place in (options.json, options.errors):
+        if place:
+            check_place(Path(place))
 
 
 def restored_from(options: argparse.Namespace) -> Restored:
@@ -124,6 +130,9 @@ def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score
     data = restored.experiment.data
     if options.protocol == "svm":
         data, score = restored.svm_data, restored.linear_svm(options.split)
+    elif options.errors:
+        score, wrong = restored.errors(options.split)
+        write_errors(Path(options.errors), wrong)
     elif options.votes > 1:
         score = restored.vote(options.split, options.votes)
     else:
@@ -186,7 +195,16 @@ def check_place(path: Path) -> None:
     """Refuse a place that cannot be written, before hours are spent on what would go there."""
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if path.is_dir() or (nearest != path and not nearest.is_dir()) or not os.access(nearest, os.W_OK):
-        raise ConfigError(f"{path} cannot be written; choose another place with --json FILE")
+        raise ConfigError(f"{path} cannot be written; choose another place for it")
+
+
+def write_errors(path: Path, wrong: Sequence[WrongSample]) -> None:
+    """Write the samples that are wrong, one a row."""
+    from pc_ewa.eval.errors import errors_as_csv
+    from pc_ewa.files import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, errors_as_csv(wrong))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -70,12 +70,19 @@ def evaluation(
         shared: under torchrun each process gets its share of the batches. False: this process gets all of them.
     """
     device = device or next(model.parameters()).device
+    with evaluation_mode(model, device, settings):
+        yield _batches(clouds, settings, device, title, shared)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, device: torch.device, settings: EvalSettings) -> Iterator[None]:
+    """Hold a model in evaluation mode in a `with` block, without gradients, in the precision of the settings."""
     modes = {module: module.training for module in model.modules()}
     if model.training:
         model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            yield _batches(clouds, settings, device, title, shared)
+            yield
     finally:
         for module, training in modes.items():
             module.training = training

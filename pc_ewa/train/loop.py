@@ -236,6 +236,7 @@ def _save(
                 "config": experiment.model_dump(mode="json"),
                 "class_names": list(setup.splits.train.class_names),
                 "model_arguments": setup.model_arguments,
+                "clouds": setup.clouds,
                 "data": setup.data,
             },
             progress.step,
