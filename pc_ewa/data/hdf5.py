@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pc_ewa.data.clouds import Clouds, UpAxis
+from pc_ewa.data.contained import open_hdf5
 from pc_ewa.data.dataset import Dataset
 from pc_ewa.data.layout import DEFAULT_SPLITS, Layout
 from pc_ewa.errors import DataError
@@ -38,11 +39,25 @@ def read_hdf5(path: Path, split: str, *, name: str, remedy: str = "check the pat
         MissingSplitError: no shapes in this split.
         DataError: a missing or damaged file, or contents that training cannot use; one line with the remedy.
     """
-    with _one_line_errors(f"cannot read {path}", "is it an HDF5 file, whole and readable? Get a fresh copy"):
-        if not path.exists():
-            raise DataError(f"{path} does not exist; {remedy}")
-        with h5py.File(path, "r") as file:
-            return Layout(file, path).clouds(split, name)
+    if not os.path.exists(path):
+        raise DataError(f"{path} does not exist; {remedy}")
+    with open_layout(path) as layout:
+        return layout.clouds(split, name)
+
+
+@contextmanager
+def open_layout(path: Path, shown: Path | None = None) -> Iterator[Layout]:
+    """Open a file in our layout; whatever is wrong with it, in the block too, is one line.
+
+    Args:
+        path: the file.
+        shown: the name the user knows it by, if that is another one.
+
+    Raises:
+        DataError: as `read_hdf5`.
+    """
+    with open_hdf5(path, "is it an HDF5 file, whole and readable? Get a fresh copy") as file:
+        yield Layout(file, shown or path)
 
 
 def write_hdf5(
@@ -140,15 +155,14 @@ def _write_points(file: h5py.File, points: NDArray[Any], dtype: str, path: Path)
 
 def _read_all(temporary: Path, path: Path) -> None:
     """Read every split with its checks; messages name the file `path`, as the user does."""
-    with h5py.File(temporary, "r") as file:
-        layout = Layout(file, path)
+    with open_layout(temporary, path) as layout:
         for split in layout.used_splits():
             layout.clouds(split, path.stem)
 
 
 @contextmanager
 def _one_line_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn what h5py and the file system raise on a damaged file or a full disk into one line."""
+    """Turn what h5py and the file system raise on a full disk into one line."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py uses all four
