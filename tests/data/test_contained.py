@@ -133,7 +133,7 @@ def bomb(shape: tuple[int, ...], key: str = "data", chunks: tuple[int, ...] = (1
     def change(file: h5py.File) -> None:
         dtype = file[key].dtype
         again(key, shape=shape, dtype=dtype, chunks=chunks, compression="gzip", maxshape=(None, *shape[1:]))(file)
-        file[key][:write] = 0
+        file[key][:write] = np.zeros((write, *shape[1:]), dtype)
 
     return change
 
