@@ -23,6 +23,8 @@ OPTIONAL = {
     "matplotlib": "compare",
     "scipy": "compare",
     "open3d": "viz",
+    "laspy": "formats",
+    "lazrs": "formats",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
