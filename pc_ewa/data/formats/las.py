@@ -1,13 +1,14 @@
 """LAS and LAZ files of laser scanners, read by laspy and lazrs, the extra `formats`.
 
 laspy 2.7 accepts a LAS file that ends early at the end of a point, in silence, and follows a header that claims four
-billion records for minutes: both are checked here. A LAZ file that ends early is refused by lazrs.
+billion records for minutes; lazrs 0.8 ends the process where a LAZ file claims as many chunks. All is checked before.
 
 Source: LAS Specification 1.4 (ASPRS).
 """
 
 import io
 import struct
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ _COUNTS = struct.Struct("<HII")  # bytes of the header, where the points begin, 
 _COUNTS_AT = 94
 _SMALLEST_RECORD = 54  # bytes
 _SMALLEST_POINT = 20  # bytes; each chunk begins with a whole one
+_LAYERS = {6: 9, 7: 10, 8: 11, 9: 10, 10: 12}  # of the formats whose points LAZ stores attribute by attribute
 _CHUNK = 1 << 20  # points that are unpacked at a time: a header may claim any number
 
 
@@ -44,11 +46,9 @@ def parse_las(data: bytes) -> NDArray[np.float64]:
             if not header.are_points_compressed and begin + header.point_count * header.point_format.size > len(data):
                 raise ValueError(f"it ends early: it does not hold the {header.point_count} points that it claims")
             if header.are_points_compressed:
-                _check_chunks(data, begin)
+                _check_chunks(data, begin, header)
             chunks = [_scaled(chunk, header) for chunk in reader.chunk_iterator(_CHUNK)]
-    except (ValueError, MemoryError):
-        raise
-    except (KeyboardInterrupt, SystemExit):
+    except (ValueError, MemoryError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # damage makes laspy raise almost anything, and lazrs what is not an Exception
         raise ValueError(f"it is damaged or ends early: {type(error).__name__} {error}") from error
@@ -58,12 +58,16 @@ def parse_las(data: bytes) -> NDArray[np.float64]:
     return points
 
 
-def _check_chunks(data: bytes, begin: int) -> None:
-    """Refuse a table of more chunks than there can be: lazrs takes memory for all that it claims, or ends the process.
+def _check_chunks(data: bytes, begin: int, header: Any) -> None:
+    """Refuse a LAZ file whose chunks are not all there, or do not have as many points as the header claims.
+
+    lazrs does not: it takes memory for any number of chunks, and unpacks a chunk for ever without an error.
 
     Raises:
-        ValueError: no such table, or one that claims too much.
+        ValueError: says what does not fit.
     """
+    import lazrs
+
     (place,) = struct.unpack_from("<q", data, begin)
     if place == -1:  # written as a stream: it stands at the end
         (place,) = struct.unpack_from("<q", data, len(data) - 8)
@@ -72,8 +76,27 @@ def _check_chunks(data: bytes, begin: int) -> None:
     (number,) = struct.unpack_from("<4xI", data, place)
     if number * _SMALLEST_POINT > len(data):
         raise ValueError(f"it claims {number} chunks of points, more than {len(data)} bytes can hold")
+    layout = lazrs.LazVlr(header.vlrs.get("LasZipVlr")[0].record_data_bytes())
+    stream = io.BytesIO(data)
+    stream.seek(begin)
+    chunks, size, points = lazrs.read_chunk_table(stream, layout), layout.chunk_size(), header.point_count
+    if begin + 8 + sum(length for _, length in chunks) != place:
+        raise ValueError("its chunks do not end where its table of them begins")
+    if header.point_format.id in _LAYERS:
+        layers = _LAYERS[header.point_format.id] + header.point_format.num_extra_bytes
+        ends = np.cumsum([begin + 8] + [length for _, length in chunks])
+        # Each chunk: its first point, its number of points, the length of each layer, the layers.
+        heads = [struct.unpack_from(f"<I{layers}I", data, end + layout.item_size()) for end in ends[:-1]]
+        lengths = [layout.item_size() + 4 * len(head) + sum(head[1:]) for head in heads]
+        sound = sum(head[0] for head in heads) == points and lengths == [length for _, length in chunks]
+    elif layout.uses_variable_size_chunks():
+        sound = sum(count for count, _ in chunks) == points
+    else:
+        sound = (len(chunks) - 1) * size < points <= len(chunks) * size or not points
+    if not sound:
+        raise ValueError(f"its {len(chunks)} chunks do not hold the {points} points that it claims")
 
 
-def _scaled(chunk: object, header: object) -> NDArray[np.float64]:
-    whole = np.stack([chunk.X, chunk.Y, chunk.Z], axis=-1)  # type: ignore[attr-defined]
-    return whole * np.asarray(header.scales) + np.asarray(header.offsets)  # type: ignore[attr-defined]
+def _scaled(chunk: Any, header: Any) -> NDArray[np.float64]:
+    whole = np.stack([chunk.X, chunk.Y, chunk.Z], axis=-1)
+    return whole * np.asarray(header.scales) + np.asarray(header.offsets)
