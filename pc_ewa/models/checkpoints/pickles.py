@@ -50,6 +50,6 @@ def _steps_left(path: Path, file: IO[bytes], left: int) -> int:
             raise CheckpointError(f"{path} has far more steps in its pickle than weights need; it is not read")
         if step.name == "GLOBAL" and argument in ("__builtin__ bytearray", "builtins bytearray"):
             raise CheckpointError(f"{path} holds builtins.bytearray; only plain weights are read")
-        if "PUT" in step.name and argument > _LONGEST_MEMO:
+        if "PUT" in step.name and isinstance(argument, int) and argument > _LONGEST_MEMO:
             raise CheckpointError(f"{path} is damaged: its pickle has an impossible position")
     return left
