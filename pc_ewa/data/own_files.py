@@ -18,7 +18,7 @@ from pc_ewa.data.clouds import Clouds, UpAxis
 from pc_ewa.data.dataset import Dataset
 from pc_ewa.data.folders import entries, walk
 from pc_ewa.data.formats.meshes import sample_surface
-from pc_ewa.data.formats.readers import EXTENSIONS, read_shape
+from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
 from pc_ewa.data.source import Item, Sample, Source, resize
 from pc_ewa.errors import ConfigError, DataError
 
@@ -121,19 +121,43 @@ def _check_options(stored_points: int, up_axis: str, test_fraction: float, seed:
 
 
 def _read(path: Path, name: str, stored_points: int) -> Sample:
-    """Read a shape and bring it to a number of points; float64 until it is near the origin."""
-    points, faces = read_shape(path)
+    return sample_shape(near_origin(read_shape(path), path), stored_points, name, path)
+
+
+def near_origin(shape: Shape, where: str | Path) -> Shape:
+    """Move a shape that is far from the origin to it, while its coordinates are float64; `where` begins the message.
+
+    Raises:
+        DataError: coordinates of no sensible unit.
+    """
+    points = shape.vertices
     if np.abs(points).max() > _LARGEST:
-        raise DataError(f"{path}: coordinates up to {np.abs(points).max():.1g}; store it in a sensible unit")
+        raise DataError(f"{where}: coordinates up to {np.abs(points).max():.1g}; store it in a sensible unit")
     low, high = points.min(0), points.max(0)
     if 0 < (high - low).max() < np.abs((low + high) / 2).max() / _FAR:
-        points = points - (low + high) / 2
+        return shape._replace(vertices=points - (low + high) / 2)
+    return shape
+
+
+def sample_shape(shape: Shape, count: int, seed: str, where: str | Path) -> Sample:
+    """Bring a shape near the origin to a number of points: meshes by their surface, clouds by drawing or repeating.
+
+    Args:
+        shape: as `near_origin` returns it.
+        count: how many points.
+        seed: text that decides what is drawn, the same on every machine.
+        where: begins the message.
+
+    Raises:
+        DataError: a mesh without a surface.
+    """
+    points, faces = shape
     if faces is None:
-        return resize(Sample(points.astype(np.float32)), stored_points, seed=name)
+        return resize(Sample(points.astype(np.float32)), count, seed=seed)
     try:
-        sampled = sample_surface(points, faces, stored_points, _random(name))
+        sampled = sample_surface(points, faces, count, _random(seed))
     except ValueError as error:
-        raise DataError(f"{path}: {error}; repair the mesh, or store it without faces as a point cloud") from error
+        raise DataError(f"{where}: {error}; repair the mesh, or store it without faces as a point cloud") from error
     return Sample(sampled.astype(np.float32))
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import h5py
 import pytest
 import torch
 from run_folder import stop_after_saving
@@ -18,6 +20,7 @@ from run_folder import stop_after_saving
 from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError
 from pc_ewa.train import run
+from pc_ewa.train.run import check
 from pc_ewa.train.signals import stop_signals
 from pc_ewa.train.tracking import Tracker
 
@@ -368,6 +371,31 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(
     assert run(experiment(f"output={tmp_path}/again"))["output"] == f"{tmp_path}/again"
     printed = capsys.readouterr().out
     assert f"{tmp_path}/moved" not in printed
+
+
+@pytest.mark.parametrize("change", ["labels", "points", "class_names"])
+def test_a_run_does_not_go_on_with_other_data(
+    experiment: MakeExperiment, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Under the same path, which is all that the config says."""
+    path = tmp_path / "mine.h5"
+    shutil.copy(toy_file, path)
+    stop_after_saving(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment(f"data.path={path}"))
+    monkeypatch.undo()
+    with h5py.File(path, "a") as file:
+        if change == "labels":
+            file["label"][:] = (file["label"][:] + 1) % 3
+        elif change == "points":
+            file["data"][:] = file["data"][:][::-1]
+        else:
+            file.attrs["class_names"] = json.dumps(["cube", "sphere", "torus"])
+    with pytest.raises(CheckpointError, match="holds a run on other data: .*" + change.partition("_")[0][:5]) as caught:
+        run(experiment(f"data.path={path}"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="other data"):
+        check(experiment(f"data.path={path}"))
 
 
 @pytest.mark.parametrize(

@@ -132,12 +132,12 @@ def test_a_finished_run_of_an_earlier_version_is_taken_as_finished(
 def test_a_run_that_an_earlier_version_began_goes_on_to_the_same_weights(
     trained: Any, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
-    """Its checkpoint as it was written then: the keys of the state, its config with the gate last."""
+    """Its checkpoint as it was written then: no digest of the data, no meter, its config with the gate last."""
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     source = trained.folder / "checkpoints" / "step-00000003.pt"
     content = torch.load(source, weights_only=True)
-    assert content.keys() == {"progress", "model", "optimizer", "config", "class_names", "model_arguments"}
+    del content["data"], content["progress"]["meter"]
     content["config"] = old_config(content["config"] | {"output": str(folder)})
     torch.save(content, folder / "checkpoints" / source.name)
     shutil.copy(trained.folder / "checkpoints" / "best.pt", folder / "checkpoints")

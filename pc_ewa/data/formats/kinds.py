@@ -13,7 +13,7 @@ EXTRAS = {kind: OPTIONAL[PACKAGES[kind][0]] if kind in PACKAGES else None for ki
 
 _MESH = "export it as .ply or .obj, with Blender for one"
 _BY_TRIMESH = (
-    "pip install "trimesh[easy]"; python -c 'import sys, trimesh; "
+    "pip install trimesh networkx lxml pycollada; python -c 'import sys, trimesh; "
     'trimesh.load_scene(sys.argv[1]).to_mesh().export(sys.argv[1] + ".ply")\' FILE makes a .ply of it'
 )
 _CAD = "export it as .stl or .obj from a CAD program"
