@@ -17,10 +17,12 @@ from pc_ewa.benchmark.report import Table, Target, as_markdown, as_text, hardwar
 from pc_ewa.eval.metric import ACCURACY, INSTANCE_MIOU
 from pc_ewa.export import OnnxModel, OpenVinoModel, export_onnx, quantize
 from pc_ewa.export.check import TOLERANCE
-from pc_ewa.export.source import Source
+from pc_ewa.export.source import knowledge
+from pc_ewa.export.source import measure as measure_on
 from pc_ewa.export.trace import inputs, ready
 from pc_ewa.package import version_of
 from pc_ewa.progress import progress
+from pc_ewa.train.restore import Restored
 
 EAGER = "PyTorch, eager"
 EXACT_TARGET, TARGET = 1.4, 2.3  # times as fast as eager at batch 1
@@ -142,26 +144,26 @@ def compiled(model: nn.Module) -> nn.Module:
     return result
 
 
-def measure(source: Source, plan: Plan | None = None) -> Latency:
+def measure(restored: Restored, plan: Plan | None = None) -> Latency:
     """Export a trained model, measure its test metric in every way, and time them all in turn; prints what it found.
 
     Args:
-        source: the trained model, with its experiment in fp32 on the CPU.
+        restored: the trained model, with its experiment in fp32 on the CPU.
         plan: what to measure.
     """
     plan = plan or Plan()
-    model = ready(source.model)
-    count = source.preprocessing["num_points"]
+    model = ready(restored.model)
+    count = restored.preprocessing.num_points
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     metric = ACCURACY if model.task == "classify" else INSTANCE_MIOU
     title = f"{type(model).__name__}, {parameters:.1f} M parameters, {count} points: ms a call (times as fast as eager)"
     ways = [way for way in plan.ways if not way.startswith("OpenVINO") or version_of("openvino")]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        files = _files(source, plan, Path(folder))
+        files = _files(restored, plan, Path(folder))
         with _threads(max(plan.threads)):
             quality = {}
             for way in progress(ways, "measuring on the test set"):
-                score = source.measure(WAYS[way](model, files, max(plan.threads)), "test")
+                score = measure_on(restored, WAYS[way](model, files, max(plan.threads)), "test")
                 quality[way] = score.metrics()[metric.key]
         found = Latency(title, f"test {metric.title}", quality)
         for threads in plan.threads:
@@ -202,10 +204,10 @@ def page(found: Latency, command: str, plan: Plan) -> str:
     )
 
 
-def _files(source: Source, plan: Plan, folder: Path) -> Files:
+def _files(restored: Restored, plan: Plan, folder: Path) -> Files:
     files = Files(plan.exported or folder / "exact.onnx", folder / "int8.onnx")
     if not plan.exported:
-        export_onnx(source.model, files.exact, class_names=source.class_names, preprocessing=source.preprocessing)
+        export_onnx(restored.model, files.exact, **knowledge(restored))
     quantize(files.exact, files.int8)
     return files
 

@@ -60,7 +60,7 @@ def create_parser(what: str | None = None) -> Parser:
         add_config_overrides(parser)
         parser.add_argument("--pairs", type=int, default=15, help="pairs of steps to time (default: 15)")
     elif what == "latency":
-        parser.add_argument("checkpoint", help="a checkpoint without mixtures, such as merged_last.pt, or a run folder")
+        parser.add_argument("checkpoint", help="a checkpoint without mixtures, a run, a saved folder, or furniture")
         add_config_overrides(parser, "change keys of its config, as in data.root=/data")
         parser.add_argument("--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one")
         parser.add_argument("--rounds", type=int, default=9, help="how often each contender runs (default: 9)")
@@ -113,10 +113,10 @@ def time_latency(options: argparse.Namespace, arguments: str) -> None:
     from pc_ewa.benchmark.latency import Plan, measure, page
     from pc_ewa.export.source import load
 
-    source = load(options.checkpoint, options.config, [*options.overrides, "train.precision=fp32", "device=cpu"])
-    source.restored.splits()  # a dataset that is missing is known before any work
+    restored = load(options.checkpoint, options.config, [*options.overrides, "train.precision=fp32", "device=cpu"])
+    restored.splits()  # a dataset that is missing is known before any work
     plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32))
-    found = measure(source, plan)
+    found = measure(restored, plan)
     if options.save:
         options.save.write_text(page(found, f"pc-ewa benchmark {arguments}", plan), encoding="utf-8")
 

@@ -4,7 +4,7 @@ from __future__ import annotations  # as in package.py
 
 import argparse
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
-    from pc_ewa.export.source import Source
+    from pc_ewa.train.restore import Restored
 
 DESCRIPTION = """\
 Export a trained classifier or segmenter as ONNX, grouping inside, or as the .pt2 of torch.export."""
@@ -23,6 +23,7 @@ examples:
   pc-ewa export runs/quickstart/checkpoints/merged_best.pt -o furniture.onnx --split test
   pc-ewa export runs/quickstart -o furniture_int8.onnx --int8
   pc-ewa export runs/quickstart -o furniture.pt2
+  pc-ewa export furniture -o furniture.onnx     # the model that comes with the package
   pc-ewa export modelnet_1k.pth --config finetune/modelnet40 -o modelnet40.onnx
 
 The graph takes clouds of any number and size, (B, N, 3), and returns logits; a segmenter also takes the category of
@@ -38,7 +39,7 @@ and after, and written into the file."""
 def create_parser() -> Parser:
     """Describe the arguments."""
     parser = Parser(prog="pc-ewa export", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("checkpoint", help="a checkpoint without mixtures, such as merged_last.pt, or a run folder")
+    parser.add_argument("checkpoint", help="a checkpoint without mixtures, a run, a saved folder, or furniture")
     add_config_overrides(parser, "change keys of its config, as in data.root=/data")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="what to write: FILE.onnx or FILE.pt2")
     parser.add_argument("--int8", action="store_true", help="store the linear layers in 8 bits (ONNX)")
@@ -62,16 +63,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check(options, output)
     from pc_ewa.export.source import load
 
-    source = load(options.checkpoint, options.config, options.overrides)
-    for note in source.restored.notes:
+    restored = load(options.checkpoint, options.config, options.overrides)
+    for note in restored.notes:
         print(f"note: {note}")
     split = options.split or ("test" if options.int8 else "none")
     if split != "none":
-        source.restored.splits()  # a dataset that is missing is known before any work
-    if options.int8:
-        export_int8(source, output, split)
-    else:
-        export_exact(source, output, split)
+        restored.splits()  # a dataset that is missing is known before any work
+    try:
+        (export_int8 if options.int8 else export_exact)(restored, output, split)
+    except CheckpointError as error:
+        raise CheckpointError(f"{options.checkpoint}: {error}") from None
     print(f"written to {output} ({output.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -86,34 +87,28 @@ def check(options: argparse.Namespace, output: Path) -> None:
         raise CheckpointError(f"{output} is there already; choose another -o, or add --overwrite")
 
 
-def export_exact(source: Source, output: Path, split: str) -> None:
+def export_exact(restored: Restored, output: Path, split: str) -> None:
     """Write the model as it is; say how near it comes, and what it reaches."""
     from pc_ewa.export import export, load_exported
+    from pc_ewa.export.source import knowledge, measure
 
-    print(describe(write(export, source, output)))
+    print(describe(export(restored.model, output, **knowledge(restored))))
     if split != "none":
-        print(f"{split}: {source.measure(load_exported(output), split).describe()}")  # type: ignore[arg-type]
+        print(f"{split}: {measure(restored, load_exported(output), split).describe()}")  # type: ignore[arg-type]
 
 
-def export_int8(source: Source, output: Path, split: str) -> None:
+def export_int8(restored: Restored, output: Path, split: str) -> None:
     """Write the model in 8 bits; say how near the exact one comes, and what both reach."""
     from pc_ewa.export import export_onnx, quantize
+    from pc_ewa.export.source import knowledge, measure
 
-    measure = None if split == "none" else lambda model: source.measure(model, split)  # type: ignore[arg-type]
+    measured = None if split == "none" else lambda model: measure(restored, model, split)  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
         exact = Path(folder) / "exact.onnx"
-        print(describe(write(export_onnx, source, exact)) + " before its weights are rounded")
-        scores = quantize(exact, output, measure)
+        print(describe(export_onnx(restored.model, exact, **knowledge(restored))) + " before its weights are rounded")
+        scores = quantize(exact, output, measured)
     if scores:
         print(f"{split}: {scores.exact.describe()} in float32, {scores.int8.describe()} in int8")
-
-
-def write(how: Callable[..., dict[str, float]], source: Source, output: Path) -> dict[str, float]:
-    """Export a source; errors name the file that it comes from."""
-    try:
-        return how(source.model, output, class_names=source.class_names, preprocessing=source.preprocessing)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source.path}: {error}") from None
 
 
 def describe(differences: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
-from pc_ewa.eval.batches import evaluation
+from pc_ewa.eval.batches import Finite, evaluation
 from pc_ewa.eval.settings import EvalSettings
 
 
@@ -141,19 +141,21 @@ def evaluate_segmenter(
 
     Raises:
         DataError: clouds without parts.
+        OutputError: scores that hold NaN or inf.
         ValueError: more points asked than the clouds have, parts that do not fit the clouds or the model.
     """
     if len(parts_of) != clouds.num_classes:
         raise ValueError(f"parts of {len(parts_of)} categories for {clouds.num_classes} of {clouds.name}; give as many")
     device = device or next(model.parameters()).device
     ious = torch.zeros(len(clouds), dtype=torch.float64, device=device)
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    right, finite = torch.zeros((), dtype=torch.int64, device=device), Finite(device)
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             truth = clouds.part_labels(batch.indices).to(device).gather(1, batch.point_index)
-            predicted = predict_parts(model(batch.points, batch.labels), batch.labels, parts_of)
+            predicted = predict_parts(finite.seen(model(batch.points, batch.labels)), batch.labels, parts_of)
             ious[batch.indices.start : batch.indices.stop] = shape_ious(predicted, truth, batch.labels, parts_of)
             right += (predicted == truth).sum()
+    finite.check(model, clouds)
     if dist.is_initialized():  # every cloud was measured by one process and is 0 in the others
         dist.all_reduce(ious)
         dist.all_reduce(right)

@@ -46,7 +46,7 @@ def export(
     model: nn.Module,
     path: str | Path,
     *,
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
     preprocessing: Any = None,
 ) -> dict[str, float]:
     """Write a model to .onnx or .pt2, by the ending; see `export_onnx` and `export_program`.
@@ -74,7 +74,7 @@ def export_onnx(
     model: nn.Module,
     path: str | Path,
     *,
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
     preprocessing: Any = None,
 ) -> dict[str, float]:
     """Write a model as ONNX: clouds of any batch and number of points to scores, grouping inside.
@@ -88,8 +88,8 @@ def export_onnx(
     Args:
         model: a classifier or segmenter without experts; it is not changed.
         path: where to write.
-        class_names: of the logits, or of the categories that a segmenter takes.
-        preprocessing: how clouds were presented to the model, a mapping or a dataclass.
+        class_names: of the logits, or of the categories that a segmenter takes; None for those that the model knows.
+        preprocessing: how clouds were presented to the model, a mapping or a `Preprocessing`; None likewise.
 
     Returns:
         The largest difference from PyTorch by the name of the runtime, of the largest score if that is above 1.
@@ -100,8 +100,8 @@ def export_onnx(
         MissingPackageError: without the extra `export`.
 
     Example:
-        >>> model = pc_ewa.create_model("point_mae_classifier", num_classes=15)
-        >>> export_onnx(model, "furniture.onnx")  # doctest: +SKIP
+        >>> from pc_ewa.export import export_onnx
+        >>> export_onnx(pc_ewa.load_model("furniture"), "furniture.onnx")  # doctest: +SKIP
         {'onnxruntime 1.32.0': 3.3e-07}
     """
     path = check_path(path, ".onnx")
@@ -121,7 +121,7 @@ def export_program(
     model: nn.Module,
     path: str | Path,
     *,
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | None = None,
     preprocessing: Any = None,
 ) -> dict[str, float]:
     """Write a model as the .pt2 of torch.export, which torch runs without pc-ewa: `torch.export.load(path).module()`.

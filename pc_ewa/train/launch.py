@@ -5,7 +5,6 @@ torchrun exits with 1 and a traceback whatever its processes exited with. Here a
 """
 
 import logging
-import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,10 @@ from pc_ewa.train.signals import STOP_SIGNALS
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run torchrun with these arguments, those of the command line by default; returns the exit code."""
-    # torchrun passes on what it handles, and by itself it would die of Slurm's SIGUSR1.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", ",".join(number.name for number in STOP_SIGNALS))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--signals-to-handle" in run.get_args_parser().format_help():  # torch 2.11 has it; older ones die of SIGUSR1
+        # torchrun passes on to its processes what it handles; SIGUSR1 is not among them unless asked for.
+        arguments = ["--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS), *arguments]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its reports repeat what the processes said
     try:
         run.main(arguments)

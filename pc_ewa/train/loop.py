@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa.config import Experiment
-from pc_ewa.errors import CheckpointError, Stopped, TrainingError
+from pc_ewa.data import describe_change
+from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
 from pc_ewa.progress import bar
 from pc_ewa.train.distributed import World, check_replicas, others_wait, parallel_model, sync_batchnorm_statistics
@@ -39,10 +40,18 @@ class Progress:
 
 
 def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
-    """Take up the newest checkpoint of the run folder, if there is one."""
+    """Take up the newest checkpoint of the run folder, if there is one.
+
+    Raises:
+        CheckpointError: it is damaged, or of a run with another model or on other data.
+    """
     content = checkpoints.newest()
     if content is None:
         return Progress()
+    if change := describe_change(content.get("data"), setup.data):
+        raise CheckpointError(
+            f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or choose another output"
+        )
     try:
         setup.model.load_state_dict(content["model"])
         setup.optimizer.load_state_dict(content["optimizer"])
@@ -110,12 +119,15 @@ def train(
             if progress.step % eval_every == 0 or done:
                 sync_batchnorm_statistics(setup.model)
                 with _divergence_told(experiment, progress.step):
+                    _check_weights(setup.model)
                     best = _validate(setup, world, progress, tracker)
             if setup.probe and (progress.step % probe_every == 0 or done):
                 with _divergence_told(experiment, progress.step):
                     _probe(setup.probe, setup.measured(progress.step), world, progress, tracker)
             stop = first_signal(received, world.device)
             if best or stop or done or progress.step % save_every == 0:
+                with _divergence_told(experiment, progress.step):
+                    _check_weights(setup.model)
                 _save(setup, experiment, world, progress, checkpoints, meter, best)
             if stop and not done:
                 tracker.line(f"stopped after step {progress.step}, saved; the same command goes on from here")
@@ -224,10 +236,19 @@ def _save(
                 "config": experiment.model_dump(mode="json"),
                 "class_names": list(setup.splits.train.class_names),
                 "model_arguments": setup.model_arguments,
+                "clouds": setup.clouds,
+                "data": setup.data,
             },
             progress.step,
             best,
         )
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise NotFiniteError for a step that made weights NaN or inf of gradients that were finite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise NotFiniteError(f"{name} holds NaN or inf")
 
 
 def _ewa_metrics(setup: Setup) -> dict[str, float]:
@@ -245,7 +266,7 @@ def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
     """Turn numbers that are not finite into a TrainingError that says what to do."""
     try:
         yield
-    except NotFiniteError as error:
+    except (NotFiniteError, OutputError) as error:
         raise TrainingError(
             f"step {step}: {error}: not finite; the checkpoints before it are whole: lower train.lr (now "
             f"{experiment.train.lr:g}) or use train.precision=fp32"

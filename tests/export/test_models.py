@@ -48,6 +48,7 @@ def test_onnx_is_the_model_on_a_hundred_clouds(tmp_path: Path) -> None:
     """A segmenter; the tests of the tool export a classifier."""
     model = trained("point_mae_segmenter").train()
     names = ["box", "cup", "lämp"]
+    model.parts_of = ((0, 1), (2,), (3, 4, 5))
     found = export_onnx(model, tmp_path / "a.onnx", class_names=names, preprocessing=PREPROCESSING)
     assert model.training, "the model is the user's"
     assert 0 < max(found.values()) < 1e-5
@@ -63,6 +64,7 @@ def test_onnx_is_the_model_on_a_hundred_clouds(tmp_path: Path) -> None:
         "class_names": names,
         "preprocessing": PREPROCESSING,
         "min_points": 8,
+        "parts_of": [[0, 1], [2], [3, 4, 5]],
     }
 
 

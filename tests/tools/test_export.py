@@ -45,7 +45,9 @@ def test_a_run_is_its_merged_model(exported: Path, trained: Any) -> None:
     assert largest_difference(restored.model, OnnxModel(exported), clouds) < 1e-5
     about = OnnxModel(exported).metadata
     assert about["class_names"] == ["sphere", "cube", "torus"]
-    assert about["preprocessing"] == {"num_points": 48, "sampling": "farthest", "normalize": True}
+    assert about["preprocessing"] == {
+        **{"num_points": 48, "stored_points": 64, "sampling": "farthest", "normalize": True, "up_axis": "y"},
+    }
 
 
 def test_the_file_is_measured_on_the_test_set(
