@@ -10,7 +10,7 @@ from pc_ewa.bundled import bundled
 from pc_ewa.data import DATASETS, own_files
 from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.ewa import has_gate
-from pc_ewa.inference.folder import CONFIG, checked_parts, read_folder
+from pc_ewa.inference.folder import CONFIG, check_names, checked_parts, read_folder
 from pc_ewa.inference.hub import download
 from pc_ewa.models.base import PointModel
 from pc_ewa.train.distributed import choose_device
@@ -123,6 +123,7 @@ def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | 
         with suppress(Error):  # a file of an earlier version: the data knows, if it is still there
             restored.ask_data()
     model.preprocessing, model.precision = restored.preprocessing, restored.experiment.train.precision
+    check_names(path, model, restored.class_names or None)
     model.class_names = tuple(restored.class_names) or None
     parts_of = restored.clouds.get("parts_of") or _published_parts(restored.class_names)
     model.parts_of = checked_parts(path, parts_of, model)
