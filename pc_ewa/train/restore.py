@@ -87,6 +87,9 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
     ):
         if value is not None and not isinstance(value, kind):
             raise CheckpointError(f"the checkpoint's {key} is a {type(value).__name__}, not a {kind.__name__}: damaged")
+    if not all(isinstance(text, str) for text in [*(decided or {}), *(names or [])]):
+        raise CheckpointError("the checkpoint's class_names or model_arguments are not named by text: damaged")
+    _check_depth(experiment, content.get("base_model"))
     if class_names is not None:
         argument = {"classify": "num_classes", "segment": "num_categories"}.get(str(experiment.task))
         decided, names = {argument: len(class_names)} if argument else {}, list(class_names)
@@ -104,6 +107,13 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
     return Restored(experiment, list(names), decided, model, clouds or {})
+
+
+def _check_depth(experiment: Experiment, weights: dict[str, Any] | None) -> None:
+    """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer."""
+    for key, value in experiment.model.arguments.items():
+        if weights and key.endswith("depth") and isinstance(value, int) and value > len(weights):
+            raise CheckpointError(f"model.{key}={value} in the config of a file of {len(weights)} tensors: damaged")
 
 
 def _model_in(content: dict[str, Any]) -> object:

@@ -139,5 +139,9 @@ def _numpy_types() -> list[Any]:
     ]
     # Every plain kind; objects, which could be anything, are not among them.
     kinds = {type(np.dtype(kind)) for kind in np.typecodes["All"].replace("O", "").replace("V", "")}
-    empty = (bytes, "builtins.bytes")  # as pickle writes the content of empty texts
+    empty = (_no_bytes, "builtins.bytes")  # as pickle writes the content of empty texts; bytes(10**9) is none
     return [*names, empty, np.ndarray, np.dtype, *kinds]
+
+
+def _no_bytes() -> bytes:
+    return b""
