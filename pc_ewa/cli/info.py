@@ -95,8 +95,9 @@ def ops() -> Rows:
 
 
 def files() -> Rows:
-    """Yield where bundled files are."""
+    """Yield which files are bundled, and where."""
     yield "bundled", f"{len(bundled_configs())} configs in {bundled('configs')}, data in {bundled('datasets')}"
+    yield "models", f"{', '.join(path.name for path in sorted(bundled('models').iterdir()))} in {bundled('models')}"
 
 
 def datasets(root: Path) -> Rows:
