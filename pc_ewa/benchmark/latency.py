@@ -79,7 +79,7 @@ class Latency:
     quality: dict[str, float]
     scores: dict[tuple[int, int], dict[str, Score]] = field(default_factory=dict)
 
-    def tables(self) -> list[Table]:
+    def table(self) -> Table:
         """Return a table: a row for each way, a column for each number of threads and clouds."""
         header = ["", *(f"{t} threads, batch {b}" if t > 1 else f"1 thread, batch {b}" for t, b in self.scores)]
         rows = [
@@ -92,7 +92,7 @@ class Latency:
             for way, score in scores.items()
             if score.problem
         ]
-        return [Table(self.title, [*header, "scores off by", self.metric], rows, notes)]
+        return Table(self.title, [*header, "scores off by", self.metric], rows, notes)
 
     def targets(self) -> list[Target]:
         """Return what we hold ourselves to, at batch 1: the speed of the exact and of the other ways."""
@@ -158,10 +158,8 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     metric = ACCURACY if model.task == "classify" else INSTANCE_MIOU
     title = f"{type(model).__name__}, {parameters:.1f} M parameters, {count} points: ms a call (times as fast as eager)"
-    precisions = openvino_precisions()
-    missing = {
-        way for way, precision in {OPENVINO: "f32", OPENVINO_BF16: "bf16"}.items() if precision not in precisions
-    }
+    precisions, wanted = openvino_precisions(), {OPENVINO: "f32", OPENVINO_BF16: "bf16"}
+    missing = {way for way in plan.ways if way in wanted and wanted[way] not in precisions}
     ways = [way for way in plan.ways if way not in missing]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         files = _files(restored, plan, Path(folder))
@@ -177,9 +175,9 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
                 for batch in plan.batches:
                     found.scores[threads, batch] = _race(model, models, batch, count, plan)
     print(hardware(torch.device("cpu")), "\n")
-    if missing & {*plan.ways}:
-        print(f"without {' and '.join(sorted(missing & {*plan.ways}))}: not installed, or not on this CPU\n")
-    print("\n".join(as_text(table) for table in found.tables()))
+    if missing:
+        print(f"without {' and '.join(sorted(missing))}: not installed, or not on this CPU\n")
+    print(as_text(found.table()))
     for target in found.targets():
         print(target.describe())
     return found
@@ -201,7 +199,7 @@ def page(found: Latency, command: str, plan: Plan) -> str:
             "  are medians over the rounds too. Grouping is a part of every call. A way is exact if its scores are",
             f"  those of eager PyTorch to {TOLERANCE:g}.",
             "",
-            *(as_markdown(table) for table in found.tables()),
+            as_markdown(found.table()),
             "",
             "## What we hold ourselves to",
             "",

@@ -88,7 +88,7 @@ class OpenVinoModel(nn.Module):
 
 
 def openvino_precisions() -> set[str]:
-    """Return the precisions that OpenVINO computes in on this CPU; others it replaces without a word. None without it."""
+    """Return the precisions that OpenVINO has on this CPU, if it is installed; others it replaces without a word."""
     try:
         import openvino
     except ModuleNotFoundError:
