@@ -23,6 +23,7 @@ OPTIONAL = {
     "matplotlib": "compare",
     "scipy": "compare",
     "open3d": "viz",
+    "plotly": "viz",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

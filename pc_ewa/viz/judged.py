@@ -17,7 +17,7 @@ from pc_ewa.eval.batches import evaluation
 class Judged(NamedTuple):
     """One shape: its position, its class, the class predicted, and the probability of that."""
 
-    index: int
+    shape: int
     true: int
     predicted: int
     probability: float

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pc_ewa.data import UpAxis
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -50,7 +50,7 @@ def show_window(scene: Scene) -> None:
     for index, panel in enumerate(scene.panels):
         row, column = divmod(index, columns)
         place = [pitch * (column - (columns - 1) / 2), pitch * ((rows - 1) / 2 - row), 0]
-        moved.append(Panel(panel.points + np.float32(place), panel.colours, sizes=panel.sizes))
+        moved.append(Panel(panel.points + np.array(place), panel.colours, sizes=panel.sizes))
     with tempfile.TemporaryDirectory() as folder:
         _run(_save(Path(folder), [(Scene(scene.title, moved), 900)]), timeout=None)
 

@@ -19,7 +19,9 @@ def main(job_path: str, images_path: str | None = None) -> int:
     o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Error)
     with np.load(job_path) as job:
         arrays = {name: job[name] for name in job.files}
-    images, window, width = {}, None, 0
+    images: dict[str, Any] = {}
+    window: Any = None
+    width = 0
     for index in range(int(arrays["panels"])):
         side = int(arrays[f"{index}:side"])
         if side != width:

@@ -55,7 +55,10 @@ class Sheet:
                 (x + self.side / 2) / self.width,
                 (y + self.side + 2) / self.height,
                 "\n".join(lines),
-                **{"ha": "center", "va": "bottom", "size": 10, "linespacing": 1.2},
+                ha="center",
+                va="bottom",
+                size=10,
+                linespacing=1.2,
             )
             self.axes.append(self._square(x, y))
         if legend:

@@ -57,7 +57,7 @@ def experts(
     for row, title in enumerate(titles(clouds, shapes)):
         for name in names:
             expert = dealt[name][row][owner[row]].numpy()
-            colours = np.where((expert >= 0)[:, None], kind_colours(expert), np.float32(LIGHT))
+            colours = np.where((expert >= 0)[:, None], kind_colours(expert), LIGHT)
             place = upright(points[row], clouds.up_axis)
             panels.append(Panel(place, colours, f"{title}\n{name}" if name == names[0] else f"\n{name}"))
     count = max(mixture.num_experts for mixture in mixtures.values())

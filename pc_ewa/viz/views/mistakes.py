@@ -35,11 +35,11 @@ def mistakes(clouds: Clouds, training: Clouds, model: nn.Module, settings: EvalS
         raise ConfigError(
             f"all {len(clouds)} shapes of {clouds.name} are classified correctly; there is no mistake to show"
         )
-    near = nearest_training(model, clouds, training, settings, [mistake.index for mistake in worst])
+    near = nearest_training(model, clouds, training, settings, [mistake.shape for mistake in worst])
     names = clouds.class_names
     above, below = [], []
     for mistake, index in zip(worst, near, strict=True):
-        points = upright(unit_points(clouds, [mistake.index])[0], clouds.up_axis)
+        points = upright(unit_points(clouds, [mistake.shape])[0], clouds.up_axis)
         title = f"{names[mistake.true]} taken for\n{names[mistake.predicted]}, {mistake.probability:.0%}"
         above.append(Panel(points, all_of(VERMILION, len(points)), title))
         like = upright(unit_points(training, [index])[0], training.up_axis)

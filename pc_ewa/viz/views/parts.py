@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
@@ -56,7 +57,7 @@ def parts(
         most = max(most, len(own))
         place = upright(points[row], clouds.up_axis)
         wrong = (predicted[row] != true[row]).cpu().numpy()
-        marked = np.where(wrong[:, None], np.float32(VERMILION), np.float32(LIGHT))
+        marked = np.where(wrong[:, None], VERMILION, LIGHT)
         panels += [
             Panel(place, kind_colours(_counted(true[row], own)), f"{title}: true"),
             Panel(place, kind_colours(_counted(predicted[row], own)), f"predicted, mIoU {float(ious[row]):.1%}"),
@@ -66,7 +67,7 @@ def parts(
     return Scene(f"parts of {clouds.name}, true and predicted", panels, legend, columns=3)
 
 
-def _counted(labels: Tensor, own: Sequence[int]) -> np.ndarray:
+def _counted(labels: Tensor, own: Sequence[int]) -> NDArray[np.int64]:
     """Count the parts of a category from 0; a label is one of them."""
     return np.searchsorted(np.sort(np.asarray(own)), labels.cpu().numpy())
 

@@ -34,7 +34,7 @@ def patches(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes:
         dots = upright(middle, clouds.up_axis)
         colours = kind_colours(neighbour_colours(dots)[patch])
         all_points = np.concatenate([upright(cloud, clouds.up_axis), dots])
-        sizes = np.repeat(np.float32([1, _CENTER_SIZE]), [len(cloud), len(dots)])
+        sizes = np.array([1.0] * len(cloud) + [_CENTER_SIZE] * len(dots))
         panels.append(Panel(all_points, np.concatenate([colours, all_of(DARK, len(dots))]), title, sizes))
     count, size = groups.shape[1:3]
     legend = {"center of a patch": DARK}
