@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     from pc_ewa.validation import choose
     from pc_ewa.viz import VIEWS, Scene, draw, drawing
+    from pc_ewa.viz.renderers.sheet import check_picture
 
     if options.view is None:
         raise ConfigError("name a VIEW; pc-ewa show --list lists them")
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--side {options.side}; choose 64 to 4096")
     for _, path in jobs:
         if path is not None:
-            drawing.check_picture(path)
+            check_picture(path)
         elif not drawing.has_display():
             raise ConfigError("there is no display to open a window on; write a file: -o picture.png")
     pictures = [(make(view, which, chosen, overrides, options), path) for which, path in jobs]

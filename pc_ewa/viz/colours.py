@@ -21,7 +21,7 @@ def _rgb(text: str) -> Colour:
 
 
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, YELLOW = map(
-    _rgb, ("0072B2", "E69F00", "009E73", "D55E00", "CC79A7", "56B4E9", "C8B400")
+    _rgb, ("0072B2", "E69F00", "009E73", "D55E00", "CC79A7", "56B4E9", "E3D33B")
 )
 GREY, DARK, LIGHT = _rgb("8A8A8A"), _rgb("222222"), _rgb("C4C4C4")
 KINDS: tuple[Colour, ...] = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW, DARK)

@@ -27,7 +27,7 @@ def fill(scene: Scene, side: int | None = None) -> Sheet:
         order = nearness.argsort(kind="stable")  # painter's algorithm: far points first
         # Near points are a little larger: without perspective, the only hint of depth that leaves colours as they are.
         sizes = diameter * (1 + 0.2 * nearness) * (1 if panel.sizes is None else panel.sizes)
-        axes.scatter(*places[order].T, s=sizes[order] ** 2, c=panel.colours[order], linewidths=0)
+        axes.scatter(*places[order].T, s=sizes[order] ** 2, c=panel.colours[order], linewidths=0, clip_on=False)
     return sheet
 
 

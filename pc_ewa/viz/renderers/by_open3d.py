@@ -17,7 +17,7 @@ from pc_ewa.viz.renderers.sheet import Sheet, point_pixels
 from pc_ewa.viz.scene import Panel, Scene
 
 SECONDS = 120  # a child that takes longer hangs
-_ZOOM = MARGIN / 2  # open3d shows `zoom` times the box, which is 2 wide, to each side
+_ZOOM = MARGIN / (2 * open3d_child.FRAME)  # open3d shows `zoom` times the width of the box to each side
 
 
 class Open3DFailedError(RuntimeError):

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 NO_WINDOW = 3
+FRAME = 2.0  # half the width of the box that the view is fitted to; points lie in the sphere of radius 1
 _ORTHOGRAPHIC = -90.0  # open3d has no perspective at its narrowest angle, where this change ends
 
 
@@ -59,8 +60,9 @@ def _geometries(o3d: Any, arrays: dict[str, Any], index: int) -> list[Any]:
     for point, colour, size in zip(points[~plain], colours[~plain], sizes[~plain], strict=True):
         ball = o3d.geometry.TriangleMesh.create_sphere(float(size * arrays[f"{index}:point_radius"]), resolution=8)
         balls += ball.translate(point.astype(float)).paint_uniform_color(colour.astype(float))
-    # open3d fits the view to the box around everything. A triangle without area gives all panels the same box.
-    corners = [[-1.0] * 3, [1.0] * 3, [-1.0] * 3]
+    # open3d fits the view to the box around everything. A triangle without area gives all panels the same box, larger
+    # than balls at the edge of the sphere reach.
+    corners = [[-FRAME] * 3, [FRAME] * 3, [-FRAME] * 3]
     frame = o3d.geometry.TriangleMesh(vector(corners), o3d.utility.Vector3iVector([[0, 1, 2]]))
     return [geometry for geometry in (cloud, balls, frame) if not geometry.is_empty()]
 

@@ -53,10 +53,10 @@ class Sheet:
             x, y = left + column * self.side, self.height - top - band - self.side
             self.figure.text(
                 (x + self.side / 2) / self.width,
-                (y + self.side + 2) / self.height,
+                (y + self.side + 6) / self.height,
                 "\n".join(lines),
                 ha="center",
-                va="bottom",
+                va="baseline",
                 size=10,
                 linespacing=1.2,
             )
