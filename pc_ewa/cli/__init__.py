@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint: accuracy, mIoU or loss, linear SVM, few-shot folds",
     "merge": "merge the experts of a checkpoint, or convert it to another format",
     "compare": "compare variants of an experiment over seeds, or finished runs",
+    "report": "write a page on runs: curves, confusions, mistakes as clouds to turn",
     "show": "draw clouds, patches, experts, attention, parts and mistakes",
     "prepare": "get a dataset and convert it to one file, or convert shapes of your own",
     "benchmark": "time training steps, the point-cloud ops or data on this machine",

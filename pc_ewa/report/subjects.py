@@ -86,9 +86,9 @@ class Subjects:
         """The split of the dataset; of a dataset without a test split, the training shapes."""
         if self._with_model:  # the classes must be those of the model
             return self._splits.named(self._split)
-        data = self._experiment.data
+        data = self.experiment.data
         if self._split == "val":
-            return load_splits(data, self._experiment.seed).named("val")
+            return load_splits(data, self.experiment.seed).named("val")
         try:
             return load_dataset(data.name, self._split, Path(data.root), **data.arguments)
         except MissingSplitError:
@@ -110,12 +110,12 @@ class Subjects:
     @property
     def settings(self) -> EvalSettings:
         """The presentation of clouds, as the validation of the experiment has it."""
-        return create_objective(self._experiment).settings
+        return create_objective(self.experiment).settings
 
     @property
     def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor]:
         """The random changes of training."""
-        how, up_axis = self._experiment.augment, self.clouds.up_axis
+        how, up_axis = self.experiment.augment, self.clouds.up_axis
         return lambda points, generator: augment(points, how, up_axis, generator)
 
     @cached_property
@@ -137,7 +137,8 @@ class Subjects:
         return last if self._experts or not merged.is_file() else merged
 
     @cached_property
-    def _experiment(self) -> Experiment:
+    def experiment(self) -> Experiment:
+        """The resolved experiment."""
         if self._with_model:
             return self._restored.experiment
         if self._run.is_begun:
