@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 from pc_ewa.report.html import Html, element
 from pc_ewa.text import printable
@@ -11,7 +12,7 @@ from pc_ewa.viz import Chart
 from pc_ewa.viz.renderers.by_matplotlib import fill_chart
 
 _INK = "#010203"  # stands for the colour of the page's text until the SVG is written
-_STYLE = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
+_STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
 _STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +18,7 @@ from pc_ewa.report.pictures import Pictures
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.viz import Chart
-
-_SPREAD = re.compile(r"ewa/(.*)/spread$")
+from pc_ewa.viz.views.spread import spread_lines
 
 
 def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
@@ -87,9 +85,7 @@ def curves(lines: Sequence[Mapping[str, Any]], metric: Metric) -> Iterator[tuple
         wanted.append((f"{metric.title}{', %' if metric.percent else ''}", metric.title, scores, False))
     wanted += [("learning rate", "lr", {"lr": _line(lines, "lr")}, False)]
     wanted += [("share rate β", "share rate", {"share rate": _line(lines, "share_rate")}, False)]
-    names = {found[1]: key for line in lines for key in line if (found := _SPREAD.match(key))}
-    spreads = {name: _line(lines, key) for name, key in names.items()}
-    wanted += [("spread of the experts (0: all equal)", "spread", spreads, True)]
+    wanted += [("spread of the experts (0: all equal)", "spread", spread_lines(lines), True)]
     for title, y_title, found, log in wanted:
         there = {name: line for name, line in found.items() if line[0]}
         if there:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pc_ewa.viz.camera import project
 from pc_ewa.viz.colours import KINDS
-from pc_ewa.viz.renderers.sheet import DPI, Sheet, point_pixels
+from pc_ewa.viz.renderers.sheet import DPI, Sheet, literal, point_pixels
 from pc_ewa.viz.scene import Chart, Scene
 
 
@@ -48,9 +48,8 @@ def fill_chart(chart: Chart, axes: object) -> None:
     for index, (name, (x, y)) in enumerate(chart.lines.items()):
         dash = ("-", "--", ":", "-.")[index // len(KINDS) % 4]
         marker = "o" if len(x) == 1 else None
-        label = name.replace("$", r"\$")
-        axes.plot(x, y, label=label, color=KINDS[index % len(KINDS)], linestyle=dash, marker=marker)  # type: ignore[attr-defined]
-    axes.set(title=chart.title.replace("$", r"\$"), xlabel=chart.x_title, ylabel=chart.y_title)  # type: ignore[attr-defined]
+        axes.plot(x, y, label=literal(name), color=KINDS[index % len(KINDS)], linestyle=dash, marker=marker)  # type: ignore[attr-defined]
+    axes.set(title=literal(chart.title), xlabel=literal(chart.x_title), ylabel=literal(chart.y_title))  # type: ignore[attr-defined]
     axes.grid(alpha=0.3)  # type: ignore[attr-defined]
     if len(chart.lines) > 1:
         axes.legend(frameon=False, fontsize=9)  # type: ignore[attr-defined]

@@ -38,7 +38,7 @@ class Sheet:
         titles = [_lines(panel.title, self.side) for panel in scene.panels]
         band = _LINE * max(map(len, titles)) + 4 if any(titles) else 0
         self.width = max(columns * self.side, _SMALLEST)
-        legend = [(printable(name), colour) for name, colour in scene.legend.items()]
+        legend = list(scene.legend.items())
         per_line = max(1, int(self.width / (_LETTER * max((len(name) for name, _ in legend), default=1) + 44)))
         foot = _LEGEND_LINE * -(-len(legend) // per_line) + 8 if legend else 0
         self.height = _HEADER + rows * (self.side + band) + foot
@@ -79,7 +79,7 @@ class Sheet:
         from matplotlib.lines import Line2D
 
         handles = [Line2D([], [], marker="o", linestyle="", markersize=8, color=colour) for _, colour in legend]
-        labels = [name.replace("$", r"\$") for name, _ in legend]
+        labels = [literal(name) for name, _ in legend]
         options: dict[str, Any] = {"frameon": False, "fontsize": 10, "handletextpad": 0.2, "columnspacing": 1.4}
         self.figure.legend(handles, labels, loc="lower center", ncols=per_line, borderpad=0.1, **options)
 
@@ -115,7 +115,11 @@ def point_pixels(count: int, side: int) -> float:
     return float(min(9.0, max(2.0, 0.5 * side / count**0.5)))
 
 
+def literal(text: str, limit: int = 60) -> str:
+    """Let a line be read as it is: between two $ matplotlib would read a formula."""
+    return printable(text, limit).replace("$", r"\$")
+
+
 def _lines(title: str, width: float) -> list[str]:
-    """Make each line of a title fit, and let it be read as it is: between two $ matplotlib would read a formula."""
-    limit = max(12, int(width / _LETTER))
-    return [printable(line, limit).replace("$", r"\$") for line in title.split("\n") if line]
+    """Make each line of a title fit."""
+    return [literal(line, max(12, int(width / _LETTER))) for line in title.split("\n") if line]

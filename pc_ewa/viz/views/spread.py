@@ -20,6 +20,14 @@ def spread(metrics: Sequence[Mapping[str, Any]]) -> Chart:
     Raises:
         ConfigError: a run without experts.
     """
+    lines = spread_lines(metrics)
+    if not lines:
+        raise ConfigError("the run has recorded no spread of experts; choose one with an ewa section")
+    return Chart("spread of the experts (0: all equal)", "steps", "spread", lines)
+
+
+def spread_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Return steps and spread by the name of the mixture; none for a run without experts."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for line in metrics:
         for key, value in line.items():
@@ -28,9 +36,7 @@ def spread(metrics: Sequence[Mapping[str, Any]]) -> Chart:
                 x, y = lines.setdefault(found[1], ([], []))
                 x.append(line["step"])
                 y.append(value)
-    if not lines:
-        raise ConfigError("the run has recorded no spread of experts; choose one with an ewa section")
-    return Chart("spread of the experts (0: all equal)", "steps", "spread", lines)
+    return lines
 
 
 VIEW = View("how far apart the experts are, layer by layer, along training", spread)
