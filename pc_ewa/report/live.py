@@ -10,17 +10,26 @@ from pc_ewa.report.html import Html, element
 from pc_ewa.viz import Panel, Scene
 from pc_ewa.viz.colours import as_hex
 
+_LONGEST_ROW = 3
 _MOST_POINTS = 1024  # of a cloud on the page: 12 kB
 
 
 def live(scene: Scene) -> Html:
-    """Show a scene: its title, its panels in the order of reading, its legend."""
+    """Show a scene: its title, its panels in the order of reading, its legend; short rows stay rows on any screen."""
     clouds = [_cloud(panel, scene) for panel in scene.panels]
+    row = scene.columns or 1
+    if 1 < row <= _LONGEST_ROW:
+        style = f"grid-template-columns:repeat({row},1fr)"
+        starts = range(0, len(clouds), row)
+        clouds = [element("div", *clouds[i : i + row], class_="row", style=style) for i in starts]
     names = (
         element("span", element("i", "", style=f"background:{as_hex(colour)}"), name)
         for name, colour in scene.legend.items()
     )
-    parts = [element("p", scene.title), element("div", *clouds, class_="clouds")]
+    parts = [
+        element("p", scene.title),
+        element("div", *clouds, class_="clouds" if row == 1 or row > _LONGEST_ROW else "clouds wide"),
+    ]
     return element("div", *parts, *([element("p", *names, class_="legend")] if scene.legend else []))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 
 from pc_ewa.config import Experiment
@@ -72,7 +73,10 @@ class Pictures:
         clouds = subjects.clouds
         if judgement.mistakes():
             given = {"clouds": clouds, "training": subjects.training, "settings": subjects.settings}
-            yield "Worst mistakes", _scene("mistakes", model=subjects.model, **given, count=_WORST)
+            scene = _scene("mistakes", model=subjects.model, **given, count=_WORST)
+            half = len(scene.panels) // 2  # mistakes, then the shapes nearest to them: on the page in pairs
+            pairs = zip(scene.panels[:half], scene.panels[half:], strict=True)
+            yield "Worst mistakes", replace(scene, panels=[panel for pair in pairs for panel in pair], columns=2)
         hits = judgement.hits()[:_BEST]
         if hits:
             panels = []

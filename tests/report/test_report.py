@@ -83,6 +83,8 @@ def test_its_clouds_are_the_shapes(page: str, trained: Any) -> None:
     canvases = [attributes for tag, attributes in Page(page).elements if tag == "canvas"]
     wrong = trained.summary["test_samples"] - trained.summary["test_correct_merged"]
     assert sum(" taken for " in (c["aria-label"] or "") for c in canvases) == min(8, wrong)
+    kinds = ["nearest" in (c["aria-label"] or "") for c in canvases[: 2 * min(8, wrong)]]
+    assert kinds == [False, True] * min(8, wrong)
     for canvas in canvases:
         xyz, rgb, size = (base64.b64decode(canvas[f"data-{name}"] or "") for name in ("xyz", "rgb", "size"))
         assert len(xyz) == 6 * len(size)
