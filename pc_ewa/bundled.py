@@ -1,4 +1,4 @@
-"""Files that come with the package: configs of the recipes, and the furniture of the tutorials.
+"""Files that come with the package: configs of the recipes, the furniture of the tutorials, a model of it.
 
 A wheel holds them in `pc_ewa/bundled`. In a checkout they are the folders at its root.
 """

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from pc_ewa.text import printable
+
 
 class Error(Exception):
     """A problem the user can solve: the message has the value, what is allowed and the next step."""
@@ -22,6 +24,10 @@ class DataError(Error):
 
 class CheckpointError(Error):
     """A checkpoint that is missing, damaged or made for another model."""
+
+
+class OutputError(Error):
+    """A model whose output is not finite: it has no score."""
 
 
 class WriteError(Error):
@@ -56,7 +62,7 @@ def exit_on_error(main: Callable[..., None]) -> Callable[..., int]:
         try:
             main(*args, **kwargs)
         except Error as error:
-            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"error: {printable(' '.join(str(error).split()), None)}", file=sys.stderr)
             return 2
         except Stopped as stop:
             return 128 + stop.number

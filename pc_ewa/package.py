@@ -24,6 +24,9 @@ OPTIONAL = {
     "scipy": "compare",
     "open3d": "viz",
     "plotly": "viz",
+    "huggingface_hub": "hub",
+    "laspy": "formats",
+    "lazrs": "formats",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

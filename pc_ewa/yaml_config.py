@@ -117,6 +117,10 @@ def _apply(content: dict[str, Any], override: str) -> None:
         value = parse_yaml(text)
     except ValueError:
         raise ConfigError(f"{override[:200]!r}: the value is not YAML; quote it") from None
+    if isinstance(value, dict) and (joined := next((k for k, v in value.items() if v is None and ":" in str(k)), None)):
+        raise ConfigError(
+            f"{override[:200]!r}: YAML needs a blank after the colon: {str(joined).replace(':', ': ', 1)}"
+        )
     *sections, last = key.split(".")
     for section in sections:
         # `ewa.num_experts=8` also switches a section on that is absent or null.

@@ -202,6 +202,7 @@ REFUSED = {
     "train.lr": "'train.lr' is not an override; write key=value, such as train.lr=1e-3",
     "=3": "'=3' is not an override; write key=value",
     "train.lr=[": "'train.lr=[': the value is not YAML; quote it",
+    "data={name:hdf5}": "'data={name:hdf5}': YAML needs a blank after the colon: name: hdf5",
 }
 
 

@@ -14,6 +14,7 @@ from pc_ewa.errors import ConfigError, exit_on_error
 COMMANDS = {
     "train": "train, merge the experts, evaluate: a whole experiment, resumed where it stopped",
     "evaluate": "measure a checkpoint: accuracy, mIoU or loss, linear SVM, few-shot folds",
+    "predict": "tell the class of files, or the parts of their points",
     "merge": "merge the experts of a checkpoint, or convert it to another format",
     "compare": "compare variants of an experiment over seeds, or finished runs",
     "report": "write a page on runs: curves, confusions, mistakes as clouds to turn",
@@ -48,7 +49,8 @@ options:
 
 examples:
   pc-ewa train quickstart
-  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt"""
+  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt
+  pc-ewa predict furniture chair.ply"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
+from pc_ewa.models.base import PointModel
 from pc_ewa.models.losses import at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.propagation import FeaturePropagation, relu_norm
 from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
-class PointMAESegmenter(nn.Module):
+class PointMAESegmenter(PointModel):
     """Classify each point by its part; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. There is no class

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pc_ewa.config import Experiment
 from pc_ewa.data import describe_change
-from pc_ewa.errors import CheckpointError, Stopped, TrainingError
+from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
 from pc_ewa.progress import bar
 from pc_ewa.train.distributed import World, check_replicas, others_wait, parallel_model, sync_batchnorm_statistics
@@ -236,6 +236,7 @@ def _save(
                 "config": experiment.model_dump(mode="json"),
                 "class_names": list(setup.splits.train.class_names),
                 "model_arguments": setup.model_arguments,
+                "clouds": setup.clouds,
                 "data": setup.data,
             },
             progress.step,
@@ -265,7 +266,7 @@ def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
     """Turn numbers that are not finite into a TrainingError that says what to do."""
     try:
         yield
-    except NotFiniteError as error:
+    except (NotFiniteError, OutputError) as error:
         raise TrainingError(
             f"step {step}: {error}: not finite; the checkpoints before it are whole: lower train.lr (now "
             f"{experiment.train.lr:g}) or use train.precision=fp32"

@@ -2,7 +2,7 @@
 
 import copy
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,10 +13,13 @@ from torch import nn
 from pc_ewa.config import Data, Experiment, load_experiment, resolve
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval import EvalSettings, Score, evaluate_linear_svm, evaluate_voted
+from pc_ewa.eval.errors import WrongSample, evaluate_errors
 from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
 from pc_ewa.models import create_model
-from pc_ewa.models.checkpoints.keys import fit_head, rename_keys
-from pc_ewa.models.checkpoints.read import read_content
+from pc_ewa.models.base import Preprocessing
+from pc_ewa.models.checkpoints.bounds import no_larger_than
+from pc_ewa.models.checkpoints.keys import COUNTER, fit_head, rename_keys
+from pc_ewa.models.checkpoints.read import check_finite, read_content
 from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
 from pc_ewa.streams import stream
 from pc_ewa.train.batches import INIT, ROUTED
@@ -31,12 +34,22 @@ Split = Literal["train", "val", "test"]
 
 @dataclass
 class Restored:
-    """A model with its weights, and the experiment it came from."""
+    """A model with its weights, and the experiment it came from.
+
+    Attributes:
+        experiment: the experiment.
+        class_names: name of each class; none of a model that uses no labels.
+        model_arguments: arguments of the model that the data decided.
+        model: the model.
+        clouds: what `Objective.about` says of the training data; empty if unknown.
+        notes: lines about the file, for the user.
+    """
 
     experiment: Experiment
     class_names: list[str]
     model_arguments: dict[str, int]
     model: nn.Module
+    clouds: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -60,7 +73,16 @@ class Restored:
 
     def save(self, path: str | Path, format: WeightsFormat = "official") -> None:
         """Write the merged model for others to read, with config and class names."""
-        save_merged(self.model, self.experiment, self.class_names, self.model_arguments, Path(path), format)
+        known = (self.class_names, self.model_arguments, self.clouds)
+        save_merged(self.model, self.experiment, *known, Path(path), format)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The way from a cloud of any size to what the model was trained on."""
+        settings, options = create_objective(self.experiment).settings, self.experiment.data.arguments
+        stored = self.clouds.get("num_points", options.get("stored_points"))
+        up_axis = self.clouds.get("up_axis", options.get("up_axis"))
+        return Preprocessing(settings.num_points, stored, settings.sampling, settings.normalize, up_axis)
 
     def splits(self) -> Splits:
         """Load the experiment's dataset.
@@ -81,6 +103,10 @@ class Restored:
             if parts > known:
                 raise CheckpointError(f"the checkpoint knows {known} parts, {self.experiment.data.name} has {parts}")
         return splits
+
+    def ask_data(self) -> None:
+        """Fill in `clouds` from the dataset, for a file of an earlier version; errors are those of `splits`."""
+        self.clouds = create_objective(self.experiment).about(self.splits())
 
     def evaluate(self, split: Split, routed: bool = False) -> Score:
         """Measure on a split of the experiment's dataset; `routed` routes tokens at random to experts, as in training.
@@ -115,6 +141,20 @@ class Restored:
             self.model, clouds, settings, votes=votes, seed=experiment.seed, scale=scale, shift=shift, device=device
         )
 
+    def errors(self, split: Split) -> tuple[Score, list[WrongSample]]:
+        """Measure a classifier, and name the samples that it gets wrong, see `evaluate_errors`.
+
+        Raises:
+            ConfigError: a model that is not a classifier.
+            CheckpointError: a dataset that does not fit.
+        """
+        objective = create_objective(self.experiment)
+        if not isinstance(objective, Classify):
+            raise ConfigError(
+                f"--errors with {self.experiment.model.name}; only classifiers take one class for another"
+            )
+        return evaluate_errors(self.model, self.splits().named(split), objective.settings, device=self.place())
+
     @property
     def svm_data(self) -> Data:
         """The dataset of the linear SVM: that of the probe, or of the experiment if it has no probe."""
@@ -145,13 +185,19 @@ class Restored:
             )
 
 
-def restore(path: str | Path, config: str | None = None, overrides: list[str] | None = None) -> Restored:
+def restore(
+    path: str | Path,
+    config: str | None = None,
+    overrides: list[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Restored:
     """Build the model that a checkpoint was saved from and load it, every weight of it.
 
     Args:
         path: the checkpoint.
         config: YAML file, for checkpoints that hold no config of ours.
         overrides: `key=value`, such as "data.root=/data".
+        class_names: the classes, for checkpoints that do not name them; without them the dataset is asked.
 
     Raises:
         CheckpointError: a file that is missing, damaged, without a config, or of another architecture.
@@ -164,12 +210,18 @@ def restore(path: str | Path, config: str | None = None, overrides: list[str] | 
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
-    restored = _untrained(experiment, content)
+    with no_larger_than(content["base_model"].values(), path):
+        restored = _untrained(experiment, content, class_names)
     model = restored.model
     weights = rename_keys(content["base_model"], model.state_dict())
-    if any(".experts." in key for key in weights):
+    if experts := [len(value) for key, value in weights.items() if ".experts." in key and value.dim()]:
+        asked = experiment.ewa.arguments["num_experts"] if experiment.ewa else 0
+        if asked > max(experts):
+            raise CheckpointError(f"{path} is damaged: ewa.num_experts={asked} in its config, {max(experts)} in it")
         put_experts(model, experiment)
     weights, note = fit_head(weights, model)
+    check_finite(weights, path)
+    weights |= {k: v for k, v in model.state_dict().items() if k.endswith(COUNTER) and k not in weights}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -187,21 +239,42 @@ def untrained(config: str, overrides: list[str] | None = None) -> Restored:
     return _untrained(load_experiment(config, overrides), {})
 
 
-def _untrained(experiment: Experiment, content: dict[str, Any]) -> Restored:
-    decided, names = content.get("model_arguments"), content.get("class_names")
-    for key, value, kind in (("model_arguments", decided, dict), ("class_names", names, list)):
+def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Sequence[str] | None = None) -> Restored:
+    decided, names, clouds = (content.get(key) for key in ("model_arguments", "class_names", "clouds"))
+    for key, value, kind in (
+        ("model_arguments", decided, dict),
+        ("class_names", names, list),
+        ("clouds", clouds, dict),
+    ):
         if value is not None and not isinstance(value, kind):
             raise CheckpointError(f"the checkpoint's {key} is a {type(value).__name__}, not a {kind.__name__}: damaged")
-    if decided is None or names is None or _model_in(content) != experiment.model.name:
+    if not all(isinstance(text, str) for text in [*(decided or {}), *(names or [])]):
+        raise CheckpointError("the checkpoint's class_names or model_arguments are not named by text: damaged")
+    _check_depth(experiment, content.get("base_model"))
+    if class_names is not None:
+        argument = {"classify": "num_classes", "segment": "num_categories"}.get(str(experiment.task))
+        decided, names = {argument: len(class_names)} if argument else {}, list(class_names)
+    elif decided is None or names is None or _model_in(content) != experiment.model.name:
         objective = create_objective(experiment)
         if isinstance(objective, Pretrain):  # it uses no label: its data need not be here, for an SVM on other data
             decided, names = {}, []
         else:
             splits = load_splits(experiment.data, experiment.seed)
-            decided, names = objective.model_arguments(splits), list(splits.train.class_names)
+            decided, names, clouds = (
+                objective.model_arguments(splits),
+                list(splits.train.class_names),
+                objective.about(splits),
+            )
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
-    return Restored(experiment, list(names), decided, model)
+    return Restored(experiment, list(names), decided, model, clouds or {})
+
+
+def _check_depth(experiment: Experiment, weights: dict[str, Any] | None) -> None:
+    """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer."""
+    for key, value in experiment.model.arguments.items():
+        if weights and key.endswith("depth") and isinstance(value, int) and value > len(weights):
+            raise CheckpointError(f"model.{key}={value} in the config of a file of {len(weights)} tensors: damaged")
 
 
 def _model_in(content: dict[str, Any]) -> object:
@@ -229,6 +302,7 @@ def save_merged(
     experiment: Experiment,
     class_names: list[str],
     model_arguments: dict[str, int],
+    clouds: dict[str, Any],
     path: Path,
     format: WeightsFormat = "official",
 ) -> None:
@@ -236,7 +310,7 @@ def save_merged(
 
     One that keeps gated mixtures is written as only `restore` reads it, whatever the format.
     """
-    config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments}
+    config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments, "clouds": clouds}
     if has_gate(model):
         save_gated(model, path, config, class_names, extra)
     else:

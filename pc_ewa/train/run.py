@@ -171,8 +171,9 @@ class _Run:
         with self._timed("merge"):
             merged_model = at_inference(model)
             if self.world.is_main:
-                names, path = list(self.setup.splits.train.class_names), self.folder.merged(which)
-                save_merged(merged_model, self.experiment, names, self.setup.model_arguments, path)
+                setup, path = self.setup, self.folder.merged(which)
+                names = list(setup.splits.train.class_names)
+                save_merged(merged_model, self.experiment, names, setup.model_arguments, setup.clouds, path)
         merged = self._on_test(merged_model)
         metrics = {f"test_{name}_unmerged": value for name, value in (unmerged or merged).metrics().items()}
         metrics |= {f"test_{name}_merged": value for name, value in merged.metrics().items()}

@@ -249,8 +249,8 @@ class Checkpoints:
         try:
             return read_checkpoint(steps[-1])
         except CheckpointError as error:
-            older = [step.name for step in steps[-2:-1]]
-            rescue = f"delete it to go on from {older[0]}" if older else "delete the run folder to start anew"
+            older = next((step for step in reversed(steps[:-1]) if _is_whole(step)), None)
+            rescue = f"delete it to go on from {older.name}" if older else "delete the run folder to start anew"
             raise CheckpointError(f"{error}; {rescue}") from None
 
     def _link(self, path: Path, first: Path) -> None:
@@ -265,6 +265,14 @@ class Checkpoints:
     def _steps(self) -> list[Path]:
         found = (p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", p.name))
         return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def with_current_keys(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,6 +40,7 @@ class Setup(NamedTuple):
     learning_rate: Callable[[int], float]
     probe: SVMProbe | None
     model_arguments: dict[str, int]
+    clouds: dict[str, Any]
     data: Digest
     notes: tuple[str, ...]
 
@@ -112,6 +113,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         rate,
         probe,
         decided,
+        objective.about(splits),
         seen,
         tuple(notes),
     )
