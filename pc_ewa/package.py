@@ -23,6 +23,7 @@ OPTIONAL = {
     "matplotlib": "compare",
     "scipy": "compare",
     "open3d": "viz",
+    "plotly": "viz",
     "huggingface_hub": "hub",
     "laspy": "formats",
     "lazrs": "formats",
