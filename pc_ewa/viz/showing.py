@@ -52,7 +52,7 @@ def show(
         ConfigError: a view that does not fit the model, an object that cannot be shown, or no display and no `path`.
 
     Example:
-        >>> show(pc_ewa.load_dataset("sweethome3d", "test"), [0, 7], path="two.png")
+        >>> show(pc_ewa.load_dataset("sweethome3d", "test"), [0, 7], path="two.svg")
     """
     picture = scene_of(what, shapes, view, **options)
     if path is not None:
