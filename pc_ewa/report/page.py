@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pc_ewa.errors import ConfigError, Error
 from pc_ewa.files import write_text
+from pc_ewa.package import missing_package
 from pc_ewa.report.html import Html, element, join, markdown, section
 from pc_ewa.report.pictures import Pictures
 from pc_ewa.report.sections import run_sections
@@ -31,6 +32,21 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
     path, runs = Path(path), [RunFolder(folder) for folder in folders]
     check_report([run.path for run in runs], path)
     write_text(path, page(runs))
+
+
+def report_after(folder: str | Path) -> str:
+    """Write report.html into the folder of a run that has just ended, and say so in a line.
+
+    What cannot be shown never spoils what was trained: the line then has the reason.
+    """
+    path = Path(folder) / "report.html"
+    try:
+        write_report([folder], path)
+    except ModuleNotFoundError as error:
+        return f"no report page: {missing_package(error, 'pc-ewa report', 'compare') or error}"
+    except Error as error:
+        return f"no report page: {error}"
+    return f"report page: {path}"
 
 
 def check_report(folders: Sequence[Path], path: Path) -> None:

@@ -37,7 +37,8 @@ def show(
 
     Args:
         what: `Clouds`; a model; a file of a shape; or a scene that a view made.
-        shapes: for `Clouds`, positions in them. For a model, clouds (B, N, 3), y up, scaled as it was trained.
+        shapes: for `Clouds`, positions in them. For a model, clouds (B, N, 3) or (N, 3); one that was
+            trained samples and scales them itself, to another they go as they are, y up.
         view: for a model, a key of VIEWS; None takes reconstruction or tokens for pre-training, else attention where
             there is a class token, else patches.
         path: a file to write: .png, .svg, .pdf or .html. None shows it on the spot, in a notebook or a window.
@@ -51,7 +52,7 @@ def show(
         ConfigError: a view that does not fit the model, an object that cannot be shown, or no display and no `path`.
 
     Example:
-        >>> show(pc_ewa.load_dataset("sweethome3d", "test"), [0, 7], path="two.png")
+        >>> show(pc_ewa.load_dataset("sweethome3d", "test"), [0, 7], path="two.svg")
     """
     picture = scene_of(what, shapes, view, **options)
     if path is not None:
@@ -87,8 +88,11 @@ def _model(model: nn.Module, points: Any, view: str | None, options: dict[str, A
         raise ConfigError("a model is shown on clouds: give points (B, N, 3), or (N, 3) for one")
     points = points.detach().float().cpu().reshape(-1, points.shape[-2], 3)
     labels = torch.zeros(len(points), dtype=torch.int64)
-    clouds = Clouds(points, None, labels, ("cloud",), "y", type(model).__name__)
+    how = getattr(model, "preprocessing", None)  # None for a model that nobody trained
+    clouds = Clouds(points, None, labels, ("cloud",), (how and how.up_axis) or "y", type(model).__name__)
     settings = EvalSettings(points.shape[1], normalize=False)
+    if how:
+        settings = EvalSettings(min(how.num_points, points.shape[1]), how.normalize, how.sampling)
     encoder = getattr(model, "transformer_q", model)
     usual = "attention" if hasattr(encoder, "cls_token") else "patches"
     chosen = choose("view", view or _BY_MODEL.get(type(model).__name__, usual), VIEWS)

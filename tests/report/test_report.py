@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from pc_ewa.cli import report as command
 from pc_ewa.errors import ConfigError
 from pc_ewa.eval import Accuracy
-from pc_ewa.report import write_report
+from pc_ewa.report import report_after, write_report
 from pc_ewa.report.charts import chart_svg
 from pc_ewa.report.html import Html, element, markdown, table
 from pc_ewa.report.live import live
@@ -153,6 +154,20 @@ def test_a_run_whose_data_are_gone_still_has_a_page(trained: Any, tmp_path: Path
     write_report([run], tmp_path / "page.html")
     notes = [a for tag, a in Page((tmp_path / "page.html").read_text()).elements if a.get("class") == "note"]
     assert len(notes) == 1
+
+
+def test_after_a_run_there_is_a_line_whatever_happens(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: "page")
+    run = tmp_path / "run"
+    shutil.copytree(trained.folder, run)
+    assert report_after(run) == f"report page: {run / 'report.html'}"
+    assert (run / "report.html").read_text() == "page"
+    assert report_after(tmp_path / "none").startswith("no report page: ")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: __import__("matplotlib"))
+    assert "matplotlib" in report_after(run)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.ewa import Gate, expert_layers, routed_experts, upcycle
+from pc_ewa.models.base import Preprocessing
 from pc_ewa.models.transformer import Attention
 from pc_ewa.train.batches import augment
 from pc_ewa.viz import VIEWS, Chart, Picture, Scene, View, show
@@ -260,11 +261,21 @@ def test_show_chooses_the_view(tmp_path: Any) -> None:
     assert "attention" in scene_of(small("point_mae_classifier"), points[0]).title
     assert "patches" in scene_of(small("point_mae_segmenter"), points).title
     assert len(scene_of(toy(), [1, 2]).panels) == 2
-    show(toy(), 3, path=tmp_path / "x.png", renderer="matplotlib")
-    assert (tmp_path / "x.png").is_file()
+    toy().show(3, path=tmp_path / "x.png", renderer="matplotlib")
+    small("point_mae").show(points, path=tmp_path / "y.svg")
+    show(scene_of(toy()), path=tmp_path / "z.pdf")
+    assert len(list(tmp_path.iterdir())) == 3
     for what, shapes, view in ((small("dvae"), 0, None), (3, 0, None), (small("dvae"), points, "mistakes")):
         with pytest.raises(ConfigError):
             scene_of(what, shapes, view)
+
+
+def test_a_trained_model_gets_clouds_as_in_training() -> None:
+    model = small("point_mae_segmenter")
+    model.preprocessing = Preprocessing(num_points=16, up_axis="z")
+    panel = scene_of(model, 100 * torch.randn(1, 40, 3)).panels[0]
+    assert len(panel.points) == 16 + model.num_groups
+    assert np.linalg.norm(panel.points, axis=1).max() <= 1.001
 
 
 def test_a_new_view_is_a_function_and_a_line(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Any) -> None:
