@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pc_ewa.ewa.conversion import expert_layers
-from pc_ewa.ewa.experts import Mixture, merge_stack
+from pc_ewa.ewa.experts import Mixture
+from pc_ewa.ewa.stacks import merge_stack
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import Shard
