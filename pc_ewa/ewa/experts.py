@@ -14,8 +14,8 @@ from pc_ewa.ewa.stacks import (
     ExpertLinear,
     Init,
     fuse_stacks,
+    maps_groups,
     merge_stack,
-    only_linear,
     stack_linears,
     stack_parameters,
 )
@@ -54,8 +54,8 @@ class Mixture(nn.Module):
             raise ValueError(f"num_experts={num_experts!r}; a mixture needs at least 2, a whole number")
         if init not in ("copy", "independent"):
             raise ValueError(f"init={init!r}; choose 'copy' or 'independent'")
-        self.num_experts, self.form = num_experts, _form_of(ffn)
-        self.batched = only_linear(ffn)
+        self.batched = maps_groups(ffn)
+        self.num_experts, self.form = num_experts, _form_of(ffn, self.batched)
         self.experts = (stack_linears if self.batched else stack_parameters)(ffn, num_experts, init)
         self.train(ffn.training)
 
@@ -160,11 +160,11 @@ def routed_experts(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _form_of(ffn: nn.Module) -> TokenForm:
-    """Return the form of an FFN's tokens; of linear layers alone it is known, others are tried."""
+def _form_of(ffn: nn.Module, batched: bool) -> TokenForm:
+    """Return the form of an FFN's tokens; it is known of one that maps groups, and others are tried."""
     reason = why_no_expert("", ffn)
-    linear = next((module for module in ffn.modules() if type(module) is nn.Linear), None)
-    if not reason and linear is not None and only_linear(ffn):
+    if batched and not reason:
+        linear = next(module for module in ffn.modules() if type(module) is nn.Linear)
         return TokenForm(linear.in_features, -1)
     form = reason or find_token_form(ffn)
     if isinstance(form, str):

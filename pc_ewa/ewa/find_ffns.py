@@ -79,11 +79,10 @@ def _candidates(model: nn.Module) -> list[Site]:
     """List the modules, and the parts side by side of one, that have the layers of an FFN."""
     sites = []
     for name, module in model.named_modules():
-        if is_built_as_ffn(module):
-            # The model itself may be one FFN, but nothing holds it: there is no place to put a mixture.
-            sites += [site_of(model, name)] if name else []
-        elif layout := split_layout(module):
+        if layout := split_layout(module):
             sites.append(Site(f"{name}.{layout[0]}".lstrip("."), module, layout))
+        elif name and is_built_as_ffn(module):
+            sites.append(site_of(model, name))
     return sites
 
 

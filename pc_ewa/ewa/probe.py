@@ -50,7 +50,8 @@ def find_token_form(ffn: nn.Module) -> TokenForm | str:
                 reasons.append(reason)
     except Exception as error:  # whatever a stranger's copy raises
         return f"a copy of it raises {_in_one_line(error)}"
-    return reasons[0]
+    # A module that ran says more of itself than one that was given the wrong shape.
+    return next((reason for reason in reasons if not reason.startswith("on ")), reasons[0])
 
 
 def _trials(ffn: nn.Module) -> Iterator[_Trial]:

@@ -57,11 +57,21 @@ class ExpertLinear(nn.Module):
         return f"{experts} experts, in_features={self.in_features}, out_features={self.out_features}"
 
 
-def only_linear(ffn: nn.Module) -> bool:
-    """Return True if all parameters of an FFN are in `nn.Linear`s, and it has no buffers."""
+def maps_groups(ffn: nn.Module) -> bool:
+    """Return True if an FFN of `nn.Linear`s alone, with stacked ones in their place, maps groups (N, S, C) at once."""
     linears = [m for m in ffn.modules() if type(m) is nn.Linear]
     held = {id(parameter) for linear in linears for parameter in linear.parameters()}
-    return all(id(parameter) in held for parameter in ffn.parameters()) and next(ffn.buffers(), None) is None
+    if not linears or next(ffn.buffers(), None) is not None or any(id(p) not in held for p in ffn.parameters()):
+        return False
+    # Tried without data, on sizes that fit by chance nowhere: a forward may flatten or transpose what it gets.
+    plain = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in ffn.parameters()}
+    trial = stack_linears(copy.deepcopy(ffn, dict(plain)), 2, "copy").train()
+    groups = torch.empty(2, 3, linears[0].in_features, device="meta", dtype=linears[0].weight.dtype)
+    try:
+        with torch.no_grad():
+            return trial(groups).shape == groups.shape
+    except Exception:  # whatever a stranger's forward raises: one call per expert serves it
+        return False
 
 
 def stack_linears(ffn: nn.Module, num_experts: int, init: Init) -> nn.Module:

@@ -13,19 +13,22 @@ LOOKED_FOR = (
     "a module of two nn.Linear layers C -> H -> C (ours, timm Mlp, torchvision MLPBlock, transformers ViTMLP), or one "
     "gated by C -> 2H or twice C -> H (SwiGLU, GeGLU), or of 1x1 convolutions or Conv1D, with norms between; "
     "linear1 and linear2 (torch.nn.TransformerEncoderLayer); fc1, activation_fn, activation_dropout and fc2 (BART); "
-    "ffn and ffn_output (ALBERT); intermediate and output.dense (older transformers)"
+    "ffn and ffn_output (ALBERT); pwconv1 and pwconv2 (ConvNeXt); intermediate and output.dense (older transformers)"
 )
 # Fewer features than this are coordinates or scores, as those that position-bias MLPs map, not tokens.
 MIN_FEATURES = 4
-# Hosts that keep the parts of their FFN side by side, in the order in which they compute.
+# Hosts that keep the parts of their FFN side by side: the parts in the order in which they compute, and a module that
+# such hosts have beside them.
 _SPLIT_LAYOUTS = (
-    ("linear1", "activation", "dropout", "linear2"),
-    ("intermediate", "output.dense"),
-    ("ffn", "activation", "ffn_output"),
-    ("fc1", "activation_fn", "activation_dropout", "fc2"),
+    (("linear1", "activation", "dropout", "linear2"), None),
+    (("intermediate", "output.dense"), None),
+    (("ffn", "activation", "ffn_output"), "attention"),
+    (("fc1", "activation_fn", "activation_dropout", "fc2"), "self_attn"),
+    (("pwconv1", "act", "grn", "pwconv2"), "dwconv"),
+    (("pwconv1", "act", "pwconv2"), "dwconv"),
 )
 # Without a rate of its own, the dropout between fc1 and fc2 is anybody's guess: only where it is known to be none.
-_SPLIT_LAYOUTS_OF = {"OPTDecoderLayer": ("fc1", "activation_fn", "fc2")}
+_SPLIT_LAYOUTS_OF = {"OPTDecoderLayer": (("fc1", "activation_fn", "fc2"), "self_attn")}
 _TOKEN_MIXERS = ("mlp_tokens", "token_mixing", "token_mixer")
 
 
@@ -54,7 +57,8 @@ def is_built_as_ffn(module: nn.Module) -> bool:
 def split_layout(module: nn.Module) -> tuple[str, ...] | None:
     """Return the names of the parts of an FFN that this module keeps side by side among others; None if it does not."""
     known = _SPLIT_LAYOUTS_OF.get(type(module).__name__)
-    return next((each for each in (known, *_SPLIT_LAYOUTS) if each and _has_split_ffn(module, each)), None)
+    layouts = (known, *_SPLIT_LAYOUTS) if known else _SPLIT_LAYOUTS
+    return next((parts for parts, beside in layouts if _has_split_ffn(module, parts, beside)), None)
 
 
 def why_no_expert(name: str, ffn: nn.Module) -> str | None:
@@ -80,15 +84,16 @@ def why_no_expert(name: str, ffn: nn.Module) -> str | None:
 
 
 def _map_of(layer: nn.Module) -> _Map | None:
-    """Return the sizes of a linear layer or what is one by another name; None for other layers."""
+    """Return the sizes of a linear layer, of what is one by another name, or of one with a norm; None for the rest."""
     layer = getattr(layer, "base_layer", layer)  # of an adapter
     if isinstance(layer, nn.Linear):
         return _Map(layer.in_features, layer.out_features)
-    if isinstance(layer, nn.Conv1d | nn.Conv2d) and not any(size != 1 for size in layer.kernel_size):
-        return _Map(layer.in_channels, layer.out_channels)
+    if isinstance(layer, nn.Conv1d | nn.Conv2d):
+        return None if any(size != 1 for size in layer.kernel_size) else _Map(layer.in_channels, layer.out_channels)
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):  # GPT-2's, of transformers
         return _Map(*layer.weight.shape)
-    return None
+    inner = [child for child in layer.children() if not _holds_vectors(child)]
+    return _map_of(inner[0]) if len(inner) == 1 else None
 
 
 def _is_there_and_back(sizes: list[_Map], any_width: bool) -> bool:
@@ -121,9 +126,9 @@ def _is_vector(parameter: nn.Parameter) -> bool:
     return parameter.numel() == max(parameter.shape, default=1)
 
 
-def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
+def _has_split_ffn(module: nn.Module, layout: tuple[str, ...], beside: str | None) -> bool:
     parts = [get_part(module, part) for part in layout]
-    if any(part is None for part in parts):
+    if any(part is None for part in parts) or (beside and not hasattr(module, beside)):
         return False
-    sizes = [size for part in parts if isinstance(part, nn.Module) for m in part.modules() if (size := _map_of(m))]
-    return len(sizes) == 2 and _is_there_and_back(sizes, any_width=True)
+    sizes = [size for part in parts if isinstance(part, nn.Module) and (size := _map_of(part))]
+    return _is_there_and_back(sizes, any_width=True)
