@@ -75,6 +75,7 @@ class ExpertAverager:
         self.layers = expert_layers(model)
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no mixture of experts to average; upcycle() it first")
+        _check_stacks(self.layers)
         for name, value in (("share_rate", share_rate), ("ramp", ramp), ("start", start), ("stop", stop)):
             if not isinstance(value, int | float):
                 raise ValueError(f"{name}={value!r}; it must be a number")
@@ -221,6 +222,17 @@ def _unwrapped(optimizer: object) -> Optimizer:
             "something wraps it"
         )
     return optimizer
+
+
+def _check_stacks(layers: dict[str, Mixture]) -> None:
+    """Raise ValueError if a mixture has come to hold what is not a stack of its experts, such as an adapter."""
+    for name, layer in layers.items():
+        for key, parameter in layer.experts.named_parameters():
+            if parameter.shape[:1] != (layer.num_experts,):
+                raise ValueError(
+                    f"{name}.experts.{key} is of shape {tuple(parameter.shape)}, no stack of {layer.num_experts} "
+                    "experts; take out what was put into the mixture after upcycle(), such as LoRA"
+                )
 
 
 def _check_share_rate(share_rate: float, layers: dict[str, Mixture]) -> None:

@@ -78,9 +78,10 @@ class Mixture(nn.Module):
         ones = (1,) * max(0, dims - 2)
         if self.form.axis == -1:
             return self._call(expert, tokens.view(*ones, *tokens.shape)).view(tokens.shape)
-        # A view of tokens as the pixels of one image, one column wide.
-        image = tokens.t().view(1, self.form.width, len(tokens), *ones[1:])
-        return self._call(expert, image).reshape(self.form.width, len(tokens)).t()
+        # A view of the tokens as the pixels of one image, faster than many images of one pixel; none may be empty.
+        count, width = tokens.shape
+        image = tokens.t().view(1, width, count, *ones[1:]) if count else tokens.view(0, width, *ones)
+        return self._call(expert, image).reshape(width, count).t()
 
     def map_by_mean(self, x: Tensor) -> Tensor:
         """Map what the host gives by the FFN whose weights are the mean of the experts, in evaluation."""

@@ -68,7 +68,7 @@ def _trials(ffn: nn.Module) -> Iterator[_Trial]:
 
 def _widths(ffn: nn.Module) -> list[int]:
     """List the widths that the tokens may have: that of the first linear layer, or else any that a parameter has."""
-    linear = next((module for module in ffn.modules() if type(module) is nn.Linear), None)
+    linear = next((module for module in ffn.modules() if isinstance(module, nn.Linear)), None)
     if linear is not None:
         return [linear.in_features]
     convolution = next((module for module in ffn.modules() if isinstance(module, _ConvNd)), None)
