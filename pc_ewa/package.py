@@ -23,6 +23,9 @@ OPTIONAL = {
     "matplotlib": "compare",
     "scipy": "compare",
     "open3d": "viz",
+    "accelerate": "trainers",
+    "lightning": "trainers",
+    "transformers": "trainers",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
