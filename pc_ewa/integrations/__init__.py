@@ -1,1 +1,1 @@
-"""EWA in the trainers of others: `lightning`, `transformers` and `accelerate`, each module by the name of its package."""
+"""EWA in the trainers of others; each module has the name of the package that it serves."""

@@ -49,6 +49,10 @@ class EWACallback(Callback):
             self.recipe.upcycle(pl_module)
         _watch_loading(pl_module, self.recipe, fitting=stage == "fit")
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the random numbers of the checkpoint, before the batches are shuffled with them."""
+        self._restore_random_state()
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach the averager to the optimizer of the experts."""
         total_steps = trainer.estimated_stepping_batches
@@ -56,8 +60,7 @@ class EWACallback(Callback):
             raise TrainingError("the trainer has no last step; give it max_epochs or max_steps, or EWA total_steps")
         steps = int(total_steps) if total_steps != float("inf") else 1
         self.averager = self.recipe.averager(pl_module, trainer.optimizers, steps, self._steps_done)
-        _restore_random_state(self._random_state)
-        self._random_state = {}
+        self._restore_random_state()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any, **kwargs: Any) -> None:
         """Log how strongly the experts are averaged, and how far apart they are."""
@@ -76,6 +79,13 @@ class EWACallback(Callback):
         _stop_watching(pl_module)
         if self.merge:
             merge_experts(pl_module)
+
+    def _restore_random_state(self) -> None:
+        state, self._random_state = self._random_state, {}
+        if state:
+            torch.set_rng_state(state["cpu"].cpu())
+        if state and state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs to go on with the schedule and with the dealing of tokens."""
@@ -123,10 +133,3 @@ def _random_state() -> dict[str, Tensor | list[Tensor]]:
     """Return the state of the generators that deal the tokens."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     return {"cpu": torch.get_rng_state(), "cuda": devices}
-
-
-def _restore_random_state(state: dict[str, Any]) -> None:
-    if state:
-        torch.set_rng_state(state["cpu"].cpu())
-    if state.get("cuda") and len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
