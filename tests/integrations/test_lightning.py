@@ -1,7 +1,6 @@
 """EWA in a real Lightning Trainer."""
 
 import copy
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +73,6 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.save and trainer.current_epoch == 0:
             trainer.save_checkpoint(self.save)
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Any:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        yield
 
 
 def test_a_resumed_run_is_the_run_of_one_piece_to_the_bit(tmp_path: Path) -> None:
