@@ -18,27 +18,38 @@ _DECIDED_ELSEWHERE = ("model", "gate")
 class Recipe:
     """How a model is trained with EWA: any argument of `upcycle` and of `ExpertAverager`, by its name.
 
+    Args:
+        arguments: those given; the others keep their defaults.
+        upcycles: whether those of `upcycle` are among them.
+
     Raises:
         ConfigError: an unknown argument; the message has the nearest one.
     """
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        known = {*signature(upcycle).parameters, *signature(ExpertAverager).parameters}.difference(_DECIDED_ELSEWHERE)
+    def __init__(self, arguments: dict[str, Any], upcycles: bool = True) -> None:
+        functions = (upcycle, ExpertAverager) if upcycles else (ExpertAverager,)
+        known = {name for each in functions for name in signature(each).parameters}.difference(_DECIDED_ELSEWHERE)
         for name in arguments:
             if name not in known:
                 raise ConfigError(f"unknown argument {name!r} of EWA; {nearest(name, known)}")
         self.arguments = arguments
 
     def upcycle(self, model: nn.Module) -> nn.Module:
-        """Put experts into a model that has none yet.
+        """Put experts into a model, unless it has them already.
 
         Raises:
-            TrainingError: it has gated mixtures, which do not merge.
+            TrainingError: it has gated mixtures, which do not merge, or another number of experts than was asked for.
             ValueError: as in `upcycle`.
         """
         if has_gate(model):
             raise TrainingError("the model has gated mixtures, which do not merge; train it in a loop of your own")
-        return model if expert_layers(model) else upcycle(model, **arguments_of(upcycle, self.arguments))
+        found = {layer.num_experts for layer in expert_layers(model).values()}
+        if not found:
+            return upcycle(model, **arguments_of(upcycle, self.arguments))
+        wanted = self.arguments.get("num_experts")
+        if wanted is not None and found != {wanted}:
+            raise TrainingError(f"num_experts={wanted}, but the model was upcycled with {min(found)}; leave one out")
+        return model
 
     def averager(self, model: nn.Module, optimizers: list[Optimizer], total_steps: int, done: int) -> ExpertAverager:
         """Attach an averager that has seen `done` steps to the optimizer that holds the experts.

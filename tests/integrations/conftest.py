@@ -1,15 +1,9 @@
-"""What a checkout does to the trainers of others."""
+"""The trainers of others warn of much that is not ours."""
 
 import warnings
 from collections.abc import Iterator
 
 import pytest
-
-
-@pytest.fixture(autouse=True)
-def no_datasets_of_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where they are not installed, a checkout's folder `datasets` passes for them if Python runs from there."""
-    monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
 
 
 @pytest.fixture(autouse=True)

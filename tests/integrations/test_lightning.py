@@ -134,8 +134,10 @@ def test_a_module_that_was_upcycled_before_is_taken_as_it_is_and_frozen_experts_
     for layer in expert_layers(net).values():
         layer.requires_grad_(False)
     with pytest.warns(UserWarning, match="all experts are frozen"):
-        fit(tmp_path, EWACallback(num_experts=2), module=net, epochs=1)
+        fit(tmp_path, EWACallback(share_rate=0.2), module=net, epochs=1)
     assert [layer.num_experts for layer in expert_layers(net).values()] == [5]
+    with pytest.raises(TrainingError, match=r"num_experts=2, .* with 5"):
+        fit(tmp_path, EWACallback(num_experts=2), module=net)
 
 
 def test_unknown_arguments_and_impossible_ones_are_refused_before_the_first_step(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ def trainer(folder: Path, *callbacks: TrainerCallback, model: Any = None, **opti
     return Trainer(model or vit(), arguments, train_dataset=Images(), eval_dataset=Images(), callbacks=list(callbacks))
 
 
+@pytest.fixture(autouse=True)
+def no_datasets_of_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they are not installed, a checkout's folder `datasets` passes for them if Python runs from there."""
+    monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
+
+
 def test_a_resumed_run_is_the_run_of_one_piece_to_the_bit(tmp_path: Path) -> None:
     whole, resumed = (EWACallback(num_experts=3, share_rate=0.6) for _ in range(2))
     watch, again = Watch(whole), Watch(resumed)
