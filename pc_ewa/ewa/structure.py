@@ -91,7 +91,8 @@ def _map_of(layer: nn.Module) -> _Map | None:
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
         return None if any(size != 1 for size in layer.kernel_size) else _Map(layer.in_channels, layer.out_channels)
     if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):  # GPT-2's, of transformers
-        return _Map(*layer.weight.shape)
+        inputs, outputs = layer.get_parameter("weight").shape
+        return _Map(inputs, outputs)
     inner = [child for child in layer.children() if not _holds_vectors(child)]
     return _map_of(inner[0]) if len(inner) == 1 else None
 
@@ -100,11 +101,11 @@ def _is_there_and_back(sizes: list[_Map], any_width: bool) -> bool:
     """Return True for C -> H -> C, in any order C -> H, C -> H and H -> C, or C -> 2H and H -> C."""
     if len(sizes) == 2:
         first, last = sizes
-        hidden_sizes = (last.inputs, 2 * last.inputs)
+        hidden_sizes = [last.inputs, 2 * last.inputs]
     elif len(sizes) == 3 and len(set(sizes)) <= 2:
         (first, _), *others = Counter(sizes).most_common()
         last = others[0][0] if others else first
-        hidden_sizes = (last.inputs,)
+        hidden_sizes = [last.inputs]
     else:
         return False
     # H > C tells an FFN from two projections of an attention; where the names tell, any H will do.

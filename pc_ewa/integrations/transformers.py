@@ -1,6 +1,7 @@
 """EWACallback: EWA in the Trainer of Hugging Face's transformers."""
 
 import warnings
+from importlib.util import find_spec
 from inspect import signature
 from types import MethodType
 from typing import Any
@@ -16,6 +17,7 @@ from pc_ewa.package import missing_package
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
+    from transformers.utils import is_datasets_available
 except ModuleNotFoundError as error:
     raise missing_package(error, "pc_ewa.integrations.transformers") or error from None
 
@@ -38,7 +40,8 @@ class EWACallback(TrainerCallback, ExportableState):
     Raises:
         ConfigError: an unknown argument.
         ValueError: as the trainer is made or begins to train, as in `upcycle` and `ExpertAverager`.
-        TrainingError: as it begins to train: a dense model, or a checkpoint that has no experts.
+        TrainingError: as it begins to train: a dense model, a checkpoint that has no experts, or a folder `datasets`
+            that transformers takes for a package.
     """
 
     def __init__(self, *, merge: bool = False, **ewa: Any) -> None:
@@ -50,6 +53,7 @@ class EWACallback(TrainerCallback, ExportableState):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
     ) -> None:
         """Upcycle the model before there is an optimizer, and have it save the merged weights too."""
+        _check_datasets()
         _save_merged_weights_too(self.recipe.upcycle(model))
 
     def on_train_begin(
@@ -119,6 +123,17 @@ def _save_merged_weights_too(model: nn.Module) -> None:
 
     # A method of the model: copies of the model have their own.
     model.__dict__["save_pretrained"] = MethodType(save_pretrained, model)
+
+
+def _check_datasets() -> None:
+    """Raise TrainingError where Python finds a folder `datasets`, as in a checkout of ours, but not that package."""
+    spec = find_spec("datasets")
+    if spec and spec.origin is None and is_datasets_available():
+        folder = next(iter(spec.submodule_search_locations or ["datasets"]))
+        raise TrainingError(
+            f"transformers takes the folder {folder} for the package datasets; run from another folder, or pip install "
+            "datasets"
+        )
 
 
 def _steps_done(state: TrainerState, name: str) -> int:

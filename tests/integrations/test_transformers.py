@@ -1,6 +1,7 @@
 """EWA in a real Trainer of transformers, and peft's adapters beside experts."""
 
 import copy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,8 @@ def trainer(folder: Path, *callbacks: TrainerCallback, model: Any = None, **opti
 @pytest.fixture(autouse=True)
 def no_datasets_of_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where they are not installed, a checkout's folder `datasets` passes for them if Python runs from there."""
-    monkeypatch.setattr("transformers.trainer.is_datasets_available", lambda: False)
+    for user in ("transformers.trainer", "pc_ewa.integrations.transformers"):
+        monkeypatch.setattr(f"{user}.is_datasets_available", lambda: False)
 
 
 def test_a_resumed_run_is_the_run_of_one_piece_to_the_bit(tmp_path: Path) -> None:
@@ -130,6 +132,17 @@ def test_a_callback_that_the_trainer_makes_again_goes_on_too(tmp_path: Path) -> 
     (made,) = [each for each in again.callback_handler.callbacks if isinstance(each, EWACallback)]
     assert made.steps_done == 6
     assert not expert_layers(again.model)
+
+
+def test_a_folder_that_passes_for_the_package_datasets_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "datasets").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "datasets", raising=False)
+    monkeypatch.setattr("pc_ewa.integrations.transformers.is_datasets_available", lambda: True)
+    with pytest.raises(TrainingError, match=f"the folder {tmp_path}/datasets for the package"):
+        trainer(tmp_path, EWACallback(num_experts=2))
 
 
 def lora(model: Any, *targets: str) -> Any:
