@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pc_ewa.data import Clouds, load_dataset
     from pc_ewa.errors import CheckpointError, ConfigError, DataError, Error, TrainingError, WriteError
     from pc_ewa.ewa import ExpertAverager, Gate, balance_loss, dense_state_dict, merge_experts, upcycle
+    from pc_ewa.inference import from_pretrained, load_model
     from pc_ewa.models import create_model, load_pretrained
 
     __version__: str
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = [
     "create_model",
     "load_pretrained",
+    "load_model",
+    "from_pretrained",
     "upcycle",
     "ExpertAverager",
     "merge_experts",
@@ -40,6 +43,7 @@ _HOMES = {
     "models": ("create_model", "load_pretrained"),
     "ewa": ("upcycle", "ExpertAverager", "merge_experts", "dense_state_dict", "Gate", "balance_loss"),
     "data": ("load_dataset", "Clouds"),
+    "inference": ("load_model", "from_pretrained"),
     "errors": ("Error", "ConfigError", "DataError", "CheckpointError", "TrainingError", "WriteError"),
 }
 

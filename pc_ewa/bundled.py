@@ -1,4 +1,4 @@
-"""Files that come with the package: configs of the recipes, and the furniture of the tutorials.
+"""Files that come with the package: configs of the recipes, the furniture of the tutorials, a model of it.
 
 A wheel holds them in `pc_ewa/bundled`. In a checkout they are the folders at its root.
 """
@@ -40,3 +40,8 @@ def bundled_configs() -> dict[str, Path]:
     """Return the bundled configs by name: "quickstart", "finetune/modelnet40"."""
     folder = bundled("configs")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def bundled_models() -> dict[str, Path]:
+    """Return the folders of the bundled models by name: "furniture"."""
+    return {path.name: path for path in sorted(bundled("models").iterdir()) if path.is_dir()}

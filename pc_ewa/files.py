@@ -43,14 +43,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add text to the end of a file; a line of an earlier crash may be torn, never one of this call's.
+    """Add text to the end of a file: all of it, or nothing where there is no space for all.
 
     Raises:
         WriteError: the file cannot be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        with path.open("ab") as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                file.write(text.encode())
+                file.flush()
+            except OSError:
+                with suppress(OSError):
+                    file.truncate(end)
+                raise
     except OSError as error:
         raise _cannot_write(path, error) from None
 

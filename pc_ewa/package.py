@@ -26,6 +26,13 @@ OPTIONAL = {
     "accelerate": "trainers",
     "lightning": "trainers",
     "transformers": "trainers",
+    "huggingface_hub": "hub",
+    "laspy": "formats",
+    "lazrs": "formats",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "openvino": "openvino",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

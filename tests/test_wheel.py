@@ -20,7 +20,7 @@ from pc_ewa import package
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = (
     *("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),
-    *("pc_ewa", "configs", "datasets/sweethome3d"),
+    *("pc_ewa", "configs", "models", "datasets/sweethome3d"),
 )
 RUN = (
     *("train.steps=1", "train.batch_size=16", "model.dim=24", "model.depth=2", "model.num_heads=3"),
@@ -141,6 +141,7 @@ def test_configs_and_furniture_are_in_the_wheel_and_nothing_else_is_new(wheel: P
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     bundled = {name.removeprefix("pc_ewa/bundled/") for name in names if name.startswith("pc_ewa/bundled/")}
     data = {f"datasets/sweethome3d/{name}" for name in ("README.md", "ATTRIBUTION.md", "sweethome3d_1024.h5")}
+    data |= {f"models/furniture/{name}" for name in ("README.md", "config.json", "model.safetensors")}
     assert bundled == data | {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml")}
     sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "pc_ewa").rglob("*.py")}
     others = {"pc_ewa/py.typed", "pc_ewa/benchmark/page.md"}
@@ -159,7 +160,7 @@ def test_the_extras_are_those_that_messages_name(wheel: Path, core: Environment)
         ), module
     required = {re.split(r"[<>=; ]", line)[0] for line in listed.requires or [] if "extra" not in line}
     assert required == set(package.CORE)
-    extras = {"data", "train", "compare", "viz", "export", "trainers", "docs", "all"}
+    extras = {"data", "train", "compare", "viz", "export", "openvino", "docs", "formats", "hub", "trainers", "all"}
     assert set(listed.metadata.get_all("Provides-Extra")) == extras
     assert any(line.startswith("torch>=2.6") for line in listed.requires or []), "a range, never a pin"
 
@@ -207,3 +208,11 @@ def test_the_quickstart_runs_outside_of_a_clone(full: Environment) -> None:
     done = full.run("pc-ewa", "evaluate", "runs/quickstart/checkpoints/merged_last.pt")
     assert done.returncode == 0, done.stderr
     assert "/154" in done.stdout
+
+
+def test_the_bundled_model_answers_at_once(full: Environment) -> None:
+    rows = "".join(f"{x} {y} {z}\n" for x in range(3) for y in range(3) for z in range(9))
+    (full.work / "cloud.xyz").write_text(rows)
+    done = full.run("pc-ewa", "predict", "furniture", "cloud.xyz")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("cloud.xyz  ")

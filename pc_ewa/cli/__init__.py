@@ -14,7 +14,9 @@ from pc_ewa.errors import ConfigError, exit_on_error
 COMMANDS = {
     "train": "train, merge the experts, evaluate: a whole experiment, resumed where it stopped",
     "evaluate": "measure a checkpoint: accuracy, mIoU or loss, linear SVM, few-shot folds",
+    "predict": "tell the class of files, or the parts of their points",
     "merge": "merge the experts of a checkpoint, or convert it to another format",
+    "export": "write a trained model as ONNX or .pt2, for use without pc-ewa",
     "compare": "compare variants of an experiment over seeds, or finished runs",
     "prepare": "get a dataset and convert it to one file, or convert shapes of your own",
     "benchmark": "time training steps, the point-cloud ops or data on this machine",
@@ -46,7 +48,8 @@ options:
 
 examples:
   pc-ewa train quickstart
-  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt"""
+  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt
+  pc-ewa predict furniture chair.ply"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

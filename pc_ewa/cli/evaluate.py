@@ -3,17 +3,21 @@
 from __future__ import annotations  # as in package.py
 
 import argparse
+import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import CheckpointError, ConfigError
+from pc_ewa.files import write_text
 
 if TYPE_CHECKING:
     from pc_ewa.eval import FewShot, Score
+    from pc_ewa.eval.errors import WrongSample
     from pc_ewa.train.restore import Restored
 
 DESCRIPTION = """\
@@ -24,6 +28,7 @@ examples:
   pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt
   pc-ewa evaluate runs/quickstart/checkpoints/best.pt --split val
   pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt --votes 10
+  pc-ewa evaluate runs/quickstart/checkpoints/merged_last.pt --errors wrong.csv
   pc-ewa evaluate modelnet_1k.pth --config finetune/modelnet40
   pc-ewa evaluate part_seg.pth --config finetune/shapenetpart
   pc-ewa evaluate runs/quickstart_pretrain/checkpoints/merged_last.pt --protocol svm
@@ -64,6 +69,7 @@ def create_parser() -> Parser:
     parser.add_argument(
         "--setting", action="append", metavar="WAYxSHOT", help="fewshot: as 5x10, repeatable (default: all)"
     )
+    parser.add_argument("--errors", metavar="FILE.csv", help="score of classifiers: list every sample that is wrong")
     parser.add_argument("--json", metavar="FILE", help="where to write (default: beside the checkpoint)")
     return parser
 
@@ -82,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_place(place)
         title, result = measure(restored, options)
     content = {"checkpoint": options.checkpoint, "protocol": options.protocol, "split": options.split}
+    content |= {key: given for key in ("config", "overrides") if (given := getattr(options, key))}
     write_json(place, content | result.to_json())  # before anything is printed: a closed pipe loses nothing
     print(f"{title}\n{result.table()}\n\nwritten to {place}")
 
@@ -102,8 +109,11 @@ def check(options: argparse.Namespace) -> None:
         raise ConfigError(f"--split {options.split}; --protocol fewshot measures every fold on its test shapes")
     if options.protocol != "fewshot" and (options.folds != 10 or options.setting):
         raise ConfigError("--folds and --setting are for --protocol fewshot")
-    if options.json:
-        check_place(Path(options.json))
+    if options.errors and (options.protocol != "score" or options.votes > 1):
+        raise ConfigError("--errors is for --protocol score, without --votes")
+    for place in (options.json, options.errors):
+        if place:
+            check_place(Path(place))
 
 
 def restored_from(options: argparse.Namespace) -> Restored:
@@ -120,6 +130,9 @@ def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score
     data = restored.experiment.data
     if options.protocol == "svm":
         data, score = restored.svm_data, restored.linear_svm(options.split)
+    elif options.errors:
+        score, wrong = restored.errors(options.split)
+        write_errors(Path(options.errors), wrong)
     elif options.votes > 1:
         score = restored.vote(options.split, options.votes)
     else:
@@ -152,27 +165,52 @@ def parse_setting(text: str) -> tuple[int, int]:
 
 
 def json_path(options: argparse.Namespace, restored: Restored) -> Path:
-    """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured."""
+    """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured.
+
+    Where the result of another evaluation has that name, the options are in the name too: none overwrites another.
+    """
     if options.json:
         return Path(options.json)
-    voted = f"_voted{options.votes}" if options.votes > 1 else ""
-    name = f"{Path(options.checkpoint).stem}.{options.protocol}{voted}.{options.split}.json"
-    return (
-        Path(restored.experiment.output) if options.checkpoint == "random" else Path(options.checkpoint).parent
-    ) / name
+    checkpoint, voted = Path(options.checkpoint), f"_voted{options.votes}" if options.votes > 1 else ""
+    folder = Path(restored.experiment.output) if options.checkpoint == "random" else checkpoint.parent
+    what = f"{options.protocol}{voted}.{options.split}"
+    place = folder / f"{checkpoint.stem}.{what}.json"
+    if result_options(place) in (None, asked := [checkpoint.name, options.config, options.overrides]):
+        return place
+    words = ".".join([what, *filter(None, [options.config]), *options.overrides])
+    words = re.sub(r"[^\w.=-]", "_", words)[:100]
+    return folder / f"{checkpoint.name}.{words}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:8]}.json"
+
+
+def result_options(path: Path) -> list[Any] | None:
+    """Read which checkpoint, config and overrides a result is of; None where there is no result."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return [Path(content["checkpoint"]).name, content.get("config"), content.get("overrides", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def check_place(path: Path) -> None:
     """Refuse a place that cannot be written, before hours are spent on what would go there."""
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if path.is_dir() or (nearest != path and not nearest.is_dir()) or not os.access(nearest, os.W_OK):
-        raise ConfigError(f"{path} cannot be written; choose another place with --json FILE")
+        raise ConfigError(f"{path} cannot be written; choose another place for it")
+
+
+def write_errors(path: Path, wrong: Sequence[WrongSample]) -> None:
+    """Write the samples that are wrong, one a row."""
+    from pc_ewa.eval.errors import errors_as_csv
+    from pc_ewa.files import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, errors_as_csv(wrong))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write the result; a folder that cannot be written is an error with a way out."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}; choose another with --json FILE") from None

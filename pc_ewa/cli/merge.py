@@ -26,6 +26,7 @@ the keys of the official Point-MAE and Point-BERT code, which loads them with st
 keys. pc-ewa reads config and class names from either."""
 
 Format = Literal["official", "safetensors"]
+ENDINGS: dict[str, Format] = {".pt": "official", ".pth": "official", ".safetensors": "safetensors"}
 
 
 def create_parser() -> Parser:
@@ -67,13 +68,16 @@ def choose_format(asked: Format | None, output: Path) -> Format:
     """Choose by the extension, as reading does.
 
     Raises:
-        CheckpointError: another format is asked for.
+        CheckpointError: an extension that no reader would look into, or another format is asked for.
     """
-    by_name: Format = "safetensors" if output.suffix == ".safetensors" else "official"
-    if asked not in (None, by_name):
-        wanted = "end in .safetensors" if asked == "safetensors" else "not end in .safetensors, but in .pth, say"
-        raise CheckpointError(f"--format {asked} with -o {output}; the name must {wanted}")
-    return by_name
+    if output.suffix not in ENDINGS:
+        raise CheckpointError(
+            f"-o {output}: it must end in {', '.join(ENDINGS)}, not in {output.suffix or 'nothing'!r}"
+        )
+    if asked not in (None, ENDINGS[output.suffix]):
+        endings = " or ".join(ending for ending, format in ENDINGS.items() if format == asked)
+        raise CheckpointError(f"--format {asked} with -o {output}; the name must end in {endings}")
+    return ENDINGS[output.suffix]
 
 
 def merge(options: argparse.Namespace, output: Path, written: Format) -> None:

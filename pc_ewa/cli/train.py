@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from pc_ewa.cli.command import Parser, add_config_overrides, command
+from pc_ewa.errors import ConfigError
 
 DESCRIPTION = """\
 Train whatever a config says, with or without EWA: classifiers, segmenters, Point-MAE, the dVAE tokenizer, Point-BERT.
@@ -42,6 +43,9 @@ def create_parser() -> Parser:
     parser.add_argument(
         "--check", action="store_true", help="check config, data and run folder, then stop: nothing is trained"
     )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="N", help="with --check: how many processes will share each batch"
+    )
     return parser
 
 
@@ -51,11 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = create_parser().parse_intermixed_args(arguments)
     if options.init_from:
         options.overrides.append(f"init_from={json.dumps(options.init_from)}")  # quoted: a path may look like YAML
+    if options.processes < 1 or (options.processes > 1 and not options.check):
+        start = "start them by GPUS=N bash tools/run_train.sh, or by torchrun"
+        raise ConfigError(f"--processes {options.processes} is for --check, from 1 on; {start}")
     from pc_ewa.config import load_experiment
-    from pc_ewa.train import run
-    from pc_ewa.train.distributed import is_main_process
+    from pc_ewa.train.run import check, run
 
     experiment = load_experiment(options.config, options.overrides)
-    run(experiment, check_only=options.check)
-    if options.check and is_main_process():
-        print(f"{options.config}: config, data and run folder ({experiment.output}) are in order; nothing was trained")
+    if options.check:
+        print(f"{options.config}: {check(experiment, options.processes)}")
+    else:
+        run(experiment)

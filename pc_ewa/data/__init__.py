@@ -5,6 +5,7 @@ from pathlib import Path
 from pc_ewa.data import hdf5, own_files
 from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
 from pc_ewa.data.dataset import Dataset
+from pc_ewa.data.digest import describe_change, digest
 from pc_ewa.data.hdf5 import read_hdf5, write_hdf5
 from pc_ewa.data.published import (
     modelnet,
@@ -24,6 +25,8 @@ __all__ = [
     "UpAxis",
     "read_hdf5",
     "write_hdf5",
+    "digest",
+    "describe_change",
     "MissingSplitError",
 ]
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pc_ewa.data.mapped import MappedFile
 from pc_ewa.errors import DataError
 
 UpAxis = Literal["x", "y", "z"]
@@ -36,6 +37,8 @@ class Clouds:
         shape_names: one name per shape, or None where the dataset has none.
         rows: (N,) int64, which of the M clouds are the shapes, in their order; None is all of them.
         parts: (M, P) uint8, the part that each point belongs to, or None; mapped like the points.
+        file: the file that points and parts are mapped from, None where they are in memory. It is looked at before and
+            after each read: DataError once others have changed it.
 
     Raises:
         ValueError: fields that do not fit together.
@@ -50,6 +53,7 @@ class Clouds:
     shape_names: tuple[str, ...] | None = None
     rows: Tensor | None = None
     parts: Tensor | None = None
+    file: MappedFile | None = None
 
     def __post_init__(self) -> None:
         """Check that the fields fit together."""
@@ -86,9 +90,13 @@ class Clouds:
         return len(self.class_names)
 
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pick shapes: coordinates (B, P, 3) float32 and labels (B,), on the device of the data."""
+        """Pick shapes: coordinates (B, P, 3) float32 and labels (B,), on the device of the data.
+
+        Raises:
+            DataError: the file that they are mapped from has changed.
+        """
         index = self._index(indices)
-        points = self.points[self._stored(index)].float()  # a copy: the caller may change it in place
+        points = self._picked(self.points, index).float()  # a copy: the caller may change it in place
         if self.scale is not None:
             points /= self.scale
         return points, self.labels[index]
@@ -97,11 +105,11 @@ class Clouds:
         """Pick the parts of the points of shapes: (B, P) int64.
 
         Raises:
-            DataError: a dataset without parts.
+            DataError: a dataset without parts, or the file that they are mapped from has changed.
         """
         if self.parts is None:
             raise DataError(f"{self.name} has no parts; choose a dataset for segmentation, such as shapenetpart")
-        return self.parts[self._stored(self._index(indices))].long()
+        return self._picked(self.parts, self._index(indices)).long()
 
     def select(self, indices: Tensor | Sequence[int]) -> Clouds:
         """Pick shapes, in the order given, as `Clouds` of their own; their points are shared, not copied."""
@@ -112,16 +120,22 @@ class Clouds:
         return replace(self, rows=self._stored(index), labels=self.labels[index], shape_names=names)
 
     def to(self, device: torch.device | str) -> Clouds:
-        """Return the same shapes, and no others, on another device."""
+        """Return the same shapes, and no others, in the memory of another device.
+
+        Raises:
+            DataError: the file that they are mapped from has changed.
+        """
         points, parts = self.points, self.parts
         if self.rows is not None:
-            points, parts = points[self.rows], None if parts is None else parts[self.rows]
+            every = torch.arange(len(self), device=self.points.device)
+            points, parts = self._picked(points, every), None if parts is None else self._picked(parts, every)
         return replace(
             self,
             points=points.to(device),
             parts=None if parts is None else parts.to(device),
             labels=self.labels.to(device),
             rows=None,
+            file=None,
         )
 
     def split_validation(self, fraction: float, seed: int) -> tuple[Clouds, Clouds]:
@@ -157,6 +171,15 @@ class Clouds:
             )
         index = torch.from_numpy(held_out)
         return self.select((~index).nonzero().flatten()), self.select(index.nonzero().flatten())
+
+    def _picked(self, stored: Tensor, index: Tensor) -> Tensor:
+        """Copy the rows of `points` or `parts` of the shapes at these positions."""
+        if self.file is None:
+            return stored[self._stored(index)]
+        self.file.check()
+        picked = stored[self._stored(index)]
+        self.file.check()  # again: it may have changed in between
+        return picked
 
     def _stored(self, index: Tensor) -> Tensor:
         """Positions in `points` of the shapes at these positions."""

@@ -5,16 +5,20 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import h5py
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pc_ewa.data.clouds import Clouds, UpAxis
+from pc_ewa.data.contained import open_hdf5
 from pc_ewa.data.dataset import Dataset
 from pc_ewa.data.layout import DEFAULT_SPLITS, Layout
 from pc_ewa.errors import DataError
+from pc_ewa.text import printable
+
+_STORED_TYPES = ("int16", "float16", "float32")
 
 
 def load(split: str, root: Path, *, path: str | Path) -> Clouds:
@@ -38,11 +42,25 @@ def read_hdf5(path: Path, split: str, *, name: str, remedy: str = "check the pat
         MissingSplitError: no shapes in this split.
         DataError: a missing or damaged file, or contents that training cannot use; one line with the remedy.
     """
-    with _one_line_errors(f"cannot read {path}", "is it an HDF5 file, whole and readable? Get a fresh copy"):
-        if not path.exists():
-            raise DataError(f"{path} does not exist; {remedy}")
-        with h5py.File(path, "r") as file:
-            return Layout(file, path).clouds(split, name)
+    if not os.path.exists(path):
+        raise DataError(f"{path} does not exist; {remedy}")
+    with open_layout(path) as layout:
+        return layout.clouds(split, name)
+
+
+@contextmanager
+def open_layout(path: Path, shown: Path | None = None) -> Iterator[Layout]:
+    """Open a file in our layout; whatever is wrong with it, in the block too, is one line.
+
+    Args:
+        path: the file.
+        shown: the name the user knows it by, if that is another one.
+
+    Raises:
+        DataError: as `read_hdf5`.
+    """
+    with open_hdf5(path, "is it an HDF5 file, whole and readable? Get a fresh copy") as file:
+        yield Layout(file, shown or path)
 
 
 def write_hdf5(
@@ -75,12 +93,44 @@ def write_hdf5(
     Raises:
         DataError: contents that `read_hdf5` would refuse, or a file that cannot be written.
     """
-    coordinates = np.asarray(points)
     path = Path(path)
+    coordinates = _array(path, "points", points, "fiu", "give coordinates (shapes, points, 3)")
+    numbers = _array(path, "label", labels, "iu", "store integers, positions in class_names")
+    if split is not None:
+        split = _array(path, "split", split, "iu", "store integers, positions in split_names")
+    for key, texts in (("class_names", class_names), ("split_names", split_names), ("names", names or ())):
+        _check_texts(path, key, texts)
+    for key, value, allowed in (("up_axis", up_axis, get_args(UpAxis)), ("dtype", dtype, _STORED_TYPES)):
+        if not isinstance(value, str) or value not in allowed:
+            raise DataError(f"cannot write {path}: {key} is {value!r:.60}; choose {', '.join(allowed)}")
     with new_file(path) as file:
-        write_attributes(file, class_names, split_names, up_axis, licence)
+        write_attributes(file, class_names, split_names, up_axis, None if licence is None else str(licence))
         _write_points(file, coordinates, dtype, path)
-        write_columns(file, np.asarray(labels), None if split is None else np.asarray(split), names)
+        write_columns(file, numbers, split, names)
+
+
+def _array(path: Path, key: str, values: ArrayLike, kinds: str, remedy: str) -> NDArray[Any]:
+    """Make an array of values, of these kinds of numbers; DataError for anything else."""
+    if np.ma.is_masked(values):
+        raise DataError(f"cannot write {path}: {key} has masked entries; fill or remove them")
+    try:
+        array = np.asarray(values)
+    except Exception as error:  # lists of unequal lengths, tensors on a GPU: objects of others raise what they like
+        reason = printable(" ".join(str(error).split()), 200)
+        raise DataError(f"cannot write {path}: {key} is not an array ({reason}); {remedy}") from error
+    if array.dtype.kind not in kinds and array.size:
+        example = printable(repr(array.flat[0]))
+        raise DataError(f"cannot write {path}: {key} is {array.dtype}, such as {example}; {remedy}")
+    return array
+
+
+def _check_texts(path: Path, key: str, texts: Sequence[str]) -> None:
+    if isinstance(texts, str | bytes):  # a sequence too, of letters
+        raise DataError(f"cannot write {path}: {key} is one text, {printable(repr(texts))}; give a list of them")
+    for text in texts:
+        if not isinstance(text, str) or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+            shown = printable(repr(text))
+            raise DataError(f"cannot write {path}: {key} has {shown}; give text, without NUL, that UTF-8 can store")
 
 
 def write_attributes(
@@ -140,15 +190,14 @@ def _write_points(file: h5py.File, points: NDArray[Any], dtype: str, path: Path)
 
 def _read_all(temporary: Path, path: Path) -> None:
     """Read every split with its checks; messages name the file `path`, as the user does."""
-    with h5py.File(temporary, "r") as file:
-        layout = Layout(file, path)
+    with open_layout(temporary, path) as layout:
         for split in layout.used_splits():
             layout.clouds(split, path.stem)
 
 
 @contextmanager
 def _one_line_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn what h5py and the file system raise on a damaged file or a full disk into one line."""
+    """Turn what h5py and the file system raise on a full disk into one line."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py uses all four

@@ -11,6 +11,8 @@ Points that are stored in one piece, neither chunked nor compressed, are mapped 
 
 import json
 import math
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -20,11 +22,17 @@ import torch
 from numpy.typing import NDArray
 
 from pc_ewa.data.clouds import Clouds, MissingSplitError, UpAxis
+from pc_ewa.data.contained import check_stored, names_of, own_attribute, own_dataset, read_rows
+from pc_ewa.data.mapped import MappedFile
 from pc_ewa.errors import DataError
+from pc_ewa.text import printable
 
 DEFAULT_SPLITS = ("train", "test")
 
+_ARRAYS = ("data", "label", "split", "name", "part")
 _CHUNK = 256  # clouds in memory at a time
+_NAMES = 16  # names of shapes: each may be as long as the file
+_ALL_NAMES = 1 << 24  # letters
 
 
 class Layout:
@@ -40,10 +48,13 @@ class Layout:
 
     def __init__(self, file: h5py.File, path: Path) -> None:
         self.file, self.path = file, path
-        missing = [key for key in ("data", "label") if not isinstance(file.get(key), h5py.Dataset)]
+        found = {key: own_dataset(file, key, path) for key in _ARRAYS}
+        self.arrays = {key: array for key, array in found.items() if array is not None}
+        for array in self.arrays.values():
+            check_stored(array, path)
+        missing = [key for key in ("data", "label") if key not in self.arrays]
         if missing:
-            found = ", ".join(map(str, file)) or "nothing"
-            self.fail(f"there is no dataset {' and no '.join(missing)} (found: {found})", "add it")
+            self.fail(f"there is no dataset {' and no '.join(missing)} (found: {names_of(file)})", "add it")
         self.count = self._checked_shape()[0]
         self.scale = self._checked_scale()
         self.class_names = self._name_list("class_names")
@@ -74,11 +85,13 @@ class Layout:
             DataError: an empty class, NaN or infinity.
         """
         rows = self._rows(split)
-        keys = [key for key in ("data", "part") if key in self.file]
+        keys = [key for key in ("data", "part") if key in self.arrays]
+        file = None
         if all(self._in_one_piece(key) for key in keys):
-            stored, positions = {key: self._map(key) for key in keys}, rows
+            file = MappedFile(Path(self.file.filename), self.path)
+            stored, positions = {key: self._map(file, key) for key in keys}, rows
         else:
-            stored, positions = {key: self._read(key, rows) for key in keys}, None
+            stored, positions = {key: read_rows(self.arrays[key], rows) for key in keys}, None
         self.check_finite(stored["data"], rows, positions)
         return Clouds(
             points=torch.from_numpy(stored["data"]),
@@ -90,6 +103,7 @@ class Layout:
             shape_names=None if self.shape_names is None else tuple(self.shape_names[i] for i in rows),
             rows=None if positions is None else torch.from_numpy(positions),
             parts=torch.from_numpy(stored["part"]) if "part" in stored else None,
+            file=file,
         )
 
     def check_finite(
@@ -111,25 +125,11 @@ class Layout:
 
     def _in_one_piece(self, key: str) -> bool:
         """Return True if the bytes in the file are those of the array, so that it can be mapped."""
-        return self.file[key].id.get_offset() is not None and self.file[key].dtype.isnative
+        return self.arrays[key].id.get_offset() is not None and self.arrays[key].dtype.isnative
 
-    def _map(self, key: str) -> NDArray[Any]:
-        data = self.file[key]
-        # "c": what is written, by mistake, stays in this process.
-        return np.memmap(self.file.filename, data.dtype, "c", data.id.get_offset(), data.shape)
-
-    def _read(self, key: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Read these rows, with no more than some clouds in memory beside them."""
-        data = self.file[key]
-        selected = np.zeros(self.count, dtype=bool)
-        selected[rows] = True
-        points = np.empty((len(rows), *data.shape[1:]), data.dtype.newbyteorder("="))
-        done = 0
-        for begin in range(0, self.count, _CHUNK):
-            chunk = data[begin : begin + _CHUNK][selected[begin : begin + _CHUNK]]
-            points[done : done + len(chunk)] = chunk
-            done += len(chunk)
-        return points
+    def _map(self, file: MappedFile, key: str) -> NDArray[Any]:
+        data = self.arrays[key]
+        return file.array(data.dtype, data.id.get_offset(), data.shape)
 
     def _rows(self, split: str) -> NDArray[np.int64]:
         used = self.used_splits()
@@ -147,7 +147,7 @@ class Layout:
         return rows
 
     def _checked_shape(self) -> tuple[int, int, int]:
-        shape = self.file["data"].shape
+        shape = self.arrays["data"].shape
         if shape is None or len(shape) != 3 or shape[2] != 3:
             self.fail(f"data has shape {shape}", "store clouds as (shapes, points, 3)")
         if 0 in shape:
@@ -157,8 +157,8 @@ class Layout:
 
     def _checked_scale(self) -> float | None:
         """Check the type of the points, and return the scale of int16 ones."""
-        data = self.file["data"]
-        dtype, scale = data.dtype, data.attrs.get("scale")
+        data = self.arrays["data"]
+        dtype, scale = data.dtype, own_attribute(data, "scale", self.path)
         if (dtype.kind, dtype.itemsize) not in (("f", 4), ("f", 2), ("i", 2)):
             self.fail(f"data is {dtype}", "store float32, float16, or int16 with an attribute scale")
         if dtype.kind == "f":
@@ -174,16 +174,17 @@ class Layout:
 
     def _name_list(self, key: str) -> tuple[str, ...]:
         """Read a JSON list of distinct names from the file's attributes."""
-        stored = self.file.attrs.get(key)
+        stored = own_attribute(self.file, key, self.path)
         try:
             names = json.loads(stored) if isinstance(stored, str | bytes) else None
-        except ValueError:
+        except (ValueError, RecursionError):
             names = None
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             found = "missing" if stored is None else repr(stored)[:60]
             self.fail(f"attribute {key} is {found}", 'set it to a JSON list such as ["chair", "table"]')
-        if len(set(names)) < len(names):
-            self.fail(f"attribute {key} has {max(names, key=names.count)!r} twice", "make the names distinct")
+        name, number = Counter(names).most_common(1)[0]
+        if number > 1:
+            self.fail(f"attribute {key} has {printable(name)!r} twice", "make the names distinct")
         return tuple(names)
 
     def _positions(self, key: str, names_key: str, names: tuple[str, ...]) -> NDArray[np.int64]:
@@ -197,18 +198,27 @@ class Layout:
         return cast("NDArray[np.int64]", values.astype(np.int64))
 
     def _check_parts(self) -> None:
-        part, shape = self.file["part"], self.file["data"].shape[:2]
-        if not isinstance(part, h5py.Dataset) or part.shape != shape or part.dtype != np.uint8:
-            found = f"{part.shape} {part.dtype}" if isinstance(part, h5py.Dataset) else "a group"
+        part, shape = self.arrays.get("part"), self.arrays["data"].shape[:2]
+        if part is None or part.shape != shape or part.dtype != np.uint8:
+            found = "a group" if part is None else f"{part.shape} {part.dtype}"
             self.fail(f"part is {found}", f"store uint8 of shape {shape}")
 
     def _shape_names(self) -> list[str]:
-        return [str(name) for name in self._column("name", "strings").asstr("utf-8", errors="replace")[:]]
+        column = self._column("name", "strings").asstr("utf-8", errors="replace")
+        names: list[str] = []
+        length, most = 0, os.path.getsize(self.file.filename)
+        for begin in range(0, self.count, _NAMES):
+            some = [str(name) for name in column[begin : begin + _NAMES]]
+            length += sum(map(len, some))
+            if length > max(most, _ALL_NAMES):  # entries of HDF5 may all be one and the same long text
+                self.fail(f"name has over {length:,} letters, more than the file", "shorten the names")
+            names += some
+        return names
 
     def _column(self, key: str, kind: str) -> h5py.Dataset:
         """Return the dataset `key`, which must have one entry of this kind for each shape."""
-        column = self.file[key]
-        if not isinstance(column, h5py.Dataset):
+        column = self.arrays.get(key)
+        if column is None:
             self.fail(f"{key} is a group", f"store a dataset of {self.count} {kind}")
         fits = h5py.check_string_dtype(column.dtype) if kind == "strings" else column.dtype.kind in "iu"
         if not fits or column.shape is None or len(column.shape) != 1:
@@ -219,10 +229,10 @@ class Layout:
         return column
 
     def _checked_up_axis(self) -> UpAxis:
-        up_axis = self.file.attrs.get("up_axis")
+        up_axis = own_attribute(self.file, "up_axis", self.path)
         if isinstance(up_axis, bytes):
             up_axis = up_axis.decode(errors="replace")
         if not isinstance(up_axis, str) or up_axis not in ("x", "y", "z"):
-            found = "missing" if up_axis is None else repr(up_axis)
+            found = "missing" if up_axis is None else repr(up_axis)[:60]
             self.fail(f"attribute up_axis is {found}", "set it to the axis that points up: x, y or z")
         return cast(UpAxis, up_axis)

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from pc_ewa.data import DATASETS
 from pc_ewa.data.dataset import Archive, Dataset
 from pc_ewa.data.formats.readers import EXTENSIONS
-from pc_ewa.data.layout import Layout
+from pc_ewa.data.hdf5 import open_layout
 from pc_ewa.data.published.download import download
 from pc_ewa.data.published.unpack import unpack
 from pc_ewa.data.source import Source
@@ -101,8 +100,8 @@ def state(dataset: Dataset, folder: Path) -> str:
 
 def describe(path: Path) -> tuple[str, list[list[str]]]:
     """Return one line about a prepared file, and a table of its shapes by class and split, with the heading first."""
-    with h5py.File(path, "r") as file:
-        layout, shape = Layout(file, path), file["data"].shape
+    with open_layout(path) as layout:
+        shape = layout.arrays["data"].shape
     splits = list(layout.used_splits())
     rows = [["class", *splits]]
     for label, name in enumerate([*layout.class_names, "all"]):

@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
-from pc_ewa.eval.batches import EvalBatch, evaluation
+from pc_ewa.eval.batches import EvalBatch, Finite, evaluation
 from pc_ewa.eval.settings import EvalSettings
+from pc_ewa.text import printable
 
 Predict = Callable[[EvalBatch], Tensor]  # logits (B, classes)
 
@@ -121,11 +122,15 @@ class Accuracy:
             f"({self.correct}/{self.samples}, standard error {self.standard_error:.2%})",
             f"mean class accuracy  {self.mean_class:.2%}",
         ]
-        width = max(map(len, self._names))
-        for name, samples, correct in self.per_class:
+        shown = [printable(name) for name in self._names]
+        width = max(map(len, shown))
+        for name, (_, samples, correct) in zip(shown, self.per_class, strict=True):
             share = f"{correct / samples:7.1%} ({correct}/{samples})" if samples else "no samples"
             lines.append(f"  {name:<{width}}  {share}")
-        pairs = [(f"{true} -> {predicted}", samples) for true, predicted, samples in self.confusions[:10]]
+        pairs = [
+            (f"{printable(true)} -> {printable(predicted)}", samples)
+            for true, predicted, samples in self.confusions[:10]
+        ]
         if pairs:
             width = max(len(pair) for pair, _ in pairs)
             lines.append("most frequent confusions (true class -> taken for)")
@@ -170,18 +175,20 @@ def evaluate_classifier(
         predict: computes the logits of a batch, instead of one forward pass on its points.
 
     Raises:
+        OutputError: logits that hold NaN or inf.
         ValueError: fewer points than `num_points`, or a model with another number of classes.
     """
     device = device or next(model.parameters()).device
     classes = clouds.num_classes
-    confusion = torch.zeros(classes, classes, dtype=torch.int64, device=device)
+    confusion, finite = torch.zeros(classes, classes, dtype=torch.int64, device=device), Finite(device)
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
-            logits = predict(batch) if predict else model(batch.points)
+            logits = finite.seen(predict(batch) if predict else model(batch.points))
             if logits.shape[1] != classes:
                 raise ValueError(f"the model has {logits.shape[1]} classes, {clouds.name} has {classes}")
             cells = batch.labels * classes + logits.float().argmax(1)
             confusion += torch.bincount(cells, minlength=confusion.numel()).view_as(confusion)
+    finite.check(model, clouds)
     if dist.is_initialized():
         dist.all_reduce(confusion)
     return Accuracy(confusion.cpu(), clouds.class_names)

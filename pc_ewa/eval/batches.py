@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
+from pc_ewa.errors import OutputError
 from pc_ewa.eval.settings import EvalSettings
 from pc_ewa.progress import progress
 
@@ -69,12 +70,19 @@ def evaluation(
         shared: under torchrun each process gets its share of the batches. False: this process gets all of them.
     """
     device = device or next(model.parameters()).device
+    with evaluation_mode(model, device, settings):
+        yield _batches(clouds, settings, device, title, shared)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module, device: torch.device, settings: EvalSettings) -> Iterator[None]:
+    """Hold a model in evaluation mode in a `with` block, without gradients, in the precision of the settings."""
     modes = {module: module.training for module in model.modules()}
     if model.training:
         model.eval()
     try:
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            yield _batches(clouds, settings, device, title, shared)
+            yield
     finally:
         for module, training in modes.items():
             module.training = training
@@ -97,3 +105,33 @@ def sum_over_processes(sums: dict[str, float]) -> dict[str, float]:
     dist.all_gather_object(gathered, sums)
     names = {name: None for part in gathered for name in part}
     return {name: sum(part.get(name, 0.0) for part in gathered) for name in names}
+
+
+class Finite:
+    """Finds out whether all outputs of a model are finite, without waiting for the GPU at each batch.
+
+    Args:
+        device: of the outputs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._bad = torch.zeros((), dtype=torch.int64, device=device)
+
+    def seen(self, output: Tensor) -> Tensor:
+        """Note an output; returns it."""
+        self._bad += ~output.isfinite().all()
+        return output
+
+    def check(self, model: nn.Module, clouds: Clouds, shared: bool = True) -> None:
+        """Look back at the outputs, of all processes where they share the work.
+
+        Raises:
+            OutputError: one of them held NaN or inf. The largest of such numbers is the first: scores would look sound.
+        """
+        if shared and dist.is_initialized():
+            dist.all_reduce(self._bad)
+        if self._bad:
+            raise OutputError(
+                f"{type(model).__name__} puts out NaN or inf on {clouds.name}: there is no score; look at its weights, "
+                "or use precision=fp32"
+            )

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval.batches import evaluation
+from pc_ewa.eval.batches import Finite, evaluation
 from pc_ewa.eval.settings import EvalSettings
 
 
@@ -33,10 +33,14 @@ def extract_features(
 
     Raises:
         ConfigError: a model without features.
+        OutputError: features that hold NaN or inf.
         ValueError: fewer points than `num_points`.
     """
     features = getattr(model, "features", None)
     if not callable(features):
         raise ConfigError(f"{type(model).__name__} has no features(points); choose a model that has them")
+    finite = Finite(device or next(model.parameters()).device)
     with evaluation(model, clouds, settings, device=device, title=title, shared=False) as batches:
-        return torch.cat([features(batch.points).float().cpu() for batch in batches])
+        found = torch.cat([finite.seen(features(batch.points)).float().cpu() for batch in batches])
+    finite.check(model, clouds, shared=False)
+    return found

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
-from pc_ewa.eval.batches import evaluation, sum_over_processes
+from pc_ewa.eval.batches import Finite, evaluation, sum_over_processes
 from pc_ewa.eval.settings import EvalSettings
 
 
@@ -46,14 +46,19 @@ def evaluate_pretraining(
     """Average the loss of a model that returns a `LossOutput`; under torchrun each process takes its share.
 
     The model's masks are the same each time in evaluation, and so are the points.
+
+    Raises:
+        OutputError: a loss that is NaN or inf.
     """
     device = device or next(model.parameters()).device
     sums: dict[str, Tensor] = {}
+    finite = Finite(device)
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             output = model(batch.points)
             for name, value in {"loss": output.loss, **output.terms}.items():
                 before = sums.get(name, torch.zeros((), dtype=torch.float64, device=device))
-                sums[name] = before + value * len(batch.indices)
+                sums[name] = before + finite.seen(value) * len(batch.indices)
+    finite.check(model, clouds)
     totals = sum_over_processes({name: total.item() for name, total in sums.items()})
     return PretrainingLoss({name: total / len(clouds) for name, total in totals.items()}, len(clouds))

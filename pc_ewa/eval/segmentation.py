@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
-from pc_ewa.eval.batches import evaluation
+from pc_ewa.eval.batches import Finite, evaluation
 from pc_ewa.eval.settings import EvalSettings
+from pc_ewa.text import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class Segmentation:
     def table(self) -> str:
         """The means, and those of every category."""
         error = f", standard error {self.standard_error:.2%}" if self.samples > 1 else ""
-        per_class, width = self.per_class, max(map(len, self.class_names))
+        per_class, width = self.per_class, max(len(printable(name)) for name in self.class_names)
         lines = [
             f"instance mIoU      {self.instance_miou:.2%} ({self.samples} samples{error})",
             f"class mIoU         {self.class_miou:.2%} ({len(per_class)} categories)",
@@ -84,7 +85,9 @@ class Segmentation:
         ]
         for name in self.class_names:
             mean, count = per_class.get(name, (math.nan, 0))
-            lines.append(f"  {name:<{width}}  " + (f"{mean:7.1%} ({count} samples)" if count else "no samples"))
+            lines.append(
+                f"  {printable(name):<{width}}  " + (f"{mean:7.1%} ({count} samples)" if count else "no samples")
+            )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -141,19 +144,21 @@ def evaluate_segmenter(
 
     Raises:
         DataError: clouds without parts.
+        OutputError: scores that hold NaN or inf.
         ValueError: more points asked than the clouds have, parts that do not fit the clouds or the model.
     """
     if len(parts_of) != clouds.num_classes:
         raise ValueError(f"parts of {len(parts_of)} categories for {clouds.num_classes} of {clouds.name}; give as many")
     device = device or next(model.parameters()).device
     ious = torch.zeros(len(clouds), dtype=torch.float64, device=device)
-    right = torch.zeros((), dtype=torch.int64, device=device)
+    right, finite = torch.zeros((), dtype=torch.int64, device=device), Finite(device)
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             truth = clouds.part_labels(batch.indices).to(device).gather(1, batch.point_index)
-            predicted = predict_parts(model(batch.points, batch.labels), batch.labels, parts_of)
+            predicted = predict_parts(finite.seen(model(batch.points, batch.labels)), batch.labels, parts_of)
             ious[batch.indices.start : batch.indices.stop] = shape_ious(predicted, truth, batch.labels, parts_of)
             right += (predicted == truth).sum()
+    finite.check(model, clouds)
     if dist.is_initialized():  # every cloud was measured by one process and is 0 in the others
         dist.all_reduce(ious)
         dist.all_reduce(right)

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,20 +15,22 @@ from pc_ewa.ewa.stacks import Init, merge_stack
 
 log = logging.getLogger(__name__)
 
+Model = TypeVar("Model", bound=nn.Module)
+
 # torch's fused inference kernels read linear1.weight themselves: off while a mixture stands in its place.
 _FAST_PATHS: dict[str, Any] = {"activation_relu_or_gelu": 0, "use_nested_tensor": False}
 _FAST_PATHS_BEFORE = "_fast_paths_before_upcycle"
 
 
 def upcycle(
-    model: nn.Module,
+    model: Model,
     num_experts: int = 4,
     layers: Layers = "every-2",
     init: Init = "copy",
     partition: PartitionScope = "batch",
     ffn: FFNChoice | None = None,
     gate: Gate | None = None,
-) -> nn.Module:
+) -> Model:
     """Replace some FFNs of a transformer by mixtures of experts, in place.
 
     Build the optimizer afterwards: it has to hold the experts' parameters.
@@ -81,7 +83,7 @@ def upcycle(
     return model
 
 
-def merge_experts(model: nn.Module) -> nn.Module:
+def merge_experts(model: Model) -> Model:
     """Replace every mixture by one FFN, the mean of its experts, in place: the original classes and keys again.
 
     A model without mixtures stays as it is. Returns the model itself. To train it further, build a new optimizer: the

@@ -16,10 +16,11 @@ Args:
     head_dropout: dropout rate in the head.
 """
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import nn
 
+from pc_ewa.errors import ConfigError
 from pc_ewa.models.checkpoints.load import LoadReport, load_pretrained
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.point_bert import PointBERT
@@ -45,6 +46,22 @@ MODELS: dict[str, type[Any]] = {
 }
 
 
+@overload
+def create_model(name: Literal["point_mae"], **kwargs: Any) -> PointMAE: ...
+@overload
+def create_model(name: Literal["point_mae_classifier"], **kwargs: Any) -> PointMAEClassifier: ...
+@overload
+def create_model(name: Literal["point_mae_segmenter"], **kwargs: Any) -> PointMAESegmenter: ...
+@overload
+def create_model(name: Literal["dvae"], **kwargs: Any) -> DiscreteVAE: ...
+@overload
+def create_model(name: Literal["point_bert"], **kwargs: Any) -> PointBERT: ...
+@overload
+def create_model(name: Literal["point_bert_classifier"], **kwargs: Any) -> PointBERTClassifier: ...
+@overload
+def create_model(name: Literal["point_bert_segmenter"], **kwargs: Any) -> PointBERTSegmenter: ...
+@overload
+def create_model(name: str, **kwargs: Any) -> nn.Module: ...
 def create_model(name: str, **kwargs: Any) -> nn.Module:
     """Build a model by its name in MODELS. The defaults are the official configuration.
 
@@ -61,7 +78,15 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         torch.Size([4, 10])
     """
     model_class = choose("model", name, MODELS)
-    return model_class(**check_arguments(f"model {name}", model_class, kwargs))
+    arguments = check_arguments(f"model {name}", model_class, kwargs)
+    try:
+        model = model_class(**arguments)
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and "alloc" not in str(error):
+            raise
+        raise ConfigError(f"model {name} does not fit into memory with {kwargs}; make it smaller") from None
+    model.built_as = {"name": name, **arguments}
+    return model
 
 
 __all__ = ["MODELS", "create_model", "load_pretrained", "LoadReport"]

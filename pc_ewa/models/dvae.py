@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
+from pc_ewa.models.base import PointModel
 from pc_ewa.models.dgcnn import DGCNN, NEIGHBOURS, NORM_GROUPS, neighbour_graph
 from pc_ewa.models.losses import LossOutput, at_least_single
 from pc_ewa.models.next_step import NextStep
@@ -20,7 +21,7 @@ FOLD = 4  # fine points around each coarse point
 FOLD_HALF_WIDTH = 0.05
 
 
-class DiscreteVAE(nn.Module):
+class DiscreteVAE(PointModel):
     """Encode patches as words of a codebook, and decode points from the words; the keys are the official ones.
 
     The defaults are the official model: 27.6 M parameters. It has no FFN that could become a mixture of experts. Other

@@ -6,11 +6,12 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa.conversion import merged_parameters
+from pc_ewa.models.base import PointModel
 from pc_ewa.models.contrast import contrast, contrast_mixed, cutmix, enqueue
 from pc_ewa.models.dvae import DiscreteVAE
 from pc_ewa.models.losses import LossOutput, at_least_single
@@ -21,7 +22,7 @@ from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
-class PointBERT(nn.Module):
+class PointBERT(PointModel):
     """Pre-train a transformer on the words that a frozen tokenizer assigns to patches; the keys are the official ones.
 
     The defaults are the official pre-training on ShapeNet-55: 78.6 M parameters, the two frozen networks included.

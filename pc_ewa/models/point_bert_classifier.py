@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa import ops
+from pc_ewa.models.base import PointModel
 from pc_ewa.models.patches import PatchEncoder, position_embedding, with_class_token
 from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
-class PointBERTClassifier(nn.Module):
+class PointBERTClassifier(PointModel):
     """Classify clouds; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ModelNet40 model: 22.1 M parameters with 40 classes. As in the official runs from

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
+from pc_ewa.models.base import PointModel
 from pc_ewa.models.dgcnn import NEIGHBOURS
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding, with_class_token
 from pc_ewa.models.point_mae_segmenter import log_probabilities, one_hot, three_depths
@@ -15,7 +16,7 @@ from pc_ewa.models.propagation import FeaturePropagation, GraphPropagation, relu
 from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
-class PointBERTSegmenter(nn.Module):
+class PointBERTSegmenter(PointModel):
     """Classify each point by its part; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. As in the official

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
+from pc_ewa.models.base import PointModel
 from pc_ewa.models.losses import LossOutput, at_least_single
 from pc_ewa.models.masking import block_mask, check_mask, fixed_in_evaluation, random_mask
 from pc_ewa.models.next_step import FINE_TUNING, NextStep
@@ -23,7 +24,7 @@ from pc_ewa.models.transformer import (
 )
 
 
-class PointMAE(nn.Module):
+class PointMAE(PointModel):
     """Mask patches of a cloud, and predict their points from the others; the state_dict keys are the official ones.
 
     The defaults are the official pre-training on ShapeNet-55: 29.0 M parameters. Other arguments: see `pc_ewa.models`.

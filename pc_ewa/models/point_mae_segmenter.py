@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError
+from pc_ewa.models.base import PointModel
 from pc_ewa.models.losses import at_least_single
 from pc_ewa.models.patches import PatchEncoder, PointConv, position_embedding
 from pc_ewa.models.propagation import FeaturePropagation, relu_norm
 from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_rates, check_sizes
 
 
-class PointMAESegmenter(nn.Module):
+class PointMAESegmenter(PointModel):
     """Classify each point by its part; the state_dict keys are those of the official checkpoints.
 
     The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. There is no class
@@ -126,6 +127,7 @@ def one_hot(categories: Tensor, count: int, points: Tensor) -> Tensor:
             f"{points.shape[0]} clouds, int64"
         )
     outside = (categories < 0) | (categories >= count)
-    if bool(outside.any()):
+    exporting = getattr(torch.compiler, "is_exporting", bool)()  # torch 2.6 has no such function
+    if not exporting and bool(outside.any()):  # an exported graph has no branches that depend on values
         raise ValueError(f"category {int(categories[outside][0])}; the model has {count}: choose 0 to {count - 1}")
     return F.one_hot(categories, count).to(points)

@@ -3,8 +3,9 @@
 import datetime
 import inspect
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError, TrainingError
+
+PATIENCE = datetime.timedelta(minutes=3)  # with a process that is silent in the middle of the work
+LONG_PATIENCE = datetime.timedelta(hours=2)  # while one of them works alone, as on a linear SVM
+ROLL_CALL = datetime.timedelta(seconds=10)  # for an answer when a collective has failed
 
 
 class World(NamedTuple):
@@ -47,14 +52,48 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if size > 1:
-        # Others wait while the main process fits a linear SVM; that may take longer than NCCL's 10 minutes.
-        patience = datetime.timedelta(hours=2)
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=patience)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(rank, size, chosen)
+    except RuntimeError as error:
+        raise _with_absent_processes(error, World(rank, size, chosen)) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def others_wait(world: World) -> Iterator[None]:
+    """Let the processes take different time over what stands in the block, up to two hours, then go on together.
+
+    Elsewhere a process that is silent for 3 minutes is taken for dead.
+    """
+    yield
+    if world.size > 1:
+        patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
+        dist.barrier(patient)
+        dist.destroy_process_group(patient)
+
+
+def _with_absent_processes(error: RuntimeError, world: World) -> Exception:
+    """Turn the failure of a collective into a TrainingError that names the processes that do not answer.
+
+    Each process that answers leaves its name in the store through which they found each other.
+    """
+    if world.size == 1 or "gloo" not in str(error):
+        return error
+    absent = [0]  # who may hold the store, and then nobody answers
+    with suppress(RuntimeError):
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(ROLL_CALL)
+        store.set(f"present/{world.rank}", "")
+        time.sleep(ROLL_CALL.total_seconds())
+        absent = [rank for rank in range(world.size) if not store.check([f"present/{rank}"])]
+    if not absent:
+        return error
+    who = f"process {absent[0]} of {world.size} does" if len(absent) == 1 else f"processes {absent} do"
+    remedy = "see to the machine, then the same command goes on from the newest checkpoint"
+    return TrainingError(f"{who} not answer, frozen or dead; {remedy}")
 
 
 def choose_device(device: str, local_rank: int | None = None) -> torch.device:
@@ -119,12 +158,3 @@ def check_replicas(model: nn.Module) -> None:
         dist.all_reduce(bounds, dist.ReduceOp.MAX)
         if bounds.sum() != 0:
             raise TrainingError("the processes hold different weights; this is a bug in pc-ewa: please report it")
-
-
-def any_process(flag: bool, device: torch.device) -> bool:
-    """Return True if the flag is set in at least one process."""
-    if not dist.is_initialized():
-        return flag
-    votes = torch.tensor(float(flag), device=device)
-    dist.all_reduce(votes)
-    return bool(votes > 0)

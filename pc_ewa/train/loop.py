@@ -1,25 +1,26 @@
 """The one training loop: everything random is a pure function of (seed, step, slot), so that resuming is exact."""
 
 import math
-import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pc_ewa.config import Experiment
-from pc_ewa.errors import CheckpointError, TrainingError
+from pc_ewa.data import describe_change
+from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
-from pc_ewa.train.distributed import World, any_process, check_replicas, parallel_model, sync_batchnorm_statistics
+from pc_ewa.progress import bar
+from pc_ewa.train.distributed import World, check_replicas, others_wait, parallel_model, sync_batchnorm_statistics
 from pc_ewa.train.objectives import with_balance
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.run_folder import Checkpoints
 from pc_ewa.train.setup import Setup
+from pc_ewa.train.signals import first_signal, stop_signals
 from pc_ewa.train.tracking import Meter, Tracker, peak_memory
 
 LOG_EVERY = 10  # optimizer steps
@@ -35,17 +36,26 @@ class Progress:
     best_val: float | None = None
     best_step: int | None = None
     peak_memory: int = 0  # bytes
+    meter: dict[str, Any] | None = None  # the steps since metrics were last recorded, see `Meter.state`
 
 
 def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
-    """Take up the newest checkpoint of the run folder, if there is one."""
+    """Take up the newest checkpoint of the run folder, if there is one.
+
+    Raises:
+        CheckpointError: it is damaged, or of a run with another model or on other data.
+    """
     content = checkpoints.newest()
     if content is None:
         return Progress()
+    if change := describe_change(content.get("data"), setup.data):
+        raise CheckpointError(
+            f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or choose another output"
+        )
     try:
         setup.model.load_state_dict(content["model"])
         setup.optimizer.load_state_dict(content["optimizer"])
-        progress = Progress(**content["progress"])
+        progress = _progress(content["progress"], setup.total_steps)
         if setup.weight_average:
             setup.weight_average.load(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -56,6 +66,24 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
     return progress
 
 
+def _progress(content: Mapping[str, Any], total_steps: int) -> Progress:
+    """Read the progress in a checkpoint.
+
+    Raises:
+        ValueError: numbers that no run of `total_steps` steps leaves.
+    """
+    progress = Progress(**content)
+    for name in ("step", "best_step"):
+        value = getattr(progress, name)
+        if not (isinstance(value, int) and 0 <= value <= total_steps) and not (name == "best_step" and value is None):
+            raise ValueError(f"{name}={str(value)[:40]} of {total_steps} steps")
+    for name in ("seconds", "last_val", "best_val", "peak_memory"):
+        value = getattr(progress, name)
+        if not isinstance(value, int | float) and not (name.endswith("val") and value is None):
+            raise ValueError(f"{name}={str(value)[:40]}")
+    return progress
+
+
 def train(
     setup: Setup,
     experiment: Experiment,
@@ -63,29 +91,21 @@ def train(
     progress: Progress,
     checkpoints: Checkpoints,
     tracker: Tracker,
-) -> bool:
+) -> None:
     """Train from `progress` to the end, validating and saving on the way.
 
-    Returns:
-        True when done; False when SIGTERM or Ctrl-C asked to stop: the state is saved, the same command goes on.
-
     Raises:
-        TrainingError: a loss or gradient that is not finite; the checkpoints stay as they are.
+        Stopped: a signal asked to stop; the state is saved, and the same command goes on from there.
+        TrainingError: a loss, gradient or weight that is not finite; the checkpoints stay as they are.
     """
     parallel = parallel_model(setup.model, world)
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
     save_every = experiment.train.save_every or eval_every
     probe_every = experiment.probe.every * setup.batches.steps_per_epoch if experiment.probe else 0
-    meter = Meter()
+    meter = Meter(progress.meter)
     setup.model.train()
-    bar = tqdm(
-        total=setup.total_steps,
-        initial=progress.step,
-        desc="training",
-        unit="step",
-        disable=not (world.is_main and sys.stderr.isatty()),
-    )
-    with bar, _stop_signals() as stop:
+    steps = bar("training", setup.total_steps, done=progress.step, show=world.is_main)
+    with steps, stop_signals() as received:
         while progress.step < setup.total_steps:
             began = time.perf_counter()
             meter.add(train_step(setup, experiment, world, parallel, progress.step))
@@ -94,22 +114,24 @@ def train(
             done = progress.step == setup.total_steps
             if progress.step % LOG_EVERY == 0 or done:
                 tracker.metrics(progress.step, meter.means(experiment.train.batch_size) | _ewa_metrics(setup))
-            bar.update()
+            steps.update()
             best = False
             if progress.step % eval_every == 0 or done:
                 sync_batchnorm_statistics(setup.model)
                 with _divergence_told(experiment, progress.step):
+                    _check_weights(setup.model)
                     best = _validate(setup, world, progress, tracker)
             if setup.probe and (progress.step % probe_every == 0 or done):
                 with _divergence_told(experiment, progress.step):
                     _probe(setup.probe, setup.measured(progress.step), world, progress, tracker)
-            stopping = any_process(bool(stop), world.device)
-            if best or stopping or done or progress.step % save_every == 0:
-                _save(setup, experiment, world, progress, checkpoints, best)
-            if stopping and not done:
+            stop = first_signal(received, world.device)
+            if best or stop or done or progress.step % save_every == 0:
+                with _divergence_told(experiment, progress.step):
+                    _check_weights(setup.model)
+                _save(setup, experiment, world, progress, checkpoints, meter, best)
+            if stop and not done:
                 tracker.line(f"stopped after step {progress.step}, saved; the same command goes on from here")
-                return False
-    return True
+                raise Stopped(stop)
 
 
 def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
@@ -177,10 +199,11 @@ def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) 
 
 def _probe(probe: SVMProbe, model: nn.Module, world: World, progress: Progress, tracker: Tracker) -> None:
     """Fit the linear SVM on the features as they are now; the main process does it for all."""
-    if world.is_main:
-        score = probe.measure(model, "val")
-        tracker.metrics(progress.step, {f"svm_val_{name}": value for name, value in score.metrics().items()})
-        tracker.line(f"  linear SVM on {probe.data.name}, validation part: {score.describe()}")
+    with others_wait(world):
+        if world.is_main:
+            score = probe.measure(model, "val")
+            tracker.metrics(progress.step, {f"svm_val_{name}": value for name, value in score.metrics().items()})
+            tracker.line(f"  linear SVM on {probe.data.name}, validation part: {score.describe()}")
 
 
 def _where(setup: Setup, progress: Progress) -> str:
@@ -194,6 +217,7 @@ def _save(
     world: World,
     progress: Progress,
     checkpoints: Checkpoints,
+    meter: Meter,
     best: bool,
 ) -> None:
     sync_batchnorm_statistics(setup.model)
@@ -201,6 +225,7 @@ def _save(
     # On all processes: it gathers statistics.
     averaged = setup.weight_average.state(progress.step) if setup.weight_average else {}
     progress.peak_memory = max(progress.peak_memory, peak_memory(world.device))
+    progress.meter = meter.state()
     if world.is_main:
         checkpoints.save(
             {
@@ -211,10 +236,19 @@ def _save(
                 "config": experiment.model_dump(mode="json"),
                 "class_names": list(setup.splits.train.class_names),
                 "model_arguments": setup.model_arguments,
+                "clouds": setup.clouds,
+                "data": setup.data,
             },
             progress.step,
             best,
         )
+
+
+def _check_weights(model: nn.Module) -> None:
+    """Raise NotFiniteError for a step that made weights NaN or inf of gradients that were finite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise NotFiniteError(f"{name} holds NaN or inf")
 
 
 def _ewa_metrics(setup: Setup) -> dict[str, float]:
@@ -232,26 +266,8 @@ def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
     """Turn numbers that are not finite into a TrainingError that says what to do."""
     try:
         yield
-    except NotFiniteError as error:
+    except (NotFiniteError, OutputError) as error:
         raise TrainingError(
             f"step {step}: {error}: not finite; the checkpoints before it are whole: lower train.lr (now "
             f"{experiment.train.lr:g}) or use train.precision=fp32"
         ) from None
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and the first Ctrl-C instead of dying of them; a second Ctrl-C interrupts at once."""
-    received: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,10 @@ class Objective(ABC):
     def model_arguments(self, splits: Splits) -> dict[str, int]:
         """Return the arguments of the model that the data decides."""
 
+    def about(self, splits: Splits) -> dict[str, Any]:
+        """Return what a prediction has to know of the clouds that a model was trained on, in plain types."""
+        return {"num_points": splits.train.num_points, "up_axis": splits.train.up_axis}
+
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch, step: int) -> LossOutput:
         """Compute the loss of an augmented batch, after `step` optimizer steps."""
@@ -97,6 +101,10 @@ class Segment(Objective):
         """One output per part, one more input per category."""
         parts = parts_of_classes(splits.all())
         return {"num_parts": 1 + max(map(max, parts)), "num_categories": splits.train.num_classes}
+
+    def about(self, splits: Splits) -> dict[str, Any]:
+        """Also the parts that each class can have."""
+        return super().about(splits) | {"parts_of": parts_of_classes(splits.all())}
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> LossOutput:
         """Compute the negative log-likelihood of the true parts, and the share of points that are right."""

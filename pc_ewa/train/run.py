@@ -12,53 +12,82 @@ import torch
 from torch import nn
 
 from pc_ewa.config import Experiment
+from pc_ewa.data import Clouds
 from pc_ewa.errors import CheckpointError
 from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, has_gate
 from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.checkpoints.read import read_weights
-from pc_ewa.train.distributed import World, is_main_process, join_world
+from pc_ewa.train.distributed import World, is_main_process, join_world, others_wait
 from pc_ewa.train.loop import Progress, resume, train
-from pc_ewa.train.restore import at_inference, evaluate_routed, save_merged
+from pc_ewa.train.restored import at_inference, evaluate_routed, save_merged
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import Setup, build
 from pc_ewa.train.summary import describe_summary
 from pc_ewa.train.tracking import Tracker, check_login, reset_peak_memory
 
 
-def run(experiment: Experiment, check_only: bool = False) -> dict[str, Any] | None:
+def run(experiment: Experiment) -> dict[str, Any]:
     """Run an experiment to its end, or resume it where it stopped.
 
-    Args:
-        experiment: what to run.
-        check_only: stop once everything is built and found in order; nothing is written.
-
     Returns:
-        The summary, as in summary.json; None when checking only or when a signal stopped the run.
+        The summary, as in summary.json.
 
     Raises:
         Error: a problem the user can solve, found before training where that is possible.
+        Stopped: a signal asked to stop; the same call goes on from what was saved.
     """
     folder = RunFolder(experiment.output, experiment.train.keep)
     folder.check(experiment)
-    if not check_only and (summary := folder.summary()):
+    if summary := folder.summary():
         if is_main_process():
-            try:
-                text = describe_summary(summary)
-            except (KeyError, TypeError, ValueError, AttributeError):
-                remedy = "delete it, and the same command makes it again"
-                raise CheckpointError(f"the summary of {folder.path} lacks what a run leaves; {remedy}") from None
-            print(f"{folder.path} is finished; to train again choose another output=... or delete the folder\n{text}")
+            print(_finished(folder, summary))
         return summary
     check_login(experiment)
     with join_world(experiment.device) as world:
         began = time.perf_counter()
         reset_peak_memory(world.device)
-        setup = build(experiment, world)
-        if check_only:
-            return None
+        with others_wait(world):
+            setup = build(experiment, world)
         with folder.lock() if world.is_main else nullcontext():
             return _Run(experiment, folder, setup, world).to_its_end(began)
+
+
+def check(experiment: Experiment, processes: int = 1) -> str:
+    """Build everything that a run needs and find it in order; nothing is written or trained.
+
+    Args:
+        experiment: the run.
+        processes: how many will share each batch.
+
+    Returns:
+        A line that says what was found.
+
+    Raises:
+        Error: whatever would stop the run before its first step.
+    """
+    folder = RunFolder(experiment.output, experiment.train.keep)
+    folder.check(experiment)
+    check_login(experiment)
+    with join_world(experiment.device) as world:
+        setup = build(experiment, world._replace(size=processes) if processes > 1 else world)
+        progress = resume(setup, folder.checkpoints)
+    state = "finished" if folder.is_finished else f"resumes after step {progress.step}" if progress.step else "new"
+    parts = "/".join(str(len(split)) for split in setup.splits if isinstance(split, Clouds))
+    return (
+        f"config, data ({parts} samples) and run folder {folder.path} ({state}) are in order: "
+        f"{setup.total_steps} steps; nothing was trained"
+    )
+
+
+def _finished(folder: RunFolder, summary: dict[str, Any]) -> str:
+    """Say that a run is finished, and what it reached."""
+    try:
+        text = describe_summary(summary)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        remedy = "delete it, and the same command makes it again"
+        raise CheckpointError(f"the summary of {folder.path} lacks what a run leaves; {remedy}") from None
+    return f"{folder.path} is finished; to train again choose another output=... or delete the folder\n{text}"
 
 
 class _Run:
@@ -68,8 +97,8 @@ class _Run:
         self.experiment, self.folder, self.setup, self.world = experiment, folder, setup, world
         self.seconds: dict[str, float] = {}
 
-    def to_its_end(self, began: float) -> dict[str, Any] | None:
-        """Train from the newest checkpoint, then measure; returns the summary, or None when a signal stopped it."""
+    def to_its_end(self, began: float) -> dict[str, Any]:
+        """Train from the newest checkpoint, then measure; returns the summary."""
         progress = resume(self.setup, self.folder.checkpoints)
         if self.world.is_main:
             self.folder.tidy()
@@ -80,8 +109,7 @@ class _Run:
             if progress.step:
                 tracker.line(f"resuming after step {progress.step}")
             self.seconds["setup"] = time.perf_counter() - began
-            if not train(self.setup, self.experiment, self.world, progress, self.folder.checkpoints, tracker):
-                return None
+            train(self.setup, self.experiment, self.world, progress, self.folder.checkpoints, tracker)
             self.seconds["train"] = progress.seconds
             summary = self.summary(progress)
             tracker.summary(summary)
@@ -143,16 +171,21 @@ class _Run:
         with self._timed("merge"):
             merged_model = at_inference(model)
             if self.world.is_main:
-                names, path = list(self.setup.splits.train.class_names), self.folder.merged(which)
-                save_merged(merged_model, self.experiment, names, self.setup.model_arguments, path)
+                setup, path = self.setup, self.folder.merged(which)
+                names = list(setup.splits.train.class_names)
+                save_merged(merged_model, self.experiment, names, setup.model_arguments, setup.clouds, path)
         merged = self._on_test(merged_model)
         metrics = {f"test_{name}_unmerged": value for name, value in (unmerged or merged).metrics().items()}
         metrics |= {f"test_{name}_merged": value for name, value in merged.metrics().items()}
-        if self.setup.probe and self.world.is_main:
-            with self._timed("evaluate"):
-                svm = self.setup.probe.measure(merged_model, "test")
-            metrics |= {f"test_svm_{name}_merged": value for name, value in svm.metrics().items()}
-        return metrics
+        return metrics | self._svm(merged_model)
+
+    def _svm(self, model: nn.Module) -> dict[str, float]:
+        """Fit the linear SVM to the features of a model; the main process does it for all, and has the result."""
+        if not self.setup.probe:
+            return {}
+        with self._timed("evaluate"), others_wait(self.world):
+            score = self.setup.probe.measure(model, "test") if self.world.is_main else None
+        return {f"test_svm_{name}_merged": value for name, value in score.metrics().items()} if score else {}
 
     def _on_test(self, model: nn.Module) -> Score:
         with self._timed("evaluate"):

@@ -16,8 +16,8 @@ from pc_ewa.files import append_text, lock_folder, write_text, write_whole
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.models.checkpoints.write import save_atomically
 
-# Keys of a config that may change when a run resumes: they do not touch what is computed.
-_FREE = ("wandb",)
+# Keys of a config that may change when a run resumes: they do not touch what is computed, and a folder may be moved.
+_FREE = ("wandb", "output")
 # Keys of summaries and results that earlier versions wrote under other names.
 _RENAMED = {
     "headline": "main_metric",
@@ -62,9 +62,10 @@ class RunFolder:
         different = [key for key in different if not key.startswith(_FREE)]
         if different:
             changes = ", ".join(f"{k}={there.get(k)} there, {asked.get(k)} asked" for k in different[:3])
-            raise ConfigError(
-                f"{self.path} holds a run with other settings ({changes}); choose another output or delete it"
-            )
+            remedy = "choose another output or delete it"
+            if self.is_finished and {"train.epochs", "train.steps"} & {*different}:
+                remedy = f"to train on from its weights choose another output, and --from {self.merged('last')}"
+            raise ConfigError(f"{self.path} holds a run with other settings ({changes}); {remedy}")
 
     def lock(self, owner: str = "another process") -> AbstractContextManager[int]:
         """Hold the lock of the folder, see `lock_folder`."""
@@ -88,15 +89,17 @@ class RunFolder:
         return self.config_path.is_file()
 
     def config(self) -> dict[str, Any]:
-        """Read the resolved config of the run, as plain values.
+        """Read the resolved config of the run, as plain values; a damaged file from its newest checkpoint.
 
         Raises:
-            ConfigError: it is absent or damaged.
+            ConfigError: it is absent or damaged, and there is no checkpoint.
         """
         try:
             content = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
         except (OSError, yaml.YAMLError, UnicodeDecodeError):
             content = None
+        if not isinstance(content, dict):
+            content = (self.checkpoints.newest() or {}).get("config")
         if not isinstance(content, dict):
             raise ConfigError(f"{self.config_path} is damaged; choose another output or delete the folder")
         return content
@@ -136,9 +139,10 @@ class RunFolder:
             new: the id of a run that has none yet.
         """
         path = self.path / "wandb_id"
-        if not path.is_file():
+        known = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+        if not known:
             write_text(path, new)
-        return path.read_text(encoding="utf-8").strip()
+        return known or new
 
     # Once it is finished
 
@@ -165,7 +169,7 @@ class RunFolder:
             content = with_current_keys(content)
         if not isinstance(content, dict) or not isinstance(content.get("main_metric"), str):
             raise CheckpointError(f"{self._summary} is damaged; delete it, and the same command makes it again")
-        return content
+        return content | {"output": str(self.path)}  # the folder may have been moved
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary: the run is finished."""
@@ -245,8 +249,8 @@ class Checkpoints:
         try:
             return read_checkpoint(steps[-1])
         except CheckpointError as error:
-            older = [step.name for step in steps[-2:-1]]
-            rescue = f"delete it to go on from {older[0]}" if older else "delete the run folder to start anew"
+            older = next((step for step in reversed(steps[:-1]) if _is_whole(step)), None)
+            rescue = f"delete it to go on from {older.name}" if older else "delete the run folder to start anew"
             raise CheckpointError(f"{error}; {rescue}") from None
 
     def _link(self, path: Path, first: Path) -> None:
@@ -261,6 +265,14 @@ class Checkpoints:
     def _steps(self) -> list[Path]:
         found = (p for p in self.folder.glob("step-*.pt") if re.fullmatch(r"step-\d{8,}\.pt", p.name))
         return sorted(found, key=lambda path: int(path.stem.removeprefix("step-")))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read_checkpoint(path)
+    except CheckpointError:
+        return False
+    return True
 
 
 def with_current_keys(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from pc_ewa import ops
 from pc_ewa.config import Experiment
+from pc_ewa.data import digest
+from pc_ewa.data.digest import Digest
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS, create_model, load_pretrained
@@ -38,6 +40,8 @@ class Setup(NamedTuple):
     learning_rate: Callable[[int], float]
     probe: SVMProbe | None
     model_arguments: dict[str, int]
+    clouds: dict[str, Any]
+    data: Digest
     notes: tuple[str, ...]
 
     def measured(self, step: int) -> nn.Module:
@@ -61,6 +65,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         )
     check_initial_weights(experiment)
     splits = load_splits(experiment.data, experiment.seed)
+    seen = digest({"train": splits.train, "test": splits.test, **({"val": splits.val} if splits.val else {})})
     batches = Batches(to_device_if_it_fits(splits.train, world.device), experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
         raise ConfigError(
@@ -108,6 +113,8 @@ def build(experiment: Experiment, world: World) -> Setup:
         rate,
         probe,
         decided,
+        objective.about(splits),
+        seen,
         tuple(notes),
     )
 

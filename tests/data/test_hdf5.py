@@ -117,3 +117,55 @@ def test_licence_and_folder_are_written(path: Path, tmp_path: Path) -> None:
         assert file.attrs["licence"] == "CC0"
     write_hdf5(tmp_path / "new" / "a.h5", np.ones((1, 2, 3)), [0], ["a"], up_axis="z")
     assert (tmp_path / "new" / "a.h5").exists()
+
+
+TWO = np.arange(12.0).reshape(2, 2, 3)
+WRONG: dict[str, tuple[dict[str, object], str]] = {
+    "text labels": ({"labels": ["a", "b"]}, "label is <U1, such as .*store integers"),
+    "label objects": ({"labels": np.array([0, 1], object)}, "label is object.*store integers"),
+    "float labels": ({"labels": [0.0, 1.0]}, "label is float64.*store integers"),
+    "no labels": ({"labels": None}, "label is object.*store integers"),
+    "truth for labels": ({"labels": [True, False]}, "label is bool"),
+    "masked labels": ({"labels": np.ma.array([0, 1], mask=[0, 1])}, "label has masked entries"),
+    "one label": ({"labels": 0}, r"label has shape \(\)"),
+    "a column of labels": ({"labels": [[0], [1]]}, r"label has shape \(2, 1\)"),
+    "too many labels": ({"labels": [0, 1, 1]}, "label has 3 entries, data 2"),
+    "text splits": ({"split": ["train", "test"]}, "split is <U5, such as .*positions in split_names"),
+    "masked points": ({"points": np.ma.masked_greater(TWO, 5)}, "points has masked entries"),
+    "ragged points": ({"points": [[[0, 0, 0]], [[1, 1, 1], [2, 2, 2]]]}, "points is not an array"),
+    "point objects": ({"points": TWO.astype(object)}, "points is object"),
+    "complex points": ({"points": TWO * 1j}, "points is complex128"),
+    "text points": ({"points": TWO.astype(str)}, "points is <U"),
+    "a graph": ({"points": torch.zeros(2, 2, 3, requires_grad=True)}, "points is not an array"),
+    "one class name": ({"class_names": "ab"}, "class_names is one text, 'ab'"),
+    "numbers for classes": ({"class_names": [np.int64(1), 2]}, "class_names has"),
+    "numbers for names": ({"names": [1, 2]}, "names has 1"),
+    "bytes for names": ({"names": [b"a", b"b"]}, "names has b'a'"),
+    "NUL": ({"names": ["a", "b\0"]}, "names has"),
+    "a half of a pair": ({"names": ["a", "\ud800"]}, "names has"),
+    "too few names": ({"names": ["a"]}, "name has 1 entries, data 2"),
+    "up is a number": ({"up_axis": 2}, "up_axis is 2; choose x, y, z"),
+    "no up": ({"up_axis": None}, "up_axis is None"),
+    "another type": ({"dtype": "float64"}, "dtype is 'float64'; choose int16, float16, float32"),
+}
+
+
+@pytest.mark.parametrize(("changed", "message"), WRONG.values(), ids=WRONG)
+def test_arguments_that_no_file_can_have_are_one_line(tmp_path: Path, changed: dict, message: str) -> None:
+    path = tmp_path / "new" / "a.h5"
+    arguments = {"points": TWO, "labels": [0, 1], "class_names": ["a", "b"], "up_axis": "z"} | changed
+    with pytest.raises(DataError, match=message) as caught:
+        write_hdf5(path, **arguments)
+    assert str(path) in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert not path.exists()
+
+
+def test_lists_tensors_and_small_integers_are_written(tmp_path: Path) -> None:
+    for points in (TWO.tolist(), torch.from_numpy(TWO), TWO.astype("u1"), np.ma.array(TWO), TWO.astype(">f8")):
+        write_hdf5(
+            tmp_path / "a.h5", points, torch.tensor([0, 1]), ("a", "b"), up_axis="z", dtype="float32", split=[0, 0]
+        )
+        read = read_hdf5(tmp_path / "a.h5", "train", name="toy").batch([0, 1])
+        assert np.array_equal(read[0].numpy(), TWO)
+        assert read[1].tolist() == [0, 1]

@@ -82,6 +82,19 @@ def pcd_compressed() -> bytes:
     return PCD.format(form="binary_compressed").encode() + struct.pack("<II", len(packed), len(fields)) + packed
 
 
+def las(form: str = "las", version: str = "1.2", points: int = 3) -> bytes:
+    """Points of a laser scanner: whole numbers, with a scale and an offset."""
+    import laspy
+
+    header = laspy.LasHeader(point_format=points, version=version)
+    header.scales, header.offsets = np.full(3, 1e-3), np.array([500_000, 5_000_000, -10])
+    content = laspy.LasData(header)
+    content.x, content.y, content.z = (POINTS + header.offsets).T
+    file = io.BytesIO()
+    content.write(file, do_compress=form == "laz")
+    return file.getvalue()
+
+
 POLYGONS = [[0, 1, 2, 3], [2, 3, 4]]
 OBJ = f"""# shape
 mtllib ../../outside.mtl
@@ -112,6 +125,13 @@ CLOUDS = {
     "cloud.off": f"OFF 5 0 0\n{rows()}".encode(),
     "plain.xyz": rows().encode(),
     "commas.txt": ("x,y,z,nx\n" + rows(",", ",0.5")).encode(),
+    "quoted.csv": ('"x","y","z","name"\n' + "".join(f'"{row}","chair, red"\n' for row in rows('","').split())).encode(),
+    "utf16.csv": ("X;Y;Z\r\n" + rows(";")).encode("utf-16"),
+    "reordered.csv": ("name,Z,Y,X\n" + "".join(f"a b,{z:.9g},{y:.9g},{x:.9g}\n" for x, y, z in POINTS)).encode(),
+    "scan.las": las(),
+    "scan14.las": las("las", "1.4", 6),
+    "scan.laz": las("laz"),
+    "scan14.laz": las("laz", "1.4", 6),
     "commas_and_spaces.txt": rows(", ").encode(),
     "semicolons.TXT": b"\xef\xbb\xbf" + ("// made by\n\n# me\n" + rows(";", ";chair")).encode(),
     "tabs.xyz": rows("\t").replace("\n", "\r\n").encode(),

@@ -38,12 +38,17 @@ class Done(NamedTuple):
     err: str
 
 
-def train_in_two(*arguments: object) -> Done:
-    """Run `pc-ewa train` with these arguments, as the environment of torchrun tells two processes to."""
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        port: int = free.getsockname()[1]
+        return port
+
+
+def train_in_two(*arguments: object) -> Done:
+    """Run `pc-ewa train` with these arguments, as the environment of torchrun tells two processes to."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-c", CODE, json.dumps(["train", *map(str, arguments)])]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=300)
     return Done(done.returncode, done.stdout, done.stderr)

@@ -1,5 +1,6 @@
 """`pc-ewa evaluate`: what it measures, and on what."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,34 @@ def test_the_merged_file_is_an_ordinary_model(trained: Any) -> None:
     content = torch.load(trained.folder / "checkpoints" / "merged_last.pt", weights_only=True)
     fresh.load_state_dict(content["base_model"], strict=True)
     torch.testing.assert_close(fresh.eval()(points), model.eval()(points))
+
+
+def test_errors_are_every_wrong_shape_by_name(tool: Tool, trained: Any, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "wrong.csv"
+    code, out, _ = tool("evaluate", trained.folder / "checkpoints" / "merged_last.pt", "--errors", path)
+    assert code == 0
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12 - trained.summary["test_correct_merged"]
+    assert f"({trained.summary['test_correct_merged']}/12" in out
+    model = pc_ewa.load_model(trained.folder)
+    clouds = pc_ewa.load_dataset("hdf5", "test", path=trained.experiment.data.arguments["path"])
+    assert clouds.shape_names is not None
+    for row in rows:
+        place = clouds.shape_names.index(row["name"])
+        prediction = model.predict(clouds.batch([place])[0][0])
+        assert (row["true"], row["predicted"]) == (clouds.class_names[clouds.labels[place]], prediction.label)
+        assert row["true"] != row["predicted"]
+        assert float(row["probability"]) == pytest.approx(prediction.probability, abs=1e-6)
+        assert 0 <= float(row["probability_true"]) <= float(row["probability"])
+    assert [float(row["probability"]) for row in rows] == sorted(
+        (float(row["probability"]) for row in rows), reverse=True
+    )
+
+
+@pytest.mark.parametrize("more", [["--votes", 2], ["--protocol", "svm"]])
+def test_errors_are_for_plain_scores_of_classifiers(more: list[Any], tool: Tool, trained: Any, tmp_path: Path) -> None:
+    checkpoint = trained.folder / "checkpoints" / "merged_last.pt"
+    code, _, err = tool("evaluate", checkpoint, "--errors", tmp_path / "wrong.csv", *more)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--errors" in err

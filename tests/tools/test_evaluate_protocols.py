@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,3 +311,34 @@ def test_an_unknown_protocol_is_refused_by_the_parser(tool: Tool, checkpoint: An
     code, out, err = tool("evaluate", checkpoint("classify"), "--protocol=knn")
     assert (code, out) == (2, "")
     assert "invalid choice: 'knn'" in err
+
+
+def test_a_second_evaluation_never_overwrites_the_first(tool: Tool, trained: Any, tmp_path: Path) -> None:
+    """Another option, or another checkpoint of the same stem: another file. The same again: the same file."""
+    first = tmp_path / "merged.pt"
+    for name in ("merged.pt", "merged.pth", "other.pt"):
+        shutil.copy(trained.folder / "checkpoints" / "merged_last.pt", tmp_path / name)
+    long = "data.root=" + "x" * 150
+    commands = [
+        (first,),
+        (first, "data.num_points=32"),
+        (first, "data.num_points=33"),
+        (first, "data.num_points=32", "train.precision=bf16"),
+        (first, "train.precision=bf16"),
+        (first, "--split", "val"),
+        (first, "--votes", "2"),
+        (first, long),
+        (first, long + "y"),
+        (tmp_path / "merged.pth",),
+        (tmp_path / "other.pt",),
+    ]
+    for command in commands:
+        assert tool("evaluate", *command).code == 0, command
+    results = sorted(tmp_path.glob("*.json"))
+    assert len(results) == len(commands)
+    for command in commands[:2]:
+        assert tool("evaluate", *command).code == 0
+    assert sorted(tmp_path.glob("*.json")) == results
+    contents = [json.loads(path.read_text()) for path in results]
+    assert sorted(content.get("overrides", []) for content in contents)[-1] == ["train.precision=bf16"]
+    assert all(len(path.name) < 200 for path in results)

@@ -72,8 +72,8 @@ def test_nothing_is_written_before_everything_is_known_to_be_right(
     problem = f"{merged} has no mixtures of experts: there is nothing to merge; add --format to convert it"
     assert (code, err) == (2, f"error: {problem}\n")
     code, _, err = tool("merge_experts", checkpoint, "-o", tmp_path / "a.safetensors", "--format", "official")
-    problem = f"--format official with -o {tmp_path}/a.safetensors; the name must not end in .safetensors"
-    assert (code, err) == (2, f"error: {problem}, but in .pth, say\n")
+    problem = f"--format official with -o {tmp_path}/a.safetensors; the name must end in .pt or .pth"
+    assert (code, err) == (2, f"error: {problem}\n")
     code, _, err = tool("merge_experts", checkpoint, "-o", output, "--format", "safetensors")
     problem = f"--format safetensors with -o {output}; the name must end in .safetensors"
     assert (code, err) == (2, f"error: {problem}\n")
@@ -138,7 +138,8 @@ def test_the_output_can_be_trained_on(tool: Tool, checkpoint: Path, toy_config: 
     for name in ("merged.pt", "merged.safetensors"):
         assert tool("merge_experts", checkpoint, "-o", tmp_path / name).code == 0
         code, out, _ = tool("finetune", toy_config, "--from", tmp_path / name, "--check", f"output={tmp_path}/run")
-        assert code == 0 and f"{tmp_path}/run" in out
+        assert code == 0
+        assert f"{tmp_path}/run" in out
     # The file with mixtures says how to get there.
     code, _, err = tool("finetune", toy_config, "--from", checkpoint, f"output={tmp_path}/run")
     assert code == 2
@@ -197,3 +198,13 @@ def test_an_official_pretraining_file_is_converted_without_its_data(
     assert (code, err) == (0, "")
     assert all(torch.equal(value, weights[key]) for key, value in weights_in(output).items())
     assert read_content(output)["class_names"] == []
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out", "out.bin", "out.h5", "out.pt2"])
+def test_an_ending_that_no_reader_would_look_into_is_refused(
+    name: str, tool: Tool, checkpoint: Path, tmp_path: Path
+) -> None:
+    code, _, err = tool("merge_experts", checkpoint, "-o", tmp_path / name)
+    assert code == 2
+    assert ".pt, .pth, .safetensors" in err
+    assert os.listdir(tmp_path) == []

@@ -1,6 +1,8 @@
 """Two processes under torchrun do what one does that accumulates two parts."""
 
+import datetime
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from two_processes import Done, train_in_two
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from two_processes import Done, free_port, train_in_two
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
-from pc_ewa.train import run
-from pc_ewa.train.distributed import any_process, choose_device, join_world, sync_batchnorm_statistics
+from pc_ewa.train import distributed, launch, run
+from pc_ewa.train.distributed import choose_device, join_world, sync_batchnorm_statistics
+from pc_ewa.train.signals import first_signal
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -36,7 +41,7 @@ def test_two_processes_equal_one_that_accumulates(
     overrides.append(f"ewa.gate={gate}")
     arguments = [str(toy_config), f"output={tmp_path}/two", *overrides]
     if gate == "null":
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        torchrun = [sys.executable, "-m", "pc_ewa.train.launch", "--standalone", "--nproc-per-node", "2"]
         command = [*torchrun, "-m", "pc_ewa", "train", *arguments]
         ran = subprocess.run(
             command, cwd=repository, env=one_thread_environment, capture_output=True, text=True, check=False
@@ -72,8 +77,8 @@ def test_without_torchrun_there_is_one_process(monkeypatch: pytest.MonkeyPatch) 
     with join_world("cpu") as world:
         assert (world.rank, world.size, world.device, world.is_main) == (0, 1, torch.device("cpu"), True)
         assert not torch.distributed.is_initialized()
-        assert any_process(True, world.device)
-        assert not any_process(False, world.device)
+        assert first_signal([signal.SIGTERM, signal.SIGINT], world.device) == signal.SIGTERM
+        assert first_signal([], world.device) == 0
 
 
 @pytest.mark.parametrize("device", ["tpu", "cud", "mps", "cuda:one", ""])
@@ -124,3 +129,69 @@ def test_running_statistics_become_the_mean_of_all_processes(monkeypatch: pytest
     sync_batchnorm_statistics(norm)
     assert norm.running_mean.tolist() == [2, 1]
     assert norm.num_batches_tracked == 0
+
+
+FROZEN = """
+import datetime, os, signal, torch, torch.distributed as dist
+from pc_ewa.errors import TrainingError
+from pc_ewa.train import distributed
+
+distributed.PATIENCE, distributed.ROLL_CALL = datetime.timedelta(seconds=2), datetime.timedelta(seconds=1)
+children = []
+for rank in range(3):
+    child = os.fork()
+    if not child:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "3"}
+        try:
+            with distributed.join_world("cpu") as world:
+                with distributed.others_wait(world):
+                    pass
+                if rank == 1:
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                dist.all_reduce(torch.ones(1))
+        except TrainingError as error:
+            if rank == 0:  # it holds the store, which goes with it
+                print(error, flush=True)
+        finally:
+            os._exit(0)
+    children.append(child)
+os.waitpid(children[0], 0)
+for child in children[1:]:
+    os.kill(child, signal.SIGKILL)
+"""
+
+
+def test_a_frozen_process_is_named(one_thread_environment: dict[str, str]) -> None:
+    environment = one_thread_environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = subprocess.run(
+        [sys.executable, "-c", FROZEN], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.stdout.startswith("process 1 of 3 does not answer"), done.stderr
+
+
+def test_a_process_that_is_silent_is_named_within_five_minutes() -> None:
+    """Torchrun gives those that do not end by themselves 30 seconds more."""
+    assert distributed.PATIENCE + distributed.ROLL_CALL + datetime.timedelta(seconds=30) < datetime.timedelta(minutes=5)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (SignalException("stop", signal.SIGTERM), 143, ""),
+        (SignalException("stop", signal.SIGINT), 130, ""),
+        (ChildFailedError("train", {0: ProcessFailure(0, 1, 2, "")}), 2, ""),
+        (ChildFailedError("train", {1: ProcessFailure(1, 1, 143, "")}), 143, ""),
+        (ChildFailedError("train", {1: ProcessFailure(1, 1, -9, "")}), 137, "process 1 died of SIGKILL"),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "an error", "a process that was stopped", "a process that was killed"],
+)
+def test_torchrun_ends_as_the_training_in_it(
+    raised: Exception, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(arguments: list[str]) -> None:
+        assert arguments[-1] == "train"
+        raise raised
+
+    monkeypatch.setattr(launch.run, "main", ended)
+    assert launch.main(["-m", "pc_ewa", "train"]) == code
+    assert said in capsys.readouterr().err

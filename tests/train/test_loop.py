@@ -252,3 +252,14 @@ def test_signals_are_the_callers_again_after_training(experiment: MakeExperiment
     run(experiment())
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert loop.LOG_EVERY == 10
+
+
+def test_weights_that_are_not_finite_are_never_saved(experiment: MakeExperiment, tmp_path: Path) -> None:
+    """The gradient of the step is finite, its length is not: the checkpoints hold the weights before it."""
+    absurd = ("train.lr=3e38", "train.warmup=0", "train.clip_grad=null", "train.steps=3")
+    with pytest.raises(TrainingError, match=r"step \d: .* holds NaN or inf: not finite; .*lower train\.lr"):
+        run(experiment(*absurd))
+    for path in (tmp_path / "run").rglob("*.pt"):
+        content = torch.load(path, weights_only=True)
+        assert all(value.isfinite().all() for value in content["model"].values())
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,8 +1,10 @@
 """A run killed at any moment and started again ends as if nothing had happened, bit for bit."""
 
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import h5py
 import pytest
 import torch
 from run_folder import stop_after_saving
@@ -17,6 +20,8 @@ from run_folder import stop_after_saving
 from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError
 from pc_ewa.train import run
+from pc_ewa.train.run import check
+from pc_ewa.train.signals import stop_signals
 from pc_ewa.train.tracking import Tracker
 
 MakeExperiment = Callable[..., Experiment]
@@ -231,21 +236,38 @@ def test_killed_again_and_again_the_run_ends_the_same(server: Server, reference:
     assert_same_run(folder, reference.folder)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_stop_saves_and_exits_0(server: Server, tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_to_stop_saves_and_exits_as_it_says(server: Server, tmp_path: Path) -> None:
     """Sent in the first step, after which no checkpoint is due."""
     rare = ("train.save_every=99",)
-    whole, folder = tmp_path / "whole" / "run", tmp_path / "stopped" / "run"
+    whole = tmp_path / "whole" / "run"
     changes = server.finetune(whole, overrides=rare).changes
-    first_figures = next(i for i, change in enumerate(changes, 1) if "metrics.jsonl" in change)
-    stopped = server.finetune(folder, first_figures, number, overrides=rare)
-    printed = (folder.parent / "printed").read_text()
-    assert stopped.code == 0, printed
-    assert "stopped after step 1, saved; the same command goes on from here" in printed
-    assert not (folder / "summary.json").exists()
-    assert server.finetune(folder, overrides=rare).code == 0
-    assert "resuming after step 1" in (folder.parent / "printed").read_text()
-    assert_same_run(folder, whole)
+    first_metrics = next(i for i, change in enumerate(changes, 1) if "metrics.jsonl" in change)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        folder = tmp_path / number.name / "run"
+        stopped = server.finetune(folder, first_metrics, number, overrides=rare)
+        printed = (folder.parent / "printed").read_text()
+        assert stopped.code == 128 + number, printed
+        assert "stopped after step 1, saved; the same command goes on from here" in printed
+        assert "Traceback" not in printed
+        assert not (folder / "summary.json").exists()
+        assert server.finetune(folder, overrides=rare).code == 0
+        assert "resuming after step 1" in (folder.parent / "printed").read_text()
+        assert_same_run(folder, whole)
+
+
+def test_a_signal_that_was_ignored_stays_ignored(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as received:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_run_killed_from_outside_resumes_by_the_same_command(
@@ -317,6 +339,84 @@ def test_variants_resume_exactly(
             content["config"].pop("output")
         assert_equal(*contents)
     assert summary(tmp_path / "whole") == summary(tmp_path / "cut")
+
+
+def test_metrics_of_steps_on_both_sides_of_a_kill_are_those_of_the_undisturbed_run(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means are recorded every 10 steps; the checkpoint after step 3 holds the first three of them."""
+    rare = ("train.steps=12", "train.save_every=3", "train.eval_every=99")
+    run(experiment(*rare, f"output={tmp_path}/whole"))
+    stop_after_saving(3, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment(*rare, f"output={tmp_path}/cut"))
+    monkeypatch.undo()
+    run(experiment(*rare, f"output={tmp_path}/cut"))
+    assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
+    assert len(metrics(tmp_path / "cut")) >= 2
+
+
+def test_a_run_goes_on_where_its_folder_was_moved_to(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop_after_saving(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment())
+    monkeypatch.undo()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    summary = run(experiment(f"output={tmp_path}/moved"))
+    assert "resuming after step 2" in capsys.readouterr().out
+    assert summary["output"] == f"{tmp_path}/moved"
+    (tmp_path / "moved").rename(tmp_path / "again")
+    assert run(experiment(f"output={tmp_path}/again"))["output"] == f"{tmp_path}/again"
+    printed = capsys.readouterr().out
+    assert f"{tmp_path}/moved" not in printed
+
+
+@pytest.mark.parametrize("change", ["labels", "points", "class_names"])
+def test_a_run_does_not_go_on_with_other_data(
+    experiment: MakeExperiment, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    """Under the same path, which is all that the config says."""
+    path = tmp_path / "mine.h5"
+    shutil.copy(toy_file, path)
+    stop_after_saving(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment(f"data.path={path}"))
+    monkeypatch.undo()
+    with h5py.File(path, "a") as file:
+        if change == "labels":
+            file["label"][:] = (file["label"][:] + 1) % 3
+        elif change == "points":
+            file["data"][:] = file["data"][:][::-1]
+        else:
+            file.attrs["class_names"] = json.dumps(["cube", "sphere", "torus"])
+    with pytest.raises(CheckpointError, match="holds a run on other data: .*" + change.partition("_")[0][:5]) as caught:
+        run(experiment(f"data.path={path}"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match="other data"):
+        check(experiment(f"data.path={path}"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("step", 10**6), ("step", -5), ("step", "x"), ("step", None), ("step", math.nan), ("seconds", None), ("best", 1)],
+)
+def test_progress_that_no_run_leaves_is_told_in_one_line(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object
+) -> None:
+    made = experiment()
+    stop_after_saving(1, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(made)
+    monkeypatch.undo()
+    path = tmp_path / "run" / "checkpoints" / "step-00000001.pt"
+    content = torch.load(path, weights_only=True)
+    content["progress"][key] = value
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=key) as caught:
+        run(made)
+    assert "\n" not in str(caught.value)
 
 
 def test_figures_of_steps_that_are_done_again_are_told_once(

@@ -22,6 +22,7 @@ from pc_ewa.ewa import ExpertFFN, ExpertLinear, expert_layers
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.train import loop, objectives, run
 from pc_ewa.train.distributed import World
+from pc_ewa.train.run import check
 from pc_ewa.train.setup import build
 from pc_ewa.train.splits import load_splits
 
@@ -205,13 +206,13 @@ def test_a_folder_that_cannot_be_written_is_told_before_training(
 def test_checking_writes_nothing_and_finds_nothing_wrong(
     experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(experiment(), check_only=True) is None
+    assert "21/3/12 samples" in check(experiment())
     assert os.listdir(tmp_path) == []
     assert capsys.readouterr().out == ""
 
 
 def test_checking_looks_at_a_finished_run_as_at_any(trained: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(trained.experiment, check_only=True) is None
+    assert "finished" in check(trained.experiment)
     assert capsys.readouterr().out == ""
 
 

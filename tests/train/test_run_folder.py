@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from run_folder import stop_after_saving
 
 from pc_ewa.compare.results import collect_folders
 from pc_ewa.config import Experiment
@@ -72,6 +73,34 @@ def test_a_damaged_config_is_one_line(tmp_path: Path, experiment: MakeExperiment
         RunFolder(tmp_path).check(experiment())
 
 
+@pytest.mark.parametrize("content", ["", "model: {na", "\0"])
+def test_a_damaged_config_heals_from_the_newest_checkpoint(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    stop_after_saving(2, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        run(experiment())
+    monkeypatch.undo()
+    (tmp_path / "run" / "config.yaml").write_text(content)
+    with pytest.raises(ConfigError, match="seed=0 there, 1 asked"):
+        run(experiment("seed=1"))
+    run(experiment())
+    assert RunFolder(tmp_path / "run").config()["seed"] == 0
+
+
+def test_an_empty_id_of_the_tracker_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "wandb_id").write_text("")
+    folder = RunFolder(tmp_path)
+    assert folder.tracker_id("abc") == "abc"
+    assert folder.tracker_id("other") == "abc"
+
+
+def test_longer_training_of_a_finished_run_starts_from_its_weights(trained: Any, experiment: MakeExperiment) -> None:
+    with pytest.raises(ConfigError, match=r"train\.steps=4 there, 8 asked") as caught:
+        run(experiment("train.steps=8", f"output={trained.folder}"))
+    assert f"--from {RunFolder(trained.folder).merged('last')}" in str(caught.value)
+
+
 # Folders of the version before RunFolder.
 
 _OLD_NAMES = {"main_metric": "headline", "val_samples": "val_shapes", "test_samples": "test_shapes"}
@@ -81,7 +110,7 @@ def test_the_summary_of_an_earlier_version_has_the_keys_of_today(trained: Any, t
     old = {_OLD_NAMES.get(key, key): value for key, value in trained.summary.items()}
     assert "headline" in old
     (tmp_path / "summary.json").write_text(json.dumps(old))
-    assert RunFolder(tmp_path).summary() == trained.summary
+    assert RunFolder(tmp_path).summary() == trained.summary | {"output": str(tmp_path)}
 
 
 def test_a_finished_run_of_an_earlier_version_is_taken_as_finished(
@@ -103,12 +132,12 @@ def test_a_finished_run_of_an_earlier_version_is_taken_as_finished(
 def test_a_run_that_an_earlier_version_began_goes_on_to_the_same_weights(
     trained: Any, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
-    """Its checkpoint as it was written then: the keys of the state, its config with the gate last."""
+    """Its checkpoint as it was written then: no digest of the data, no meter, its config with the gate last."""
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     source = trained.folder / "checkpoints" / "step-00000003.pt"
     content = torch.load(source, weights_only=True)
-    assert content.keys() == {"progress", "model", "optimizer", "config", "class_names", "model_arguments"}
+    del content["data"], content["progress"]["meter"]
     content["config"] = old_config(content["config"] | {"output": str(folder)})
     torch.save(content, folder / "checkpoints" / source.name)
     shutil.copy(trained.folder / "checkpoints" / "best.pt", folder / "checkpoints")

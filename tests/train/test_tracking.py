@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pc_ewa.config import Experiment
-from pc_ewa.errors import ConfigError
-from pc_ewa.train import run
+from pc_ewa.errors import ConfigError, WriteError
+from pc_ewa.train import run, run_folder
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.tracking import Tracker
 
@@ -98,3 +98,53 @@ def test_other_processes_write_and_print_nothing(
         tracker.summary({"loss": 1.0})
     assert os.listdir(tmp_path) == []
     assert capsys.readouterr().out == ""
+
+
+class Failing:
+    """Stands in for a run of W&B whose service was killed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*arguments: object, **options: object) -> None:
+            self.calls += 1
+            raise ConnectionResetError("Connection lost")
+
+        return fail
+
+
+def test_wandb_that_fails_is_told_once_and_training_goes_on(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing = Failing()
+    monkeypatch.setattr("pc_ewa.train.tracking._start_wandb", lambda folder, made: failing)
+    assert run(experiment("wandb.mode=offline"))["steps"] == 4
+    printed = capsys.readouterr().out
+    assert printed.count("Connection lost") == 1
+    assert failing.calls == 1
+
+
+def test_a_full_disk_under_the_log_is_told_once_and_what_waited_is_written_later(
+    experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = experiment()
+    run(experiment(f"output={tmp_path}/undisturbed"))
+    capsys.readouterr()
+    append, calls = run_folder.append_text, 0
+
+    def full_for_a_while(path: Path, text: str) -> None:
+        nonlocal calls
+        calls += 1
+        if 3 <= calls < 9:
+            raise WriteError(f"cannot write {path}: No space left on device; free some space")
+        append(path, text)
+
+    monkeypatch.setattr(run_folder, "append_text", full_for_a_while)
+    run(made)
+    assert capsys.readouterr().out.count("No space left on device") == 1
+    ours, theirs = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "undisturbed")
+    assert [line.keys() for line in ours.metrics()] == [line.keys() for line in theirs.metrics()]
+    assert [line["step"] for line in ours.metrics()] == [line["step"] for line in theirs.metrics()]
+    lines = [(folder.path / "log.txt").read_text().count("\n") for folder in (ours, theirs)]
+    assert lines[0] == lines[1]

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pc_ewa.data.formats.ply import MAX_HEADER, numbers
+from pc_ewa.data.formats.ply import MAX_HEADER
+from pc_ewa.data.formats.words import as_text, is_marked, numbers
 
 _HEADER = re.compile(rb"((?:[^\n]*\n)*?)DATA[ \t]+(\w+)[ \t]*\r?\n")
 _KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS")
@@ -37,12 +38,17 @@ def parse_pcd(data: bytes) -> NDArray[np.float64]:
     Raises:
         ValueError: damaged; says what is wrong.
     """
+    marked = is_marked(data)
+    if marked:
+        data = as_text(data)
     match = _HEADER.match(data[:MAX_HEADER])
     if match is None:
         raise ValueError("no PCD header that ends with a line DATA")
     header, storage, body = _header(match[1]), match[2].decode().lower(), data[match.end() :]
     if storage not in ("ascii", "binary", "binary_compressed"):
         raise ValueError(f"DATA is {storage[:40]!r}; expected ascii, binary or binary_compressed")
+    if marked and storage != "ascii":
+        raise ValueError("a byte order mark in front of binary data: an editor has changed it")
     if storage == "ascii":  # the same records, each word a number of 8 bytes
         body, header = numbers(body.split()).tobytes(), header._replace(kinds=["<f8"] * len(header.kinds))
     total = header.number * sum(header.sizes)

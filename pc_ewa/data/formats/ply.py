@@ -10,10 +10,14 @@ trimesh 5.2, open3d 0.20 and meshio 5.3.5 accept files that end early without a 
 """
 
 import re
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pc_ewa.data.formats.polygons import Lists
+from pc_ewa.data.formats.words import as_text, is_marked, numbers
 
 MAX_HEADER = 1 << 16
 _HEADER = re.compile(rb"ply[ \t]*\r?\n(.*?)(?<=\n)end_header[ \t]*\r?\n", re.DOTALL)
@@ -22,6 +26,7 @@ _TYPES = {
     **{"float": "f4", "double": "f8", "int8": "i1", "uint8": "u1", "int16": "i2", "uint16": "u2", "int32": "i4"},
     **{"uint32": "u4", "int64": "i8", "uint64": "u8", "float32": "f4", "float64": "f8"},
 }
+_INDICES = ("vertex_indices", "vertex_index")  # lists of the corners of a face
 _ORDER = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
@@ -41,47 +46,94 @@ class Element(NamedTuple):
     properties: list[Property]
 
 
-class Lists(NamedTuple):
-    """A list property: how long each list is, and all of them one after the other."""
-
-    lengths: NDArray[np.int64]
-    values: NDArray[Any]
-
-
-def numbers(tokens: list[bytes]) -> NDArray[np.float64]:
-    """Convert words of a text file."""
-    return np.fromiter(map(float, tokens), np.float64, len(tokens))
-
-
 def parse_ply(data: bytes) -> tuple[NDArray[np.float64], Lists | None]:
     """Read a whole file: the vertices (V, 3), and the polygons of positions in them where there are any.
 
     Raises:
         ValueError: damaged, or no vertices; says what is wrong.
     """
+    marked = is_marked(data)
+    if marked:
+        data = as_text(data)
     match = _HEADER.match(data[:MAX_HEADER])
     if match is None:
         raise ValueError("no PLY header, from the line ply to the line end_header")
     ascii_text, elements = _header(match[1])
-    body = data[match.end() :]
+    body = memoryview(data)[match.end() :]  # a slice of bytes would be a copy
     if ascii_text:  # the same records, each word a number of 8 bytes
-        body = numbers(body.split()).tobytes()
+        body = memoryview(numbers(bytes(body).split()).tobytes())
         elements = [
             element._replace(properties=[Property(p.name, "<f8", p.ahead and "<f8") for p in element.properties])
             for element in elements
         ]
-    start, vertices, polygons = 0, None, None
+    elif marked:
+        raise ValueError("a byte order mark in front of binary data: an editor has changed it")
+    start, polygons = 0, list[Lists]()
+    vertices: NDArray[np.float64] | None = None
     for element in elements:
         start, columns = _read_element(body, start, element)
         if element.name == "vertex":
             xyz = [column for axis in "xyz" if isinstance(column := columns.get(axis), np.ndarray)]
-            vertices = np.stack(xyz, axis=-1).astype(np.float64) if len(xyz) == 3 else None
-        elif element.name == "face":
-            lists = columns.get("vertex_indices", columns.get("vertex_index"))
-            polygons = lists if isinstance(lists, Lists) else None
+            if len(xyz) == 3:
+                vertices = np.empty((element.number, 3))
+                for axis, column in enumerate(xyz):
+                    vertices[:, axis] = column
+        elif (found := _polygons(element, columns)) is not None:
+            polygons.append(found)
     if vertices is None:
         raise ValueError("no element vertex with the properties x, y and z")
-    return vertices, polygons
+    return vertices, _joined(polygons)
+
+
+def _polygons(element: Element, columns: dict[str, NDArray[Any] | Lists]) -> Lists | None:
+    """Find the polygons of an element.
+
+    Raises:
+        ValueError: the element has faces, but not as they are read: they would get lost.
+    """
+    lists = {name: column for name, column in columns.items() if isinstance(column, Lists)}
+    known = [lists[name] for name in _INDICES if name in lists]
+    if element.name == "face" and element.number and len(known) != 1:
+        raise ValueError(f"element face has the lists {_shown(lists)}; expected one of {' and '.join(_INDICES)}")
+    if element.name in ("tristrips", "tristrip") and element.number and len(known) != 1:
+        raise ValueError(f"element {element.name} has the lists {_shown(lists)}; expected {_INDICES[0]}")
+    if element.name == "face":
+        return known[0] if known else None
+    if element.name in ("tristrips", "tristrip"):
+        return _strips(known[0]) if known else None
+    # Of range images each record lists one vertex or none; edges list two.
+    doubtful = list(lists.values()) if re.search("face|poly|tri|quad|strip", element.name.lower()) else known
+    if any((column.lengths > 2).any() for column in doubtful):
+        raise ValueError(f"element {element.name[:40]} seems to have faces; read are those of face and tristrips")
+    return None
+
+
+def _shown(names: Iterable[str]) -> str:
+    return ", ".join(name[:40] for name in names)[:100] or "none"
+
+
+def _strips(strips: Lists) -> Lists:
+    """Cut strips into triangles: each three corners in a row are one, every second turned; -1 begins a new strip."""
+    values = strips.values
+    last = np.zeros(len(values), bool)  # corners after which a strip ends
+    last[(np.cumsum(strips.lengths) - 1)[strips.lengths > 0]] = True
+    begins = np.concatenate([[True], (last | (values == -1))[:-1]])[: len(values)]
+    begin = np.maximum.accumulate(np.where(begins, np.arange(len(values)), 0))
+    third = np.flatnonzero((np.arange(len(values)) - begin >= 2) & (values != -1))
+    turned = (third - begin[third]) % 2
+    corners = np.stack([third - 2 + turned, third - 1 - turned, third], axis=-1)
+    return Lists(np.full(len(third), 3), values[corners].reshape(-1))
+
+
+def _joined(polygons: list[Lists]) -> Lists | None:
+    if not polygons:
+        return None
+    if any((found.values != found.values.astype(np.int64)).any() for found in polygons):
+        raise ValueError("a face has a vertex that is not a whole number")
+    return Lists(
+        np.concatenate([found.lengths for found in polygons]),
+        np.concatenate([found.values for found in polygons]).astype(np.int64),
+    )
 
 
 def _header(text: bytes) -> tuple[bool, list[Element]]:
@@ -104,6 +156,9 @@ def _header(text: bytes) -> tuple[bool, list[Element]]:
                 raise ValueError(f"the header has a line {line[:60].decode('latin-1')!r} that means nothing")
     if not form:
         raise ValueError("the header has no format")
+    for names in ([e.name for e in elements], *([p.name for p in e.properties] for e in elements)):
+        if len(set(names)) < len(names):
+            raise ValueError(f"the header has {_shown(n for n in names if names.count(n) > 1)} more than once")
     return form == "ascii", elements
 
 
@@ -113,7 +168,7 @@ def _type(form: str, kind: str) -> str:
     return _ORDER[form] + _TYPES[kind]
 
 
-def _read_element(body: bytes, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
+def _read_element(body: memoryview, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
     """Return where the records of an element end, and its columns by name."""
     properties, number = element.properties, element.number
     if not properties or not number:
@@ -141,7 +196,7 @@ def _read_element(body: bytes, start: int, element: Element) -> tuple[int, dict[
     return _read_rows(body, start, element)
 
 
-def _first_lengths(body: bytes, start: int, properties: list[Property]) -> list[int]:
+def _first_lengths(body: memoryview, start: int, properties: list[Property]) -> list[int]:
     """Lengths of the lists of the first record, 0 for what is no list: those of most files are all the same."""
     lengths = []
     for p in properties:
@@ -158,7 +213,7 @@ def _list_bytes(properties: list[Property], lengths: list[int]) -> int:
     return sum(np.dtype(p.dtype).itemsize * n for p, n in zip(properties, lengths, strict=True))
 
 
-def _list_length(body: bytes, start: int, dtype: str) -> int:
+def _list_length(body: memoryview, start: int, dtype: str) -> int:
     size = np.dtype(dtype).itemsize
     if start + size > len(body):
         raise ValueError("it ends early, before a list")
@@ -168,14 +223,14 @@ def _list_length(body: bytes, start: int, dtype: str) -> int:
     return int(value)
 
 
-def _read_rows(body: bytes, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
+def _read_rows(body: memoryview, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
     """Read records whose lists differ in length, one by one."""
     # (name, size, type of one value, size and type of the length in front)
     plan = [
         (p.name, np.dtype(p.dtype).itemsize, np.dtype(p.ahead).itemsize if p.ahead else 0, p.ahead)
         for p in element.properties
     ]
-    chunks: dict[str, list[bytes]] = {p.name: [] for p in element.properties}
+    chunks: dict[str, list[memoryview]] = {p.name: [] for p in element.properties}
     lengths: dict[str, list[int]] = {p.name: [] for p in element.properties}
     for _ in range(element.number):
         for name, size, ahead, count in plan:

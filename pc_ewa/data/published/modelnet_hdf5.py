@@ -2,16 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from pc_ewa.data.contained import check_stored, names_of, open_hdf5, own_dataset
 from pc_ewa.data.formats.text_files import read_text
 from pc_ewa.data.published.modelnet_common import CLASSES, SPLITS, check_classes, find, list_lines, new_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample
@@ -19,6 +17,7 @@ from pc_ewa.errors import DataError
 
 _LARGEST = 1_000_000  # shapes in a file, points in a shape: a sound file has far fewer, a damaged header may claim more
 _POINTS_AT_ONCE = 2**19
+_FRESH = "get a fresh copy"
 
 
 def shards(folder: Path) -> Source | None:
@@ -70,17 +69,18 @@ class _Shard:
         if not self.begin <= index < self.begin + len(self.block):
             rows = max(1, _POINTS_AT_ONCE // self.num_points)
             self.begin = index - index % rows
-            with self._open() as file:
-                self.block = file["data"][self.begin : self.begin + rows]
+            with open_hdf5(self.path, _FRESH) as file:
+                data = own_dataset(file, "data", self.path)
+                self.block = self.block[:0] if data is None else data[self.begin : self.begin + rows]
             if not self.begin <= index < self.begin + len(self.block):
                 self._fail("it has changed while it was read")
         return check_sample(Sample(self.block[index - self.begin]), f"{self.path}: shape {index}")
 
     def _check(self) -> tuple[NDArray[Any], int]:
-        with self._open() as file:
-            data, label = file.get("data"), file.get("label")
-            if not isinstance(data, h5py.Dataset) or not isinstance(label, h5py.Dataset):
-                self._fail(f"there is no data or no label (found: {', '.join(map(str, file)) or 'nothing'})")
+        with open_hdf5(self.path, _FRESH) as file:
+            data, label = (own_dataset(file, key, self.path) for key in ("data", "label"))
+            if data is None or label is None:
+                self._fail(f"there is no data or no label (found: {names_of(file)})")
             shape: tuple[int, ...] = data.shape or ()
             if (
                 len(shape) != 3
@@ -91,6 +91,7 @@ class _Shard:
                 self._fail(f"data is {shape} {data.dtype}, no clouds (shapes, points, 3)")
             if label.shape not in [(shape[0],), (shape[0], 1)] or label.dtype.kind not in "iu":
                 self._fail(f"label is {label.shape} {label.dtype}, not one integer for each of {shape[0]} shapes")
+            check_stored(data, self.path)
             labels = label[:].reshape(-1)
         bad = np.flatnonzero((labels < 0) | (labels >= len(CLASSES["40"])))
         if len(bad):
@@ -115,14 +116,5 @@ class _Shard:
                 raise DataError(f"{path}: {defect}; get both from one place")
         return [name.rpartition("/")[2].removesuffix(".ply") for name in names]
 
-    @contextmanager
-    def _open(self) -> Iterator[h5py.File]:
-        """Open the file; what h5py raises on a damaged one becomes one line."""
-        try:
-            with h5py.File(self.path, "r") as file:
-                yield file
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-            raise DataError(f"cannot read {self.path}: {' '.join(str(error).split())}; get a fresh copy") from error
-
     def _fail(self, defect: str) -> NoReturn:
-        raise DataError(f"{self.path}: {defect}; get a fresh copy")
+        raise DataError(f"{self.path}: {defect}; {_FRESH}")

@@ -6,19 +6,18 @@ Uy et al., Revisiting Point Cloud Classification, ICCV 2019. Files `main_split/`
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from pc_ewa.data.clouds import Clouds
+from pc_ewa.data.contained import names_of, open_hdf5, own_dataset
 from pc_ewa.data.dataset import Archive, Dataset
-from pc_ewa.data.formats.text_files import FRESH, one_line
+from pc_ewa.data.formats.text_files import FRESH
 from pc_ewa.data.published.find import load_prepared, open_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample, resize
 from pc_ewa.errors import DataError
@@ -38,7 +37,6 @@ NUM_POINTS = 2048
 
 _LICENCE = "ScanObjectNN terms of use, for research: https://hkust-vgd.github.io/scanobjectnn"
 _BLOCK = 256  # shapes in memory at a time
-_LARGEST_CHUNK = 2**28  # bytes; HDF5 reads whole chunks
 
 
 class Variant(NamedTuple):
@@ -130,12 +128,11 @@ class _File:
         self._begin, self._points, self._mask = -1, np.empty(0), np.empty(0)
         if not os.path.isfile(path):
             raise DataError(f"{path} is missing, or no file; unpack all of h5_files.zip")
-        with self._open() as file:
+        with open_hdf5(self.path, FRESH) as file:
             self._check("data", file, (count, NUM_POINTS, 3), "f")
-            self._check("label", file, (count,), "iuf")
+            labels = self._check("label", file, (count,), "iuf")[:]
             if not background:
                 self._check("mask", file, (count, NUM_POINTS), "if")
-            labels = file["label"][:]
         wrong = ~np.isin(labels, np.arange(len(CLASS_NAMES)))
         if wrong.any():
             row = int(wrong.argmax())
@@ -147,9 +144,10 @@ class _File:
         begin = row - row % _BLOCK
         if begin != self._begin:
             rows = slice(begin, min(begin + _BLOCK, self.count))
-            with self._open() as file:
-                self._points = file["data"][rows]
-                self._mask = np.empty(0) if self.background else file["mask"][rows]
+            with open_hdf5(self.path, FRESH) as file:
+                self._points = self._check("data", file, (self.count, NUM_POINTS, 3), "f")[rows]
+                if not self.background:
+                    self._mask = self._check("mask", file, (self.count, NUM_POINTS), "if")[rows]
             self._begin = begin
         points = self._points[row - begin]
         if self.background:
@@ -161,10 +159,10 @@ class _File:
             self._fail(f"shape {row} is nothing but background, no points are left; or keep it: background=true")
         return resize(check_sample(Sample(points[mask != -1]), f"{self.path}: shape {row}"), NUM_POINTS, seed=name)
 
-    def _check(self, key: str, file: h5py.File, shape: tuple[int, ...], kinds: str) -> None:
-        found = file.get(key)
-        if not isinstance(found, h5py.Dataset):
-            self._fail(f"there is no dataset {key} (found: {', '.join(map(str, file))[:100] or 'nothing'})")
+    def _check(self, key: str, file: h5py.File, shape: tuple[int, ...], kinds: str) -> h5py.Dataset:
+        found = own_dataset(file, key, self.path)
+        if found is None:
+            self._fail(f"there is no dataset {key} (found: {names_of(file)})")
         if found.shape is None or found.shape[1:] != shape[1:] or found.dtype.kind not in kinds:
             wanted = ", ".join(["shapes", *map(str, shape[1:])])
             self._fail(f"{key} is {found.shape} {found.dtype}; expected ({wanted}) numbers")
@@ -173,20 +171,9 @@ class _File:
                 f"{self.path}: {key} has {found.shape[0]} shapes, the published file {shape[0]}; {FRESH}, or load a "
                 "set of your own as dataset hdf5"
             )
-        if found.chunks and np.prod(found.chunks, dtype=float) * found.dtype.itemsize > _LARGEST_CHUNK:
-            self._fail(f"{key} has chunks of {found.chunks}, larger than memory may be")
+        return found
 
-    @contextmanager
-    def _open(self) -> Iterator[h5py.File]:
-        try:
-            with h5py.File(self.path, "r") as file:
-                yield file
-        except DataError:
-            raise
-        except Exception as error:  # a damaged file makes h5py raise almost anything
-            raise DataError(f"cannot read {self.path}: {one_line(error)}; {FRESH}") from error
-
-    def _fail(self, defect: str) -> Any:
+    def _fail(self, defect: str) -> NoReturn:
         raise DataError(f"{self.path}: {defect}; {FRESH}")
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pc_ewa.data.clouds import Clouds, join
 from pc_ewa.data.dataset import Dataset
-from pc_ewa.data.formats.readers import parse_npy
+from pc_ewa.data.formats.npy import parse_npy
 from pc_ewa.data.formats.text_files import (
     FRESH,
     names_in,

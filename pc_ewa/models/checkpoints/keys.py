@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 # An official pre-training file keeps each network under a prefix: the backbones, and Point-BERT's tokenizer.
 _PREFIXES = ("", "MAE_encoder.", "transformer_q.", "dvae.")
+# What a batch norm counts, and uses for nothing here; files of old versions of torch, and of exporters, lack it.
+COUNTER = ".num_batches_tracked"
 # The head of a model without an attribute `head_keys`, such as one of the user's own.
 _HEAD_KEYS = ("cls_head", "head", "cls_token", "cls_pos")
 
@@ -13,14 +15,16 @@ _HEAD_KEYS = ("cls_head", "head", "cls_token", "cls_pos")
 def rename_keys(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
     """Rename the weights of a file to the keys of a model; weights without a place in it keep their key.
 
-    The wrappers `module.` and `base_model.` are dropped. Then one prefix is dropped: that under which most of the
-    model's keys are. A pre-training file so fills its own model whole, and the backbone of classifiers and segmenters.
+    The wrappers `module.`, `_orig_mod.` and `base_model.` are dropped, and any other that all keys begin with, such as
+    `model.` of a trainer. Then one prefix is dropped: that under which most of the model's keys are. A pre-training
+    file so fills its own model whole, and the backbone of classifiers and segmenters.
 
     Args:
         state: the weights of the file.
         wanted: the keys of the model's state_dict.
     """
-    wanted, state = set(wanted), drop_wrappers(state)
+    wanted = set(wanted)
+    state = _drop_common(drop_wrappers(state), {key.split(".")[0] for key in wanted})
     prefix = max(_PREFIXES, key=lambda prefix: sum(prefix + key in state for key in wanted))
     names = {key: key.removeprefix(prefix) for key in state}
     # transformer_q.cls_head is Point-BERT's contrastive head. Without its prefix it would look like a classifier's.
@@ -65,5 +69,19 @@ def head_keys(model: nn.Module) -> tuple[str, ...]:
 
 
 def drop_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove from the keys what DataParallel (`module.`) and the official code (`base_model.`) put before them."""
-    return {key.replace("module.", "").removeprefix("base_model."): value for key, value in state.items()}
+    """Remove from the keys what DataParallel, torch.compile and the official code put into or before them."""
+    return {_unwrapped(key).removeprefix("base_model."): value for key, value in state.items()}
+
+
+def _unwrapped(key: str) -> str:
+    return ".".join(name for name in key.split(".") if name not in ("module", "_orig_mod"))
+
+
+def _drop_common(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
+    """Drop the name that all keys begin with, and the next, unless the model knows it."""
+    while state:
+        first = {key.partition(".")[0] if "." in key else "" for key in state}
+        if len(first) > 1 or first & {"", *known}:
+            break
+        state = {key.partition(".")[2]: value for key, value in state.items()}
+    return state

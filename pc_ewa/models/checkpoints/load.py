@@ -8,8 +8,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from pc_ewa.errors import CheckpointError
-from pc_ewa.models.checkpoints.keys import drop_wrappers, head_keys, rename_keys
-from pc_ewa.models.checkpoints.read import read_weights
+from pc_ewa.models.checkpoints.keys import COUNTER, drop_wrappers, head_keys, rename_keys
+from pc_ewa.models.checkpoints.read import check_finite, read_weights
 
 # Only gated mixtures of experts (`GatedFFN`) have this weight.
 _GATE = ".gate.weight"
@@ -72,7 +72,8 @@ def load_pretrained(path: str | Path, model: nn.Module) -> LoadReport:
         The keys loaded, missing and unexpected: a table by `str`, one line by `.line`.
 
     Raises:
-        CheckpointError: no such file, no weights in it, or a backbone that does not fit. The model is unchanged then.
+        CheckpointError: no such file, no weights in it, a backbone that does not fit, or weights that hold NaN or inf.
+            The model is unchanged then.
 
     Example:
         >>> torch.save(pc_ewa.create_model("point_mae", depth=2).state_dict(), "pretrain.pth")
@@ -87,6 +88,7 @@ def load_pretrained(path: str | Path, model: nn.Module) -> LoadReport:
     problem = _misfit(found, wanted, head_keys(model)) or ("" if fitting else "it has none of the model's tensors")
     if problem:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {problem}{_hint(file, wanted)}")
+    check_finite(fitting, path)
     model.load_state_dict(fitting, strict=False)
     missing = tuple(key for key in wanted if key not in fitting)
     return LoadReport(tuple(fitting), missing, tuple(key for key in found if key not in fitting))
@@ -96,7 +98,7 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor], heads: tuple[st
     """Explain why weights do not fit a model, None if they do. Heads may be missing or differ, nothing else may."""
     backbone = [key for key in wanted if not key.startswith(heads)]
     misfits = [key for key in backbone if key in found and found[key].shape != wanted[key].shape]
-    absent = [key for key in backbone if key not in found]
+    absent = [key for key in backbone if key not in found and not key.endswith(COUNTER)]
     # The first blocks of a deeper model fit a shallower one, but they are another architecture. So is a Point-BERT
     # file whose widths are those of Point-MAE: its patch encoder is followed by a projection, `reduce_dim`.
     modules = {*(key.split(".")[0] for key in wanted), "reduce_dim"}

@@ -1,8 +1,10 @@
 """Read checkpoint files of torch and safetensors, without running code from them."""
 
+import hashlib
 import json
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ import torch
 from torch import Tensor
 
 from pc_ewa.errors import CheckpointError
+from pc_ewa.models.checkpoints.archive import check_archive, check_tensors
 
 # The key of the weights: in our checkpoints, the official ones, official part segmentation, files of others.
 _STATES = ("model", "base_model", "model_state_dict", "state_dict")
 # A run reports its averaged weights, so they are read before the live ones beside them.
 STATES = ("averaged", *_STATES)
+DIGEST = "pc_ewa_digest"  # the key of metadata in our safetensors files
 
 
 def read_content(path: str | Path) -> dict[str, Any]:
@@ -52,8 +56,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     _check_is_file(path)
+    check_archive(path)
     try:
-        with torch.serialization.safe_globals(_numpy_scalars()), warnings.catch_warnings():
+        with torch.serialization.safe_globals(_numpy_types()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # warnings about pickles that torch refuses anyway
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can raise anything in torch's unpickler
@@ -66,7 +71,20 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} {problem}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; expected a dict of weights")
+    check_tensors(path, content)
     return content
+
+
+def check_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Check that weights that are about to be used hold no NaN or inf.
+
+    Raises:
+        CheckpointError: one that does, by its key.
+    """
+    for key, value in weights.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            problem = "its training diverged, or the file is damaged; choose another checkpoint"
+            raise CheckpointError(f"{path}: {key} holds NaN or inf: {problem}")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -80,9 +98,23 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
-    return {key: _plain(text) for key, text in metadata.items() if key not in ("format", *STATES)} | {
+    if metadata.get(DIGEST, digest := weights_digest(weights, metadata)) != digest:
+        raise CheckpointError(f"{path} is damaged: its content is not what was written")
+    return {key: _plain(text) for key, text in metadata.items() if key not in ("format", DIGEST, *STATES)} | {
         "base_model": weights
     }
+
+
+def weights_digest(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Return the digest that our safetensors files keep of their content under `DIGEST`: the format has no CRC."""
+    digest = hashlib.blake2b(digest_size=16)
+    for key in sorted(metadata.keys() - {DIGEST}):
+        digest.update(repr((key, metadata[key])).encode())
+    for key in sorted(weights):
+        value = weights[key].contiguous()
+        digest.update(repr((key, value.dtype, tuple(value.shape))).encode())
+        digest.update(value.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _plain(text: str) -> Any:
@@ -97,8 +129,19 @@ def _check_is_file(path: Path) -> None:
         raise CheckpointError(f"{path} is not a file; check the path of the checkpoint")
 
 
-def _numpy_scalars() -> list[Any]:
-    """List the numpy types in the official files' metrics: plain numbers, under both names of numpy's module."""
-    scalar, _ = np.float64().__reduce__()
-    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-    return [*names, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8"))]
+def _numpy_types() -> list[Any]:
+    """List what numbers, texts and arrays of numpy are made of, under both names of numpy's module."""
+    scalar, reconstruct = np.float64().__reduce__()[0], np.zeros(1).__reduce__()[0]
+    names = [
+        (function, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for function, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
+    ]
+    # Every plain kind; objects, which could be anything, are not among them.
+    kinds = {type(np.dtype(kind)) for kind in np.typecodes["All"].replace("O", "").replace("V", "")}
+    empty = (_no_bytes, "builtins.bytes")  # as pickle writes the content of empty texts; bytes(10**9) is none
+    return [*names, empty, np.ndarray, np.dtype, *kinds]
+
+
+def _no_bytes() -> bytes:
+    return b""

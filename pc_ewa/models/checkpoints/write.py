@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pc_ewa.ewa import expert_layers, has_gate
 from pc_ewa.files import write_whole
-from pc_ewa.models.checkpoints.read import STATES
+from pc_ewa.models.checkpoints.read import DIGEST, STATES, check_finite, weights_digest
 
 WeightsFormat = Literal["official", "safetensors"]
 
@@ -42,6 +42,7 @@ def save_weights(
 
     Raises:
         ValueError: a model with mixtures, an unknown format, or an `extra` that is not JSON or takes a reserved key.
+        CheckpointError: weights that hold NaN or inf.
         WriteError: the file cannot be written.
     """
     if has_gate(model):
@@ -54,6 +55,7 @@ def save_weights(
     if format not in get_args(WeightsFormat):
         raise ValueError(f"format={format!r}; choose from {', '.join(get_args(WeightsFormat))}")
     about, weights = _as_json(_about(config, class_names, extra)), _weights(model)
+    check_finite(weights, path)
     if format == "safetensors":
         _save_safetensors(weights, about, Path(path))
         return
@@ -68,8 +70,9 @@ def save_gated(
 
     Arguments and errors are those of `save_weights`.
     """
-    about = _as_json(_about(config, class_names, extra))
-    save_atomically({"model": _weights(model), **{k: json.loads(v) for k, v in about.items()}}, Path(path))
+    about, weights = _as_json(_about(config, class_names, extra)), _weights(model)
+    check_finite(weights, path)
+    save_atomically({"model": weights, **{k: json.loads(v) for k, v in about.items()}}, Path(path))
 
 
 def save_atomically(content: Mapping[str, Any], path: Path) -> None:
@@ -99,7 +102,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _save_safetensors(weights: dict[str, Tensor], about: dict[str, str], path: Path) -> None:
     from safetensors.torch import save
 
-    content = save(weights, {"format": "pt", **about})
+    metadata = {"format": "pt", **about}
+    content = save(weights, metadata | {DIGEST: weights_digest(weights, metadata)})
     write_whole(path, lambda file: file.write(content))
 
 

@@ -42,6 +42,11 @@ def test_clouds_keep_their_points(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(CLOUDS[name])
     vertices, faces = read_shape(tmp_path / name)
     assert faces is None
+    if name.lower().endswith((".las", ".laz")):  # float64, with the place on the map
+        np.testing.assert_allclose(
+            vertices, np.round(POINTS.astype(float), 3) + np.array([500_000, 5_000_000, -10]), atol=1e-8
+        )
+        return
     np.testing.assert_array_equal(vertices.astype(np.float32), POINTS)
 
 
@@ -92,7 +97,7 @@ def test_pcd_leaves_out_what_was_not_measured(tmp_path: Path) -> None:
 PLY_VERTICES = "ply\nformat {} 1.0\nelement vertex {}\nproperty float x\nproperty float y\nproperty float z\n"
 DEFECTS = [
     ("a.txt", b"", "no points"),
-    ("a.txt", b"only words here\n", "no points"),
+    ("a.txt", b"only words here\n", "no points.*only words here"),
     ("a.txt", b"1 2 3\n1 2\n", "line 2 does not begin with x, y and z"),
     ("a.txt", b"1 2 3\n4 5 6 7\n", "line 2 has 4 columns, the first 3"),
     ("a.txt", b"1,,3\n", "line 1 does not begin"),
@@ -100,7 +105,7 @@ DEFECTS = [
     ("a.txt", b"0,5 1,2 3,4\n", "with decimal points"),
     ("a.txt", b"1 2 inf\n", "inf among the coordinates"),
     ("a.txt", b"3\n1 2 3\n4 5 6\n", "claims 3 points, but it has 2"),
-    ("a.txt", "1 2 3\n".encode("utf-16"), "does not begin|no points"),
+    ("a.txt", "1 2 3\n".encode("utf-16-le"), "bytes of zero"),
     ("a.npy", npy(np.zeros((0, 3))), "no points"),
     ("a.npy", npy(np.zeros(6)), r"shape \(6,\); expected"),
     ("a.npy", npy(np.zeros((6, 2))), r"shape \(6, 2\); expected"),
@@ -197,7 +202,7 @@ def test_a_file_that_ends_early_is_refused_or_whole(tmp_path: Path, name: str) -
             shape = read_shape(tmp_path / name)
         except DataError:
             continue
-        assert Path(name).suffix.lower() in (".txt", ".xyz", ".obj"), f"the first {end} bytes of {name}"
+        assert Path(name).suffix.lower() in (".txt", ".xyz", ".csv", ".obj"), f"the first {end} bytes of {name}"
         assert len(shape.vertices) <= 5
 
 

@@ -1,0 +1,156 @@
+"""Whatever a user has, an array, a file or a folder, as the points that a model was trained to see."""
+
+import os
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pc_ewa import ops
+from pc_ewa.data import UpAxis
+from pc_ewa.data.folders import walk
+from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
+from pc_ewa.data.own_files import near_origin, sample_shape
+from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.eval import EvalSettings
+from pc_ewa.models.base import Preprocessing
+
+_DRAW = "predict"  # seeds what is drawn: the same points give the same answer, whatever their file is called
+
+
+class Input(NamedTuple):
+    """A cloud or mesh that is not read yet; `read` raises DataError, naming it and the defect."""
+
+    name: str
+    read: Callable[[], Shape]
+
+
+class Presented(NamedTuple):
+    """A cloud as a model sees it: points (N, 3), where they were before scaling (N, 3), and all points (V, 3).
+
+    `all_points` is None where only the cloud as a whole is of interest: a scan may be large.
+    """
+
+    name: str
+    points: Tensor
+    places: Tensor
+    all_points: Tensor | None
+
+
+def as_inputs(inputs: Any) -> tuple[list[Input], bool]:
+    """Find the clouds in what a user gives.
+
+    Args:
+        inputs: points (P, 3) or (B, P, 3), a file, a folder with files at any depth, or a list of such.
+
+    Returns:
+        The clouds, and True if one cloud was given and not a list of one.
+
+    Raises:
+        DataError: another thing, a path that leads nowhere, or a folder without files of a known kind.
+    """
+    if isinstance(inputs, str | os.PathLike):
+        path = Path(os.fspath(inputs)).expanduser()
+        return (_of_folder(path), False) if path.is_dir() else ([_of_file(path)], True)
+    if isinstance(inputs, Tensor | np.ndarray):
+        array = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
+        if array.ndim == 3:
+            return [_of_array(points, f"cloud {i}") for i, points in enumerate(array)], False
+        return [_of_array(array, "cloud")], True
+    if isinstance(inputs, Iterable):
+        found: list[Input] = []
+        for item in inputs:
+            if not isinstance(item, str | os.PathLike | Tensor | np.ndarray):
+                raise DataError(f"a list with a {type(item).__name__}; give arrays (points, 3), files or folders")
+            some, single = as_inputs(item)
+            named = not isinstance(item, Tensor | np.ndarray)
+            found += some if named or not single else [some[0]._replace(name=f"cloud {len(found)}")]
+        return found, False
+    raise DataError(f"a {type(inputs).__name__} is not a cloud; give an array (points, 3), a file, a folder or a list")
+
+
+def present(cloud: Input, preprocessing: Preprocessing, up: UpAxis | None, keep_all: bool = False) -> Presented:
+    """Read a cloud and bring it to the points that the model was trained on, as evaluation does.
+
+    Args:
+        cloud: what to read.
+        preprocessing: that of the model.
+        up: the axis that points up in the cloud, where it is another than in the training data.
+        keep_all: return all points too.
+
+    Raises:
+        DataError: a cloud that cannot be read or used.
+    """
+    shape = near_origin(cloud.read(), cloud.name)
+    if up is not None and preprocessing.up_axis is not None:
+        shape = shape._replace(vertices=turn(shape.vertices, up, preprocessing.up_axis))
+    count = preprocessing.stored_points
+    if count is None:  # nobody knows: all points, more where there are too few
+        count = preprocessing.num_points if shape.faces is not None else len(shape.vertices)
+        count = max(count, preprocessing.num_points)
+    stored = torch.from_numpy(sample_shape(shape, count, _DRAW, cloud.name).points)[None]
+    settings = EvalSettings(preprocessing.num_points, preprocessing.normalize, preprocessing.sampling)
+    points, index = settings.present(stored)
+    everywhere = torch.from_numpy(shape.vertices.astype(np.float32)) if keep_all else None
+    return Presented(cloud.name, points[0], ops.gather_points(stored, index)[0], everywhere)
+
+
+def check_up(up: str | None, preprocessing: Preprocessing) -> None:
+    """Refuse an axis that there is not, or that a model cannot make use of.
+
+    Raises:
+        ConfigError: what is wrong with it.
+    """
+    if up not in (None, *get_args(UpAxis)):
+        raise ConfigError(f"up={up!r}; choose from {', '.join(get_args(UpAxis))}")
+    if up is not None and preprocessing.up_axis is None:
+        raise ConfigError(
+            f"up={up!r}, but the checkpoint does not say which axis pointed up in its training data; turn the cloud "
+            "yourself, or set model.preprocessing"
+        )
+
+
+def turn(points: NDArray[np.float64], up: UpAxis, to: UpAxis) -> NDArray[np.float64]:
+    """Turn points (P, 3) a quarter so that the axis `up` becomes the axis `to`; the third axis stays where it is."""
+    if up == to:
+        return points
+    source, target = "xyz".index(up), "xyz".index(to)
+    turned = points.copy()
+    turned[:, target], turned[:, source] = points[:, source], -points[:, target]
+    return turned
+
+
+def _of_folder(folder: Path) -> list[Input]:
+    found = sorted(walk(folder, str(folder), EXTENSIONS))
+    if not found:
+        raise DataError(f"{folder} has no clouds or meshes; known are {' '.join(EXTENSIONS)}")
+    return [Input(name, partial(read_shape, path)) for name, path in found]
+
+
+def _of_file(path: Path) -> Input:
+    if not path.is_file():
+        raise DataError(f"{path} is not a file or a folder; check the path")
+    if path.suffix.lower() not in EXTENSIONS:
+        raise DataError(f"{path} is of an unknown kind; known are {' '.join(EXTENSIONS)}")
+    # Bytes that are not UTF-8 come as surrogates, which can be neither printed nor written.
+    return Input(str(path).encode("utf-8", "replace").decode(), partial(read_shape, path))
+
+
+def _of_array(array: NDArray[Any], name: str) -> Input:
+    return Input(name, partial(_shape_of_array, array, name))
+
+
+def _shape_of_array(array: NDArray[Any], name: str) -> Shape:
+    if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
+        raise DataError(f"{name} is {array.shape} {array.dtype}; give x, y and z of each point: (points, 3) numbers")
+    if len(array) == 0:
+        raise DataError(f"{name} has no points")
+    points = array.astype(np.float64)
+    if not np.isfinite(points).all():
+        raise DataError(f"{name} has {points[~np.isfinite(points)][0]} among its coordinates; remove or repair it")
+    return Shape(points)

@@ -1,0 +1,187 @@
+"""A trained model as a folder: config.json, model.safetensors with the official keys, README.md for people."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pc_ewa.errors import CheckpointError, ConfigError
+from pc_ewa.ewa import expert_layers, has_gate
+from pc_ewa.files import write_text, write_whole
+from pc_ewa.inference.card import model_card
+from pc_ewa.models import create_model
+from pc_ewa.models.base import PointModel, Preprocessing
+from pc_ewa.models.checkpoints.bounds import no_larger_than
+from pc_ewa.models.checkpoints.read import check_finite, read_weights
+from pc_ewa.package import version
+from pc_ewa.validation import check_arguments
+
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+_FORMAT = 1  # of config.json; a later one that older code cannot read counts up
+# The argument of a model that is the number of its classes, by its task.
+_COUNTS = {"classify": "num_classes", "segment": "num_categories"}
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    metrics: Mapping[str, Any] | None = None,
+    licence: str | None = None,
+    notes: str = "",
+    repo: str | None = None,
+) -> Path:
+    """Write a model to a folder that `from_pretrained`, `load_model` and the Hub take.
+
+    Args:
+        model: built by `create_model`, or loaded; merged.
+        folder: made if need be. Of what is there, only these three files are replaced.
+        metrics: for the card and config.json, in place of those of the run.
+        licence: of the weights, as the Hub abbreviates it: "apache-2.0".
+        notes: Markdown for the end of the card: limits, credits, how it was made.
+        repo: "owner/name" on the Hub, for the code in the card.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: a model with experts, or one that was not built by `create_model`.
+        WriteError: a folder that cannot be written.
+
+    Example:
+        >>> model = pc_ewa.load_model("furniture", device="cpu")
+        >>> folder = model.save_pretrained("saved")
+        >>> torch.equal(pc_ewa.from_pretrained(folder, device="cpu").norm.weight, model.norm.weight)
+        True
+    """
+    from safetensors.torch import save
+
+    _check_plain(model)
+    about, folder = _about(model, metrics, licence), Path(folder)
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    content = save(weights, {"format": "pt"})
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be made: {error.strerror}; choose another folder") from None
+    # The config comes last: a folder without it is not one of ours, whatever a crash left.
+    write_whole(folder / WEIGHTS, lambda file: file.write(content))
+    write_text(folder / CARD, model_card(about, repo or folder.name, notes))
+    write_text(folder / CONFIG, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    return folder
+
+
+def read_folder(folder: Path) -> PointModel:
+    """Build the model of a saved folder, and load every weight of it.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged, or does not fit the others.
+    """
+    about = _read_config(folder / CONFIG)
+    built_as, names, weights = dict(about["model"]), about.get("class_names"), read_weights(folder / WEIGHTS)
+    check_finite(weights, folder / WEIGHTS)
+    try:
+        with no_larger_than(weights.values(), folder / CONFIG):
+            model: Any = create_model(str(built_as.pop("name", None)), **built_as)
+        wanted = about.get("preprocessing")
+        preprocessing = None if wanted is None else Preprocessing(**check_arguments("it", Preprocessing, wanted))
+    except (ConfigError, TypeError) as error:
+        raise CheckpointError(f"{folder / CONFIG} does not describe a model: {error}") from None
+    check_names(folder / CONFIG, model, names)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split(":", 1)[-1].split())[:200]
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit {CONFIG}: {reason}") from None
+    model.class_names = None if names is None else tuple(names)
+    model.preprocessing, model.training_record = preprocessing, about.get("training")
+    model.parts_of = checked_parts(folder / CONFIG, about.get("parts_of"), model)
+    model.precision = about.get("precision", "fp32")
+    return model.eval()
+
+
+def checked_parts(path: Path, parts_of: Any, model: Any) -> tuple[tuple[int, ...], ...] | None:
+    """Return the parts of each class of a segmenter as a file has them.
+
+    Raises:
+        CheckpointError: something else.
+    """
+    if parts_of is None:
+        return None
+    built_as = model.built_as
+    fits = isinstance(parts_of, list) and len(parts_of) == built_as.get("num_categories")
+    known = range(built_as.get("num_parts", 0))
+    if not fits or not all(isinstance(row, list) and row and all(part in known for part in row) for row in parts_of):
+        raise CheckpointError(f"{path} has parts_of {str(parts_of)[:60]}, which does not fit the model: damaged")
+    return tuple(map(tuple, parts_of))
+
+
+def _check_plain(model: nn.Module) -> None:
+    if has_gate(model):
+        raise CheckpointError(
+            "the model has gated mixtures of experts, which no other code reads; keep its checkpoint, or train without "
+            "a gate"
+        )
+    if expert_layers(model):
+        count = len(expert_layers(model))
+        raise CheckpointError(f"the model has {count} mixtures of experts; merge it first: pc_ewa.merge_experts(model)")
+    if not getattr(model, "built_as", None):
+        raise CheckpointError(f"this {type(model).__name__} was not built by pc_ewa.create_model; build it so")
+
+
+def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -> dict[str, Any]:
+    """Everything that config.json says, in plain types."""
+    record = getattr(model, "training_record", None)
+    if metrics is not None:
+        record = {**(record or {}), "metrics": dict(metrics)}
+    if licence is not None:
+        record = {**(record or {}), "licence": licence}
+    names, preprocessing = getattr(model, "class_names", None), getattr(model, "preprocessing", None)
+    return {
+        "format": _FORMAT,
+        "pc_ewa": version(),
+        "model": dict(model.built_as),
+        "class_names": None if names is None else list(names),
+        "preprocessing": None if preprocessing is None else asdict(preprocessing),
+        "parts_of": getattr(model, "parts_of", None),
+        "precision": getattr(model, "precision", "fp32"),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "training": None if record is None else dict(record),
+    }
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {' '.join(str(error).split())[:120]}; get a fresh copy"
+        ) from None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise CheckpointError(f"{path} has no section model: pc_ewa.save_pretrained did not write it")
+    if not isinstance(content.get("preprocessing"), dict | None):
+        raise CheckpointError(f"{path} has preprocessing {str(content['preprocessing'])[:60]}; expected a section")
+    if content.get("format") != _FORMAT:
+        found = content.get("format")
+        raise CheckpointError(f"{path} has format {found!r}, and this version reads {_FORMAT}; update pc-ewa")
+    if content.get("precision", "fp32") not in ("fp32", "bf16"):
+        raise CheckpointError(f"{path} has precision {content['precision']!r}; choose from fp32, bf16")
+    return content
+
+
+def check_names(path: Path, model: Any, names: Any) -> None:
+    """Refuse class names that are not one for each class of a model.
+
+    Raises:
+        CheckpointError: what is wrong with them.
+    """
+    if names is None:
+        return
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path} has class_names {str(names)[:60]!r}; expected a list of names")
+    count = model.built_as.get(_COUNTS.get(getattr(model, "task", ""), ""), len(names))
+    if count != len(names):
+        raise CheckpointError(f"{path} has {len(names)} class_names for {count} classes")

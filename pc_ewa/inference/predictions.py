@@ -1,0 +1,208 @@
+"""Predictions of a trained model on clouds of any size; the forward pass is that of evaluation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pc_ewa import ops
+from pc_ewa.data import UpAxis
+from pc_ewa.errors import ConfigError, DataError, OutputError
+from pc_ewa.eval import EvalSettings
+from pc_ewa.eval.batches import evaluation_mode
+from pc_ewa.eval.segmentation import predict_parts
+from pc_ewa.inference.clouds import Input, Presented, as_inputs, check_up, present
+from pc_ewa.models.base import Preprocessing
+from pc_ewa.validation import nearest
+
+OnError = Callable[[Input, DataError], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The class of a cloud.
+
+    Attributes:
+        name: of the file, or "cloud" and its position.
+        logits: (classes,) float32, on the CPU.
+        class_names: the name of each class.
+    """
+
+    name: str
+    logits: Tensor
+    class_names: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Probability of each class, (classes,)."""
+        return self.logits.softmax(0)
+
+    @property
+    def label(self) -> str:
+        """Name of the most probable class."""
+        return self.class_names[int(self.logits.argmax())]
+
+    @property
+    def probability(self) -> float:
+        """Probability of the most probable class."""
+        return float(self.probabilities.max())
+
+    def top(self, count: int = 5) -> list[tuple[str, float]]:
+        """Return the names of the `count` most probable classes and their probabilities, the highest first."""
+        values, index = self.probabilities.topk(min(count, len(self.class_names)))
+        return [(self.class_names[i], value) for i, value in zip(index.tolist(), values.tolist(), strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class PartPrediction:
+    """The part of each point of a cloud.
+
+    Attributes:
+        name: of the file, or "cloud" and its position.
+        category: the class that the cloud was said to be.
+        points: (V, 3) float32: all points of the cloud, or the vertices of the mesh. Where a cloud was turned, or moved
+            to the origin because it was far from it, they are where they came to be.
+        parts: (V,) int64, the part of each: that of the nearest point that the model saw.
+    """
+
+    name: str
+    category: str
+    points: Tensor
+    parts: Tensor
+
+
+def predict(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    category: str | None = None,
+    up: UpAxis | None = None,
+    batch_size: int = 64,
+) -> Any:
+    """Classify or segment clouds of any size, presented to the model as in its training data.
+
+    The same points give the same answer every time, whatever their file is called.
+
+    Args:
+        model: from `load_model` or `from_pretrained`.
+        inputs: points (P, 3) or (B, P, 3), a file, a folder with files at any depth, or a list of such. Meshes are
+            sampled on their surface.
+        category: segmenters only: the class of the shapes. May be left out where the model knows only one.
+        up: the axis that points up in these clouds, where it is not `model.preprocessing.up_axis`; they are turned.
+        batch_size: clouds that go through the model at once.
+
+    Returns:
+        A `Prediction`, or for a segmenter a `PartPrediction`; a list of them for a batch, a list or a folder.
+
+    Raises:
+        ConfigError: a model that cannot predict, a category or axis that it does not know.
+        DataError: a cloud that cannot be read or used, the first of them.
+        OutputError: a model that puts out NaN or inf.
+
+    Example:
+        >>> model = pc_ewa.load_model("furniture", device="cpu")
+        >>> prediction = pc_ewa.inference.predict(model, torch.rand(5000, 3))  # or model.predict(...)
+        >>> len(prediction.top(3)), prediction.label in model.class_names
+        (3, True)
+    """
+    clouds, single = as_inputs(inputs)
+    found = list(predict_each(model, clouds, category=category, up=up, batch_size=batch_size))
+    return found[0] if single else found
+
+
+def predict_each(
+    model: nn.Module,
+    clouds: Sequence[Input],
+    *,
+    category: str | None = None,
+    up: UpAxis | None = None,
+    batch_size: int = 64,
+    on_error: OnError | None = None,
+) -> Iterator[Any]:
+    """Yield the predictions for clouds in their order, read a batch at a time.
+
+    Args:
+        model: as for `predict`.
+        clouds: from `as_inputs`.
+        category: as for `predict`.
+        up: as for `predict`.
+        batch_size: as for `predict`.
+        on_error: gets each cloud that cannot be used, and why; it is left out. None: the first one raises.
+    """
+    preprocessing = check_ready(model)
+    check_up(up, preprocessing)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}; give 1 or more")
+    label = _category(model, category)
+    for begin in range(0, len(clouds), batch_size):
+        batch = []
+        for cloud in clouds[begin : begin + batch_size]:
+            try:
+                batch.append(present(cloud, preprocessing, up, keep_all=label is not None))
+            except DataError as error:
+                if on_error is None:
+                    raise
+                on_error(cloud, error)
+        if batch:
+            yield from _forward(model, preprocessing, batch, label)
+
+
+def check_ready(model: nn.Module) -> Preprocessing:
+    """Return how clouds are presented to a model.
+
+    Raises:
+        ConfigError: a model that has no classes or parts, or that nobody trained.
+    """
+    name, task = type(model).__name__, getattr(model, "task", None)
+    if task not in ("classify", "segment"):
+        raise ConfigError(f"{name} is made to {task}: it has no classes; fine-tune a classifier from it")
+    preprocessing: Preprocessing | None = getattr(model, "preprocessing", None)
+    if preprocessing is None or getattr(model, "class_names", None) is None:
+        raise ConfigError(
+            f"this {name} does not know its classes or how clouds were presented to it; load a trained one with "
+            "pc_ewa.load_model, or set model.class_names and model.preprocessing"
+        )
+    return preprocessing
+
+
+def _category(model: Any, category: str | None) -> int | None:
+    """Return the position of the category that a segmenter is told, None for a classifier."""
+    names: tuple[str, ...] = model.class_names
+    if model.task == "classify":
+        if category is not None:
+            raise ConfigError(f"category={category!r}, but {type(model).__name__} tells classes itself; leave it out")
+        return None
+    if category is None:
+        if len(names) > 1:
+            raise ConfigError(f"category is missing: a segmenter is told what it sees; choose from {', '.join(names)}")
+        return 0
+    if category not in names:
+        raise ConfigError(f"unknown category {category!r}; {nearest(category, names)}")
+    return names.index(category)
+
+
+def _forward(
+    model: Any, preprocessing: Preprocessing, batch: Sequence[Presented], label: int | None
+) -> Iterator[Prediction | PartPrediction]:
+    device = next(model.parameters()).device
+    settings = EvalSettings(preprocessing.num_points, precision=getattr(model, "precision", "fp32"))
+    points = torch.stack([cloud.points for cloud in batch]).to(device)
+    with evaluation_mode(model, device, settings):
+        if label is None:
+            scores = model(points).float().cpu()
+        else:
+            labels = torch.full((len(batch),), label, device=device)
+            scores = model(points, labels)
+            every = [range(scores.shape[-1])] * len(model.class_names)
+            parts = predict_parts(scores, labels, getattr(model, "parts_of", None) or every).cpu()
+    if not scores.isfinite().all():  # the largest of such numbers is the first: answers would look sound
+        raise OutputError(f"{type(model).__name__} puts out NaN or inf; look at its weights, or use precision=fp32")
+    if label is None:
+        yield from (Prediction(cloud.name, row, model.class_names) for cloud, row in zip(batch, scores, strict=True))
+        return
+    for cloud, row in zip(batch, parts, strict=True):
+        assert cloud.all_points is not None  # they were asked for
+        nearest_seen = ops.knn(cloud.all_points[None], cloud.places[None], 1)[1][0, :, 0]
+        yield PartPrediction(cloud.name, model.class_names[label], cloud.all_points, row[nearest_seen])

@@ -1,0 +1,44 @@
+"""`python -m pc_ewa.train.launch`: torchrun, ending as the training in it ended.
+
+torchrun exits with 1 and a traceback whatever its processes exited with. Here a run that a signal stopped exits with
+128 + its number, and one whose processes have said in a line why they cannot go on with their code, 2.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from pc_ewa.train.signals import STOP_SIGNALS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run torchrun with these arguments, those of the command line by default; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--signals-to-handle" in run.get_args_parser().format_help():  # torch 2.11 has it; older ones die of SIGUSR1
+        # torchrun passes on to its processes what it handles; SIGUSR1 is not among them unless asked for.
+        arguments = ["--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS), *arguments]
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its reports repeat what the processes said
+    try:
+        run.main(arguments)
+    except SignalException as stop:
+        return 128 + int(stop.sigval)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        if failure.exitcode >= 0:
+            return int(failure.exitcode)
+        name = signal.Signals(-failure.exitcode).name
+        print(
+            f"error: process {rank} died of {name}; the same command goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return 128 - int(failure.exitcode)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

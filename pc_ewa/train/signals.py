@@ -1,0 +1,52 @@
+"""Signals that ask a run to stop: it saves first."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+# A scheduler's end, Ctrl-C, a closed terminal, and Slurm's warning (sbatch --signal=USR1@60).
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+@contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Collect the signals that ask to stop, instead of dying of them; a second Ctrl-C interrupts at once.
+
+    A signal that was ignored before stays ignored, as SIGHUP under nohup. Outside of the main thread, where Python
+    lets nobody handle signals, none is collected.
+
+    Yields:
+        The signals so far, in their order.
+    """
+    received: list[int] = []
+
+    def note(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    handled = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for number in handled:
+            signal.signal(number, note)
+    except ValueError:  # not the main thread
+        handled = {}
+    try:
+        yield received
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+
+
+def first_signal(received: list[int], device: torch.device) -> int:
+    """Return the signal that asked one of the processes to stop, 0 for none; all processes get the same answer."""
+    number = received[0] if received else 0
+    if not dist.is_initialized():
+        return number
+    largest = torch.tensor(number, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest.item())
