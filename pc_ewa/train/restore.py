@@ -56,7 +56,7 @@ def restore(
     if experts := [len(value) for key, value in weights.items() if ".experts." in key and value.dim()]:
         asked = experiment.ewa.arguments["num_experts"] if experiment.ewa else 0
         if asked > max(experts):
-            raise CheckpointError(f"{path} is damaged: ewa.num_experts={asked} in its config, {max(experts)} in it")
+            raise CheckpointError(f"{path} does not fit ewa.num_experts={asked} of its config: it has {max(experts)}")
         put_experts(model, experiment)
     weights, note = fit_head(weights, model)
     check_finite(weights, path)
