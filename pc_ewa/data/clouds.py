@@ -199,10 +199,7 @@ class Clouds:
 
 
 def join(first: Clouds, second: Clouds) -> Clouds:
-    """Return the shapes of two splits of one dataset as one.
-
-    Splits that map the same file, whole, stay mapped; those read into memory are copied.
-    """
+    """Join two splits of one dataset; those that map the same file, whole, stay mapped, the others are copied."""
     names = None
     if first.shape_names is not None and second.shape_names is not None:
         names = first.shape_names + second.shape_names

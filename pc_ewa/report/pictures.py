@@ -16,6 +16,7 @@ from pc_ewa.viz.judged import Judgement, judge
 from pc_ewa.viz.pick import unit_points
 
 _WORST, _BEST = 8, 4
+_HERE = ["device=auto"]  # the run may have been on another machine
 
 
 class Pictures:
@@ -27,9 +28,8 @@ class Pictures:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
-        source, output = str(run.path), f"output={run.path}"
-        self._config = Subjects([source], [output], "test", with_model=False)
-        self._subjects = Subjects([source], [output], "test")
+        self._config = Subjects([str(run.path)], _HERE, "test", with_model=False)
+        self._subjects = Subjects([str(run.path)], _HERE, "test")
 
     @property
     def experiment(self) -> Experiment:
@@ -64,7 +64,7 @@ class Pictures:
         if hasattr(encoder, "cls_token"):
             yield "Attention", _scene("attention", **shown, shapes=shapes)
         if self.run.checkpoints.last.is_file():
-            before = Subjects([str(self.run.path)], [f"output={self.run.path}"], "test", experts=True)
+            before = Subjects([str(self.run.path)], _HERE, "test", experts=True)
             if expert_layers(before.model):
                 yield "Experts", _scene("experts", **shown | {"model": before.model}, shapes=shapes[:1])
 

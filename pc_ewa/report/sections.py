@@ -55,9 +55,9 @@ def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
 
 def headline(summary: Mapping[str, Any], metric: Metric) -> Html:
     """Tabulate the test metric before and after merging, at the last step and the best, with its standard error."""
-    titles = (
-        ("with experts", "merged") if summary["mixtures"] and not summary.get("gated") else ("as trained", "as kept")
-    )
+    titles = ("with experts", "merged") if summary["mixtures"] else ("as trained", "dense")
+    if summary.get("gated"):
+        titles = ("as trained", "kept as MoE")
     states = [("last step", "")]
     if summary["val_samples"]:
         states.append((f"best by validation (step {summary['best_step']})", "_best"))

@@ -4,6 +4,7 @@ import base64
 import json
 import re
 import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -100,6 +101,40 @@ def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
     for tag, attributes in Page(page).elements:
         assert not {"src", "srcset", "onclick"} & attributes.keys(), tag
         assert (attributes.get("href") or "#").startswith("#")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 500])
+def test_it_works_in_a_browser(page: str, width: int, tmp_path: Path) -> None:
+    """No error, no sideways scroll; a cloud turns by pointer and by keys. Headless Chromium is at least 500 wide."""
+    probe = """<script>
+    const errors = []; addEventListener("error", event => errors.push(event.message));
+    requestAnimationFrame = task => setTimeout(task);  // there are no frames without a window
+    HTMLElement.prototype.setPointerCapture = () => {};  // made-up pointers cannot be captured
+    addEventListener("load", () => setTimeout(async () => {
+      const canvas = document.querySelector("canvas"), frame = () => new Promise(done => setTimeout(done, 60));
+      const looks = [canvas.toDataURL()];
+      const point = (kind, x) => canvas.dispatchEvent(new PointerEvent(kind, {pointerId: 1, clientX: x, clientY: 9}));
+      point("pointerdown", 0); point("pointermove", 40); point("pointerup", 40);
+      await frame(); looks.push(canvas.toDataURL());
+      canvas.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowUp"}));
+      await frame(); looks.push(canvas.toDataURL());
+      const wide = document.documentElement.scrollWidth > innerWidth;
+      document.title = JSON.stringify({errors, looks: new Set(looks).size, wide});
+    }, 150));</script>"""
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("<head>", f"<head>{probe}", 1))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--virtual-time-budget=3000"]
+    command = [
+        "chromium",
+        *flags,
+        f"--window-size={width},900",
+        f"--user-data-dir={tmp_path}/user",
+        "--dump-dom",
+        str(file),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(Page(done.stdout).text["title"][0]) == {"errors": [], "looks": 3, "wide": False}
 
 
 def test_names_stay_text() -> None:

@@ -14,6 +14,7 @@ from pc_ewa.viz.renderers.sheet import point_pixels
 from pc_ewa.viz.scene import Scene
 
 _SIDE = 360  # pixels of a panel
+_SCALE = 2.3  # of the cube around the points: without perspective, this decides how large it looks
 
 
 def draw_scenes(scenes: Sequence[tuple[Scene, Path]]) -> None:
@@ -31,7 +32,7 @@ def figure_of(scene: Scene) -> Any:
     titles = [_text(panel.title) for panel in scene.panels]
     kinds = [[{"type": "scene"}] * columns for _ in range(rows)]
     figure = make_subplots(rows, columns, specs=kinds, subplot_titles=titles, horizontal_spacing=0, vertical_spacing=0)
-    size = point_pixels(max(len(panel.points) for panel in scene.panels), _SIDE)
+    size = 0.4 * point_pixels(max(len(panel.points) for panel in scene.panels), _SIDE)
     for index, panel in enumerate(scene.panels):
         row, column = divmod(index, columns)
         colours = [as_hex(colour) for colour in panel.colours]
@@ -46,9 +47,9 @@ def figure_of(scene: Scene) -> Any:
         figure.add_trace(nothing, 1, 1)
     limits = [[middle - scene.radius, middle + scene.radius] for middle in scene.center.tolist()]
     axes = {f"{a}axis": {"visible": False, "range": limit} for a, limit in zip("xyz", limits, strict=True)}
-    eye = dict(zip("xyz", (1.8 * FRONT).tolist(), strict=True))
+    eye = dict(zip("xyz", FRONT.tolist(), strict=True))
     camera = {"up": {"x": 0, "y": 1, "z": 0}, "eye": eye, "projection": {"type": "orthographic"}}
-    figure.update_scenes(**axes, aspectmode="cube", camera=camera)
+    figure.update_scenes(**axes, aspectmode="manual", aspectratio=dict.fromkeys("xyz", _SCALE), camera=camera)
     size_of_page = {"width": max(columns * _SIDE, 480), "height": rows * _SIDE + 80}
     return figure.update_layout(title=_text(scene.title), legend={"itemsizing": "constant"}, **size_of_page)
 
