@@ -16,7 +16,7 @@ from pc_ewa.package import missing_package
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
-    from transformers.utils import is_datasets_available
+    from transformers.utils.import_utils import is_datasets_available
 except ModuleNotFoundError as error:
     raise missing_package(error, "pc_ewa.integrations.transformers") or error from None
 
