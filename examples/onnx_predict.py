@@ -18,7 +18,7 @@ if about["task"] != "classify":
     sys.exit(f"{model} is made to {about['task']}; give a classifier")
 
 points = (np.load(file) if file.endswith(".npy") else np.loadtxt(file))[:, :3].astype(np.float64)
-if stored and len(points) != stored:  # as dense as the training data was, before anything else
+if stored and len(points) != stored:  # as dense as the training data was; chance decides which
     points = points[np.random.default_rng(0).choice(len(points), stored, replace=len(points) < stored)]
 if about["preprocessing"]["normalize"]:  # into the unit sphere
     points -= points.mean(axis=0)

@@ -23,6 +23,7 @@ OPTIONAL = {
     "matplotlib": "compare",
     "scipy": "compare",
     "open3d": "viz",
+    "plotly": "viz",
     "accelerate": "trainers",
     "lightning": "trainers",
     "transformers": "trainers",

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pc_ewa.benchmark.contest import PAUSE, Contender, Score, Verdict, compete
 from pc_ewa.benchmark.report import Table, Target, as_markdown, as_text, hardware, number
 from pc_ewa.eval.metric import ACCURACY, INSTANCE_MIOU
-from pc_ewa.export import OnnxModel, OpenVinoModel, export_onnx, quantize
+from pc_ewa.export import OnnxModel, OpenVinoModel, export_onnx, openvino_precisions, quantize
 from pc_ewa.export.check import TOLERANCE
 from pc_ewa.export.source import knowledge
 from pc_ewa.export.source import measure as measure_on
@@ -25,6 +25,7 @@ from pc_ewa.progress import progress
 from pc_ewa.train.restore import Restored
 
 EAGER = "PyTorch, eager"
+OPENVINO, OPENVINO_BF16 = "OpenVINO", "OpenVINO, bf16"
 EXACT_TARGET, TARGET = 1.4, 2.3  # times as fast as eager at batch 1
 LOSS = 0.2  # points of accuracy that the fastest may lose
 
@@ -43,8 +44,8 @@ WAYS: dict[str, Callable[[nn.Module, Files, int], nn.Module]] = {
     "PyTorch, compiled": lambda model, files, threads: compiled(model),
     "onnxruntime": lambda model, files, threads: OnnxModel(files.exact, threads),
     "onnxruntime, int8": lambda model, files, threads: OnnxModel(files.int8, threads),
-    "OpenVINO": lambda model, files, threads: OpenVinoModel(files.exact, "f32", threads),
-    "OpenVINO, bf16": lambda model, files, threads: OpenVinoModel(files.exact, "bf16", threads),
+    OPENVINO: lambda model, files, threads: OpenVinoModel(files.exact, "f32", threads),
+    OPENVINO_BF16: lambda model, files, threads: OpenVinoModel(files.exact, "bf16", threads),
 }
 
 
@@ -56,7 +57,7 @@ class Plan:
         rounds: how often each contender runs.
         threads: numbers of threads.
         batches: numbers of clouds in a call.
-        ways: names in WAYS; those whose packages are not installed are left out.
+        ways: names in WAYS; those that cannot run here are left out.
         exported: the model as ONNX, if it was exported already.
         pause: seconds before each timing.
     """
@@ -78,7 +79,7 @@ class Latency:
     quality: dict[str, float]
     scores: dict[tuple[int, int], dict[str, Score]] = field(default_factory=dict)
 
-    def tables(self) -> list[Table]:
+    def table(self) -> Table:
         """Return a table: a row for each way, a column for each number of threads and clouds."""
         header = ["", *(f"{t} threads, batch {b}" if t > 1 else f"1 thread, batch {b}" for t, b in self.scores)]
         rows = [
@@ -91,7 +92,7 @@ class Latency:
             for way, score in scores.items()
             if score.problem
         ]
-        return [Table(self.title, [*header, "scores off by", self.metric], rows, notes)]
+        return Table(self.title, [*header, "scores off by", self.metric], rows, notes)
 
     def targets(self) -> list[Target]:
         """Return what we hold ourselves to, at batch 1: the speed of the exact and of the other ways."""
@@ -157,7 +158,9 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     metric = ACCURACY if model.task == "classify" else INSTANCE_MIOU
     title = f"{type(model).__name__}, {parameters:.1f} M parameters, {count} points: ms a call (times as fast as eager)"
-    ways = [way for way in plan.ways if not way.startswith("OpenVINO") or version_of("openvino")]
+    precisions, wanted = openvino_precisions(), {OPENVINO: "f32", OPENVINO_BF16: "bf16"}
+    missing = {way for way in plan.ways if way in wanted and wanted[way] not in precisions}
+    ways = [way for way in plan.ways if way not in missing]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         files = _files(restored, plan, Path(folder))
         with _threads(max(plan.threads)):
@@ -172,7 +175,9 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
                 for batch in plan.batches:
                     found.scores[threads, batch] = _race(model, models, batch, count, plan)
     print(hardware(torch.device("cpu")), "\n")
-    print("\n".join(as_text(table) for table in found.tables()))
+    if missing:
+        print(f"without {' and '.join(sorted(missing))}: not installed, or not on this CPU\n")
+    print(as_text(found.table()))
     for target in found.targets():
         print(target.describe())
     return found
@@ -194,7 +199,7 @@ def page(found: Latency, command: str, plan: Plan) -> str:
             "  are medians over the rounds too. Grouping is a part of every call. A way is exact if its scores are",
             f"  those of eager PyTorch to {TOLERANCE:g}.",
             "",
-            *(as_markdown(table) for table in found.tables()),
+            as_markdown(found.table()),
             "",
             "## What we hold ourselves to",
             "",

@@ -18,6 +18,8 @@ COMMANDS = {
     "merge": "merge the experts of a checkpoint, or convert it to another format",
     "export": "write a trained model as ONNX or .pt2, for use without pc-ewa",
     "compare": "compare variants of an experiment over seeds, or finished runs",
+    "report": "write a page on runs: curves, confusions, mistakes as clouds to turn",
+    "show": "draw clouds, patches, experts, attention, parts and mistakes",
     "prepare": "get a dataset and convert it to one file, or convert shapes of your own",
     "benchmark": "time training steps, the point-cloud ops or data on this machine",
     "info": "print versions, devices and what a bug report needs",

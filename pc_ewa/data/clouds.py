@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -137,6 +137,12 @@ class Clouds:
             rows=None,
             file=None,
         )
+
+    def show(self, shapes: int | Sequence[int] = 0, **options: Any) -> Any:
+        """Show shapes by their positions, in a notebook, a window, or a file `path`; see `pc_ewa.viz.show`."""
+        from pc_ewa.viz import show
+
+        return show(self, shapes, **options)
 
     def split_validation(self, fraction: float, seed: int) -> tuple[Clouds, Clouds]:
         """Cut a stratified validation part; the same seed gives the same parts on every machine.

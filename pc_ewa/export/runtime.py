@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from pc_ewa.errors import CheckpointError
+from pc_ewa.export.trace import quiet
 
 DESCRIPTION = "pc_ewa.json"  # the metadata in a .pt2
 
@@ -86,6 +87,16 @@ class OpenVinoModel(nn.Module):
         return torch.from_numpy(np.array(self.compiled(list(map(array, tensors)))[0]))
 
 
+def openvino_precisions() -> set[str]:
+    """Return the precisions that OpenVINO has on this CPU, if it is installed; others it replaces without a word."""
+    try:
+        import openvino
+    except ModuleNotFoundError:
+        return set()
+    found = set(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return {name for name, capability in (("f32", "FP32"), ("bf16", "BF16")) if capability in found}
+
+
 class ProgramModel(nn.Module):
     """A .pt2 file of torch.export, or the program itself; called like the network it was exported from.
 
@@ -100,7 +111,8 @@ class ProgramModel(nn.Module):
         extra = {DESCRIPTION: ""}
         if not isinstance(source, ExportedProgram):
             try:
-                source = torch.export.load(source, extra_files=extra)
+                with quiet():
+                    source = torch.export.load(source, extra_files=extra)
             except Exception as error:  # it promises none
                 reason = " ".join(str(error).split())[:200]
                 raise CheckpointError(f"torch.export cannot load {source}: {reason}") from None

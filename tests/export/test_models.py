@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pc_ewa.export import OnnxModel, OpenVinoModel, ProgramModel, export, export
 from pc_ewa.export import write as writing
 from pc_ewa.export.check import KINDS, largest_difference
 from pc_ewa.export.trace import least_points, ready, trace
-from pc_ewa.package import version_of
+from pc_ewa.package import MissingPackageError, version_of
 
 PREPROCESSING = {"num_points": 48, "sampling": "farthest", "normalize": True}
 
@@ -159,6 +160,15 @@ def test_a_step_that_torch_does_not_manage_is_one_line_with_the_versions(
     monkeypatch.setattr(torch.export, "export", broken)
     with pytest.raises(CheckpointError, match=rf"torch {re.escape(torch.__version__)}.*RuntimeError: no way"):
         export(small("point_mae_classifier"), tmp_path / "a.pt2")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime", "onnxscript"])
+def test_a_missing_package_is_one_line_with_the_extra(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackageError, match=package):
+        export(small("point_mae_classifier"), tmp_path / "a.onnx")
 
 
 def test_names_are_one_for_each_class(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_latency_is_timed_beside_the_accuracy_that_is_kept(
     plan = latency.Plan(2, threads=(1,), batches=(1, 3), ways=ways, exported=exported, pause=0)
     found = latency.measure(load(trained.folder), plan)
     right = trained.summary["test_correct_merged"] / 12
-    rows = {row[0]: row for row in found.tables()[0].rows}
+    rows = {row[0]: row for row in found.table().rows}
     assert {"PyTorch, eager", "PyTorch, eager, bf16", "onnxruntime", "onnxruntime, int8"} <= rows.keys()
     for way, exact in (("onnxruntime", True), ("onnxruntime, int8", False), ("PyTorch, eager, bf16", False)):
         assert all(scores[way].verdict.exact == exact for scores in found.scores.values()), way
