@@ -64,7 +64,8 @@ class EWACallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any, **kwargs: Any) -> None:
         """Log how strongly the experts are averaged, and how far apart they are."""
-        if self.averager and trainer.loggers and trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+        every = getattr(trainer, "log_every_n_steps", 0) or 1  # 0: never, and then there is no logger either
+        if self.averager and trainer.loggers and trainer.global_step % every == 0:
             pl_module.log_dict(summary(self.averager), on_step=True, on_epoch=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -131,5 +132,5 @@ def _stop_watching(module: LightningModule) -> None:
 
 def _random_state() -> dict[str, Tensor | list[Tensor]]:
     """Return the state of the generators that deal the tokens."""
-    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": devices}

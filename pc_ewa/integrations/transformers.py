@@ -7,7 +7,6 @@ from types import MethodType
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 
 from pc_ewa.errors import TrainingError
 from pc_ewa.ewa import ExpertAverager, expert_layers, merge_experts
@@ -17,7 +16,7 @@ from pc_ewa.package import missing_package
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
     from transformers.trainer_callback import ExportableState
-    from transformers.utils import is_datasets_available
+    from transformers.utils.import_utils import is_datasets_available
 except ModuleNotFoundError as error:
     raise missing_package(error, "pc_ewa.integrations.transformers") or error from None
 
@@ -49,23 +48,16 @@ class EWACallback(TrainerCallback, ExportableState):
         self.averager: ExpertAverager | None = None
         self.steps_done = 0
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
-    ) -> None:
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Upcycle the model before there is an optimizer, and have it save the merged weights too."""
         _check_datasets()
-        _save_merged_weights_too(self.recipe.upcycle(model))
+        _save_merged_weights_too(self.recipe.upcycle(kwargs["model"]))
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module,
-        optimizer: Optimizer,
-        **_: Any,
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Attach the averager to the optimizer."""
+        model, optimizer = kwargs["model"], kwargs["optimizer"]
         if not expert_layers(model):
             raise TrainingError(
                 "the model has no experts, as after a merge, with model_init, or when the callback is added late; give "
@@ -77,21 +69,16 @@ class EWACallback(TrainerCallback, ExportableState):
             _check_peft(resumed=bool(state.global_step))
         self.averager = self.recipe.averager(model, [optimizer], state.max_steps, self.steps_done)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **_: Any,
-    ) -> None:
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Add the share rate and the spread of the experts to what is logged of training."""
-        if self.averager and logs and "loss" in logs:
-            logs.update(summary(self.averager))
-            state.log_history[-1].update(summary(self.averager))
+        logs = kwargs.get("logs") or {}
+        if self.averager and "loss" in logs:
+            values = summary(self.averager)
+            logs.update(values)
+            state.log_history[-1].update(values)
 
     def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Let go of the optimizer, and merge the experts if that is wanted."""
         if self.averager:
@@ -99,7 +86,7 @@ class EWACallback(TrainerCallback, ExportableState):
             self.averager.detach()
         self.averager = None
         if self.merge:
-            merge_experts(model).__dict__.pop("save_pretrained", None)
+            merge_experts(kwargs["model"]).__dict__.pop("save_pretrained", None)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of the callback: how to make it again, and the steps done."""
@@ -138,7 +125,8 @@ def _check_datasets() -> None:
 
 def _steps_done(state: TrainerState, name: str) -> int:
     """Return the optimizer steps that a checkpoint's averager has seen."""
-    saved = state.stateful_callbacks.get(name)
+    callbacks: Any = state.stateful_callbacks  # by name, once they come from a file
+    saved = callbacks.get(name)
     saved = saved[0] if isinstance(saved, list) else saved
     if not saved:
         raise TrainingError(
