@@ -7,12 +7,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import ConfigError
 
 DESCRIPTION = """\
-Time `step`, a training step with EWA and without, `ops`, the point-cloud ops beside other libraries, or `data`."""
+Time `step`, a training step with EWA and without, `ops`, the point-cloud ops beside other libraries, or `data`;
+or disturb runs and files, `reliability`."""
 
 EPILOG = """\
 examples:
@@ -23,8 +25,9 @@ examples:
   pc-ewa benchmark ops --only knn --rounds 3
   pc-ewa benchmark ops --save performance.md
   pc-ewa benchmark data
+  pc-ewa benchmark reliability --only hostile
 
-`pc-ewa benchmark step --help`, `ops --help` and `data --help` explain their options."""
+`pc-ewa benchmark step --help`, `ops --help`, `data --help` and `reliability --help` explain their options."""
 
 DESCRIPTIONS = {
     "step": """\
@@ -38,6 +41,9 @@ threads of all. On 2 cores with everything installed it takes about 10 minutes; 
 Writes a converted set of random clouds, as large as ModelNet40 with 8,192 points unless you say otherwise (605 MB in
 the temporary folder), opens it in a fresh process, and draws batches from it: ours, Point-MAE's way, and a training
 step of the official 22.1 M model take turns.""",
+    "reliability": """\
+Kills toy runs and starts them again (kill), flips bits in weights (flips), gives hostile files to commands (hostile),
+damages files of shapes (fuzz), and watches the memory of a run (soak). Linux only; all of it takes half an hour.""",
 }
 
 
@@ -59,6 +65,16 @@ def create_parser(what: str | None = None) -> Parser:
             "--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (default: auto)"
         )
         parser.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
+    elif what == "reliability":
+        parser.add_argument("--only", metavar="PART", help="kill, flips, hostile, fuzz or soak (default: all)")
+        parser.add_argument("--kills", type=int, default=60, help="runs to kill (default: 60)")
+        parser.add_argument("--flips", type=int, default=200, help="bits to flip in each file (default: 200)")
+        parser.add_argument("--cases", type=int, default=20_000, help="damaged shapes to read (default: 20000)")
+        parser.add_argument("--minutes", type=float, default=15, help="how long the soak takes (default: 15)")
+        parser.add_argument("--seed", type=int, default=0, help="decides what is drawn (default: 0)")
+        parser.add_argument(
+            "--save", type=Path, metavar="PAGE.md", help="also write a page, and its figures to PAGE.json; see --only"
+        )
     else:
         parser.add_argument("--rounds", type=int, default=9, help="batches and steps to time (default: 9)")
         parser.add_argument("--shapes", type=int, default=12_311, help="clouds in the file (default: 12311)")
@@ -92,10 +108,7 @@ def time_ops(options: argparse.Namespace, arguments: str) -> None:
     if options.rounds < 1:
         raise ConfigError(f"--rounds {options.rounds}; time at least one")
     page = options.save
-    if page and page.is_dir():
-        raise ConfigError(f"--save {page}: that is a folder; name a file in it")
-    if page and not page.parent.is_dir():
-        raise ConfigError(f"--save {page}: there is no folder {page.parent}; make it, or choose another")
+    _check_page(page)
     from pc_ewa.benchmark.ops import measure
     from pc_ewa.benchmark.report import write_page
 
@@ -116,4 +129,35 @@ def time_data(options: argparse.Namespace, _: str) -> None:
         print(target.describe())
 
 
-BENCHMARKS = {"step": time_step, "ops": time_ops, "data": time_data}
+def disturb(options: argparse.Namespace, _: str) -> None:
+    """Check the arguments, then measure the parts; each prints its verdict as it ends."""
+    if min(options.kills, options.flips, options.cases, options.minutes) <= 0:
+        raise ConfigError("--kills, --flips, --cases and --minutes must be above 0")
+    page = options.save
+    _check_page(page)
+    from pc_ewa.benchmark.memory import can_weigh
+    from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
+    from pc_ewa.validation import choose
+
+    if not can_weigh():
+        raise ConfigError("benchmark reliability needs Linux, which tells what a process holds")
+    parts = (choose("part", options.only, {part: part for part in PARTS}),) if options.only else PARTS
+    if page and page.with_suffix(".json").exists():
+        read(page.with_suffix(".json"))  # refused now, and not after half an hour
+
+    def tell(part: str, measured: dict[str, Any]) -> None:
+        print(f"{part}: {verdict(part, measured['result'])}", flush=True)
+        if page:
+            save(page, part, measured)
+
+    measure(parts, Plan(options.kills, options.flips, options.cases, options.minutes, options.seed), tell)
+
+
+def _check_page(page: Path | None) -> None:
+    if page and page.is_dir():
+        raise ConfigError(f"--save {page}: that is a folder; name a file in it")
+    if page and not page.parent.is_dir():
+        raise ConfigError(f"--save {page}: there is no folder {page.parent}; make it, or choose another")
+
+
+BENCHMARKS = {"step": time_step, "ops": time_ops, "data": time_data, "reliability": disturb}
