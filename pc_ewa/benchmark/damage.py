@@ -7,6 +7,7 @@ import resource
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -74,7 +75,7 @@ def fuzz(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
     return result
 
 
-def hostile(toy: Toy, names: list[str] | None = None) -> dict[str, Any]:
+def hostile(toy: Toy, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Make each file, give it to the command that reads its kind, and measure how that ends."""
     results = {}
     for number, name in enumerate(CASES if names is None else names):
@@ -89,13 +90,13 @@ def hostile(toy: Toy, names: list[str] | None = None) -> dict[str, Any]:
         measured = json.loads(place.read_text()) if place.exists() else {"seconds": None, "memory": None}
         lines = printed.read_text(encoding="utf-8", errors="replace").splitlines()
         problems = []
-        if process.exitcode != 2:
-            problems.append(f"exit code {process.exitcode}")
-        if len(lines) != 1 or not lines[0].startswith("error: "):
-            problems.append(f"{len(lines)} lines: {lines[-1][:160] if lines else ''}")
-        if not place.exists() or measured["seconds"] > MOST_SECONDS:
+        if not place.exists():
+            problems.append(f"no end within {_HOSTILE_PATIENCE} s, exit code {process.exitcode}")
+        elif process.exitcode != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
+            problems.append(f"exit code {process.exitcode}, {len(lines)} lines")
+        if place.exists() and measured["seconds"] > MOST_SECONDS:
             problems.append(f"more than {MOST_SECONDS} s")
-        if not place.exists() or measured["memory"] > MOST_MEMORY:
+        if place.exists() and measured["memory"] > MOST_MEMORY:
             problems.append(f"more than {MOST_MEMORY} MB")
         if (folder / "the code ran").exists():
             problems.append("the code ran")

@@ -86,27 +86,33 @@ def _zeros(file: Any) -> None:
             file["data"].id.write_direct_chunk((shape, begin, 0), packed)
 
 
-def _torch(change: Change, *options: str) -> Maker:
+def _not_numbers(file: Any) -> None:
+    del file["data"]
+    file["data"] = np.full((36, 64, 3), np.nan, "f4")
+
+
+def _torch(change: Change, name: str = "merged_last.pt") -> Maker:
     """Change the content of a checkpoint of ours."""
 
     def make(toy: Toy, folder: Path) -> list[str]:
-        content = torch.load(toy.whole.folder / "checkpoints" / "merged_last.pt", weights_only=True)
+        content = torch.load(toy.whole.folder / "checkpoints" / name, weights_only=True)
         changed = change(content)
         torch.save(content if changed is None else changed, folder / "hostile.pt")
-        return ["evaluate", str(folder / "hostile.pt"), *options]
+        return ["evaluate", str(folder / "hostile.pt")]
 
     return make
 
 
-def _records(change: Callable[[str, bytes], bytes], method: int = zipfile.ZIP_STORED) -> Maker:
-    """Change the records in the archive of a checkpoint."""
+def _records(change: Callable[[str, bytes], bytes], deflated: str = "none") -> Maker:
+    """Change the records in the archive of a checkpoint, and deflate those whose names end so."""
 
     def make(toy: Toy, folder: Path) -> list[str]:
         path = folder / "hostile.pt"
         torch.save({"model": {"weight": torch.zeros(12_345)}}, folder / "sound.pt")
-        with zipfile.ZipFile(folder / "sound.pt") as sound, zipfile.ZipFile(path, "w", method) as archive:
+        with zipfile.ZipFile(folder / "sound.pt") as sound, zipfile.ZipFile(path, "w") as archive:
             for record in sound.infolist():
-                archive.writestr(record.filename, change(record.filename, sound.read(record)))
+                method = zipfile.ZIP_DEFLATED if record.filename.endswith(deflated) else zipfile.ZIP_STORED
+                archive.writestr(record.filename, change(record.filename, sound.read(record)), method)
         return ["evaluate", str(path), "--config", str(toy.config)]
 
     return make
@@ -204,11 +210,11 @@ CASES: dict[str, Maker] = {
     "HDF5: labels are a group": _hdf5(lambda file: (file.pop("label"), file.create_group("label"))),
     "HDF5: class names nested deeply": _hdf5(lambda file: file.attrs.update({"class_names": "[" * 60_000})),
     "HDF5: class names are numbers": _hdf5(lambda file: file.attrs.update({"class_names": "[1, 1, 1]"})),
-    "HDF5: points are NaN": _hdf5(_stored("data", data=np.full((36, 64, 3), np.nan, "f4"))),
+    "HDF5: points are NaN": _hdf5(_not_numbers),
     "pt: code in an archive": _code(True),
     "pt: code in a plain pickle": _code(False),
     "pt: a deflated record of 600 MB": _records(
-        lambda name, old: bytes(600_000_000) if name.endswith("data/0") else old, zipfile.ZIP_DEFLATED
+        lambda name, old: bytes(600_000_000) if name.endswith("data/0") else old, "data/0"
     ),
     "pt: a tensor larger than its file": _GROWN,
     "pt: 40 GB on four bytes, stride 0": _torch(lambda content: {"model": {"w": torch.zeros(1).expand(10**10)}}),
@@ -218,7 +224,7 @@ CASES: dict[str, Maker] = {
     "pt: weights are NaN": _torch(_not_finite),
     "pt: config of dim 1,000,000": _torch(_with("config", "model", "dim", value=1_000_002)),
     "pt: config of depth 1,000,000": _torch(_with("config", "model", "depth", value=10**6)),
-    "pt: config of a million experts": _torch(_with("config", "ewa", value={"num_experts": 10**6})),
+    "pt: config of a million experts": _torch(_with("config", "ewa", value={"num_experts": 10**6}), "last.pt"),
     "pt: config of lists in lists": _torch(_with("config", "seed", value=_shared(9))),
     "pt: config nested 100 deep": _torch(_with("config", "model", "dim", value=_nested(100))),
     "pt: config is text": _torch(_with("config", value="x")),

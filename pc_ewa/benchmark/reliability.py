@@ -105,7 +105,7 @@ def read(place: Path) -> dict[str, Measured]:
     """Read the figures that `save` wrote."""
     try:
         figures: dict[str, Measured] = json.loads(place.read_text(encoding="utf-8"))
-        as_page(figures)
+        as_page({part: figures[part] for part in figures.keys()})  # noqa: SIM118  (a list has none)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise DataError(
             f"{place} does not hold figures of this command; move it away, or choose another page"
