@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -47,6 +48,15 @@ class Whole(NamedTuple):
     changes: int
 
 
+class Ended(NamedTuple):
+    """A run that was killed and went on: its exit code, if it was killed twice, and attempts that came too late."""
+
+    run: Path
+    exit_code: int | None
+    twice: bool
+    not_counted: int
+
+
 class Toy:
     """A toy dataset of random clouds and an experiment on it, in a folder.
 
@@ -55,7 +65,7 @@ class Toy:
         steps: how many optimizer steps a run takes.
     """
 
-    def __init__(self, folder: Path, steps: int = 24) -> None:
+    def __init__(self, folder: Path, steps: int = 12) -> None:
         self.folder, self.data, self.config = folder, folder / "toy.h5", folder / "toy.yaml"
         points = np.random.RandomState(0).standard_normal((36, 64, 3))
         split = [0] * 24 + [1] * 12
@@ -97,32 +107,22 @@ def kill(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
     files (opening for writing, renaming, linking, removing). Every third run is killed a second time. Runs that had
     ended before the moment are not counted, and drawn again.
     """
-    draw = random.Random(seed)
-    whole = toy.whole
-    expected = contents(whole.folder)
-    differing: list[str] = []
-    kills = again = ended = 0
-    while kills < trials and ended < 5 * trials:
-        run = toy.folder / f"killed-{kills}-{ended}"
-        aimed = kills % 2 == 1
-        if not _killed(toy, run, draw, aimed):
-            ended += 1
-            continue
-        again += kills % 3 == 0 and _killed(toy, run, draw, not aimed)
-        process = toy.train(run)
-        process.join()
-        found = contents(run) if process.exitcode == 0 else {"exit code": process.exitcode}
+    expected = contents(toy.whole.folder)
+    with ThreadPoolExecutor(2) as pool:  # processes that wait for the disk leave time for others
+        ended = list(pool.map(lambda number: _kill_one(toy, number, random.Random(f"{seed} {number}")), range(trials)))
+    differing = []
+    for number, one in enumerate(ended):
+        found = contents(one.run) if one.exit_code == 0 else {"exit code": one.exit_code}
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if wrong:
-            differing.append(f"trial {kills}, {'aimed' if aimed else 'at random'}: {', '.join(wrong[:5])}")
-        kills += 1
+            differing.append(f"trial {number}, {'aimed' if number % 2 else 'at random'}: {', '.join(wrong[:5])}")
     return {
-        "trials": kills,
-        "identical": kills - len(differing),
-        "aimed": kills // 2,
-        "at_random": kills - kills // 2,
-        "killed_twice": again,
-        "not_counted": ended,
+        "trials": trials,
+        "identical": trials - len(differing),
+        "aimed": trials // 2,
+        "at_random": trials - trials // 2,
+        "killed_twice": sum(one.twice for one in ended),
+        "not_counted": sum(one.not_counted for one in ended),
         "compared": len(expected),
         "differing": differing,
     }
@@ -177,6 +177,19 @@ def soak(toy: Toy, minutes: float) -> dict[str, Any]:
         first, last = statistics.median(values[:third]), statistics.median(values[-third:])
         result[name] = {"first": first, "last": last, "most": max(values)}
     return result
+
+
+def _kill_one(toy: Toy, number: int, draw: random.Random) -> Ended:
+    """Kill a run, a third of them once more, and let it go on to its end."""
+    aimed = number % 2 == 1
+    for attempt in range(100):
+        run = toy.folder / f"killed-{number}-{attempt}"
+        if _killed(toy, run, draw, aimed):
+            twice = number % 3 == 0 and _killed(toy, run, draw, not aimed)
+            process = toy.train(run)
+            process.join()
+            return Ended(run, process.exitcode, twice, attempt)
+    raise RuntimeError("100 runs in a row had ended before the kill")
 
 
 def _killed(toy: Toy, run: Path, draw: random.Random, aimed: bool) -> bool:

@@ -43,7 +43,7 @@ class Plan:
     minutes: float = 15
     seed: int = 0
     hostile: tuple[str, ...] | None = None
-    steps: int = 24
+    steps: int = 12
 
     def options(self, part: str) -> str:
         """Return the options of the command that say the same for a part."""
