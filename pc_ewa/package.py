@@ -26,6 +26,10 @@ OPTIONAL = {
     "huggingface_hub": "hub",
     "laspy": "formats",
     "lazrs": "formats",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "openvino": "openvino",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

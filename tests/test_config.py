@@ -373,3 +373,23 @@ def test_an_override_changes_one_section_also_where_yaml_repeats_another(tmp_pat
     path.write_text("data: &here {name: modelnet40}\nprobe: {data: *here}\nmodel: {name: point_mae}\n")
     experiment = load_experiment(path, ["data.num_points=512"])
     assert (experiment.data.num_points, experiment.probe.data.num_points) == (512, 1024)
+
+
+@pytest.mark.parametrize("key", ["wandb.project", "model.dim", "anything"])
+def test_values_of_a_checkpoint_that_hold_each_other_are_refused_at_once(experiment: MakeExperiment, key: str) -> None:
+    """YAML writes aliases out; a pickle may hold the same list ten times, ten levels deep."""
+    bomb: list[Any] = ["x"] * 10
+    for _ in range(9):
+        bomb = [bomb] * 10
+    content = experiment().model_dump(mode="json")
+    *sections, last = key.split(".")
+    place = content[sections[0]] if sections else content
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (bomb, endless, deep):
+        place[last] = value
+        with pytest.raises(ConfigError, match="more than"):
+            resolve(content)

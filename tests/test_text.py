@@ -1,9 +1,12 @@
 import unicodedata
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pc_ewa.errors import DataError, exit_on_error
+from pc_ewa.eval import Accuracy, Segmentation
 from pc_ewa.text import printable
 
 
@@ -36,3 +39,25 @@ def test_what_is_replaced_and_what_is_cut() -> None:
     assert printable("a\u00a0b\u3000c") == "a b c"
     assert printable("x" * 10_000, None) == "x" * 10_000
     assert printable("first" + "x" * 10_000 + "last", 20) == "firstxxxxxxxx...last"
+
+
+HOSTILE = ("\x1b[31mred", "a\nerror: fake line", "\u202eright to left", "n" * 10_000, "bell\x07\x00")
+
+
+def test_tables_show_names_of_files_clean() -> None:
+    """Class names come from whoever made the checkpoint."""
+    count = len(HOSTILE)
+    accuracy = Accuracy(torch.ones(count, count, dtype=torch.int64), HOSTILE)
+    parts = Segmentation(torch.ones(count, dtype=torch.float64), torch.arange(count), HOSTILE, 1, 1)
+    for table in (accuracy.table(), parts.table()):
+        assert all(line.isprintable() and len(line) < 200 for line in table.splitlines())
+        assert "\nerror" not in table
+
+
+def test_lines_of_errors_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
+    @exit_on_error
+    def main() -> None:
+        raise DataError(f"class {HOSTILE[0]} {HOSTILE[4]}")
+
+    assert main() == 2
+    assert capsys.readouterr().err.rstrip("\n").isprintable()

@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "measure a checkpoint: accuracy, mIoU or loss, linear SVM, few-shot folds",
     "predict": "tell the class of files, or the parts of their points",
     "merge": "merge the experts of a checkpoint, or convert it to another format",
+    "export": "write a trained model as ONNX or .pt2, for use without pc-ewa",
     "compare": "compare variants of an experiment over seeds, or finished runs",
     "prepare": "get a dataset and convert it to one file, or convert shapes of your own",
     "benchmark": "time training steps, the point-cloud ops or data on this machine",

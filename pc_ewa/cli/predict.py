@@ -112,12 +112,13 @@ def check_outputs(options: argparse.Namespace, names: Sequence[str]) -> None:
         raise ConfigError(f"--csv and --json are both {options.csv}; choose another for one of them")
     for name in {os.path.realpath(name) for name in names} & set(files):
         raise ConfigError(f"{name} is one of the files to read; choose another place for what is written")
-    folder = os.path.realpath(options.output or PARTS)
-    for name in options.inputs if options.output is not None or options.category is not None else ():
-        if os.path.isdir(name) and os.path.commonpath([folder, os.path.realpath(name)]) == os.path.realpath(name):
-            raise ConfigError(
-                f"-o {options.output or PARTS} lies in {name}, which would be read next time; choose another"
-            )
+    places = {} if options.csv is None else {"--csv": options.csv}  # a table with that ending is read as a cloud
+    if options.output is not None or options.category is not None:
+        places["-o"] = options.output or PARTS
+    for option, place in places.items():
+        for name in filter(os.path.isdir, options.inputs):
+            if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(name)):
+                raise ConfigError(f"{option} {place} lies in {name}, where the next call would read it; choose another")
 
 
 def predicted(model: Any, clouds: Sequence[Input], options: argparse.Namespace, on_error: Any) -> list[Any]:

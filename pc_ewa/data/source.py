@@ -44,6 +44,7 @@ class Source:
         split_names: of all splits, also of those without a shape.
         num_points: of every shape; None where they differ.
         part_names: of all parts, for segmentation.
+        notes: what the user should know of the shapes before training on them, in lines.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Source:
     split_names: tuple[str, ...] = ("train", "test")
     num_points: int | None = None
     part_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def samples(self, items: Sequence[Item], num_points: int | None = None) -> Iterator[Sample]:
         """Read shapes one after the other, each checked and with the same number of points.

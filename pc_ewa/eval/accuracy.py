@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pc_ewa.data import Clouds
 from pc_ewa.eval.batches import EvalBatch, Finite, evaluation
 from pc_ewa.eval.settings import EvalSettings
+from pc_ewa.text import printable
 
 Predict = Callable[[EvalBatch], Tensor]  # logits (B, classes)
 
@@ -121,11 +122,15 @@ class Accuracy:
             f"({self.correct}/{self.samples}, standard error {self.standard_error:.2%})",
             f"mean class accuracy  {self.mean_class:.2%}",
         ]
-        width = max(map(len, self._names))
-        for name, samples, correct in self.per_class:
+        shown = [printable(name) for name in self._names]
+        width = max(map(len, shown))
+        for name, (_, samples, correct) in zip(shown, self.per_class, strict=True):
             share = f"{correct / samples:7.1%} ({correct}/{samples})" if samples else "no samples"
             lines.append(f"  {name:<{width}}  {share}")
-        pairs = [(f"{true} -> {predicted}", samples) for true, predicted, samples in self.confusions[:10]]
+        pairs = [
+            (f"{printable(true)} -> {printable(predicted)}", samples)
+            for true, predicted, samples in self.confusions[:10]
+        ]
         if pairs:
             width = max(len(pair) for pair, _ in pairs)
             lines.append("most frequent confusions (true class -> taken for)")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pc_ewa.data import Clouds
 from pc_ewa.eval.batches import Finite, evaluation
 from pc_ewa.eval.settings import EvalSettings
+from pc_ewa.text import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +77,7 @@ class Segmentation:
     def table(self) -> str:
         """The means, and those of every category."""
         error = f", standard error {self.standard_error:.2%}" if self.samples > 1 else ""
-        per_class, width = self.per_class, max(map(len, self.class_names))
+        per_class, width = self.per_class, max(len(printable(name)) for name in self.class_names)
         lines = [
             f"instance mIoU      {self.instance_miou:.2%} ({self.samples} samples{error})",
             f"class mIoU         {self.class_miou:.2%} ({len(per_class)} categories)",
@@ -84,7 +85,9 @@ class Segmentation:
         ]
         for name in self.class_names:
             mean, count = per_class.get(name, (math.nan, 0))
-            lines.append(f"  {name:<{width}}  " + (f"{mean:7.1%} ({count} samples)" if count else "no samples"))
+            lines.append(
+                f"  {printable(name):<{width}}  " + (f"{mean:7.1%} ({count} samples)" if count else "no samples")
+            )
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:

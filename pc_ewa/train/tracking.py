@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, WriteError
+from pc_ewa.text import printable
 from pc_ewa.train.run_folder import RunFolder
 
 
@@ -45,8 +46,9 @@ class Tracker:
                 self._wandb = _start_wandb(folder, experiment)
 
     def line(self, text: str) -> None:
-        """Print a line, above the progress bar if there is one, and add it to log.txt."""
+        """Print a line, above the progress bar if there is one, and add it to log.txt; names of files come clean."""
         if self.active:
+            text = "\n".join(printable(line, None) for line in text.split("\n"))
             _print(text)
             self._write(partial(self.folder.log, text))
 

@@ -157,12 +157,13 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 
 def test_lists_tell_the_split_and_leave_out_the_rest(folder: Path) -> None:
     put(folder, "test.txt", text="chair\\0.off\n# a comment\n\n./table/3.xyz\r\n")
-    put(folder, "train.txt", text="\ufefftable/1.xyz\nchair/1.off\n")
-    put(folder, "valid.txt", text="lamp/deep/er/1.TXT")
+    put(folder, "train.txt", text="\ufefftable/1.xyz\nchair/1.off\nlamp/deep/er/1.TXT")
+    put(folder, "valid.txt", text="table/2.xyz")
     assert splits(source(folder)) == {
         "table/1.xyz": "train",
         "chair/1.off": "train",
-        "lamp/deep/er/1.TXT": "val",
+        "lamp/deep/er/1.TXT": "train",
+        "table/2.xyz": "val",
         "chair/0.off": "test",
         "table/3.xyz": "test",
     }

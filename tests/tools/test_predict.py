@@ -135,6 +135,7 @@ def test_nothing_that_is_read_is_written_over(tool: Tool, model: Path, tmp_path:
         [scan, "--csv", scan],
         [scan, "--csv", "a.out", "--json", "./a.out"],
         [tmp_path, "--category", "cube", "-o", tmp_path / "parts"],
+        [tmp_path, "--csv", tmp_path / "out.csv"],
     ):
         result = tool("predict", model, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)

@@ -68,14 +68,16 @@ def parse_ply(data: bytes) -> tuple[NDArray[np.float64], Lists | None]:
         ]
     elif marked:
         raise ValueError("a byte order mark in front of binary data: an editor has changed it")
-    start, vertices, polygons = 0, None, list[Lists]()
+    start, polygons = 0, list[Lists]()
+    vertices: NDArray[np.float64] | None = None
     for element in elements:
         start, columns = _read_element(body, start, element)
         if element.name == "vertex":
             xyz = [column for axis in "xyz" if isinstance(column := columns.get(axis), np.ndarray)]
-            vertices = np.empty((element.number, 3)) if len(xyz) == 3 else None
-            for axis, column in enumerate(xyz if vertices is not None else []):
-                vertices[:, axis] = column
+            if len(xyz) == 3:
+                vertices = np.empty((element.number, 3))
+                for axis, column in enumerate(xyz):
+                    vertices[:, axis] = column
         elif (found := _polygons(element, columns)) is not None:
             polygons.append(found)
     if vertices is None:
@@ -112,7 +114,7 @@ def _shown(names: Iterable[str]) -> str:
 
 def _strips(strips: Lists) -> Lists:
     """Cut strips into triangles: each three corners in a row are one, every second turned; -1 begins a new strip."""
-    values = strips.values.astype(np.int64)
+    values = strips.values
     last = np.zeros(len(values), bool)  # corners after which a strip ends
     last[(np.cumsum(strips.lengths) - 1)[strips.lengths > 0]] = True
     begins = np.concatenate([[True], (last | (values == -1))[:-1]])[: len(values)]
@@ -126,11 +128,12 @@ def _strips(strips: Lists) -> Lists:
 def _joined(polygons: list[Lists]) -> Lists | None:
     if not polygons:
         return None
-    for values in (found.values for found in polygons):
-        if not (values == values.astype(np.int64)).all():
-            raise ValueError("a face has a vertex that is not a whole number")
-    lengths, values = ([found[i] for found in polygons] for i in (0, 1))
-    return Lists(np.concatenate(lengths), np.concatenate(values).astype(np.int64))
+    if any((found.values != found.values.astype(np.int64)).any() for found in polygons):
+        raise ValueError("a face has a vertex that is not a whole number")
+    return Lists(
+        np.concatenate([found.lengths for found in polygons]),
+        np.concatenate([found.values for found in polygons]).astype(np.int64),
+    )
 
 
 def _header(text: bytes) -> tuple[bool, list[Element]]:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc_ewa.data.formats.polygons import Lists
-from pc_ewa.data.formats.words import as_text, is_marked, numbers
+from pc_ewa.data.formats.words import as_text, is_marked, numbers, without_comment
 
 Mesh = tuple[NDArray[np.float64], Lists]
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("vertices", "<f4", (3, 3)), ("attribute", "<u2")])  # of binary STL
@@ -26,7 +26,7 @@ def parse_off(data: bytes) -> Mesh:
     Raises:
         ValueError: damaged, cut short, or in binary form.
     """
-    lines = [row for line in as_text(data).splitlines() if (row := line.split(b"#")[0].split())]
+    lines = [row for line in as_text(data).splitlines() if (row := without_comment(line).split())]
     match = re.fullmatch(rb"(?:ST)?C?N?OFF(\d*)", lines[0][0] if lines else b"")
     if match is None or lines[0][1:2] == [b"BINARY"]:
         raise ValueError("its first line is not OFF, the only form that is read")
@@ -69,7 +69,7 @@ def _statements(lines: list[bytes]) -> Iterator[list[bytes]]:
     """Drop comments, then join lines that end in a backslash: a comment that ends in one ends there."""
     begun: list[bytes] = []
     for line in lines:
-        text = line.split(b"#")[0]
+        text = without_comment(line)
         words = text.removesuffix(b"\\").split()
         if begun and begun[0] not in (b"v", b"f") and _ELEMENT.fullmatch(b" ".join(words)):
             # By the format it is part of the name, but a name such as C:\models\ was hardly meant to swallow it.

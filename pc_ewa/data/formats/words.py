@@ -16,6 +16,7 @@ _BEGINNING = 1000  # bytes, enough to tell text from what is not
 # As programs of Microsoft C, of AIX and of C99 write what is not a number: 1.#QNAN, -1.#IND00, 1.#J, NaNQ, -nan(ind).
 _NAN = re.compile(rb"[+-]?(\d\.#(ind|[qs]nan|j|r)\d*|nan[qs]|[qs]?nan(\(\w*\))?)", re.IGNORECASE)
 _INFINITE = re.compile(rb"([+-]?)\d\.#inf\w*", re.IGNORECASE)
+_COMMENT = re.compile(rb"(?<!\d\.)#.*|#(?!ind|[qs]nan|inf|j|r).*", re.IGNORECASE | re.DOTALL)
 
 
 def is_marked(data: bytes) -> bool:
@@ -41,6 +42,11 @@ def as_text(data: bytes) -> bytes:
     if b"\0" in data[:_BEGINNING]:
         raise ValueError("it has bytes of zero: it is binary, or UTF-16 without a byte order mark; store it as UTF-8")
     return data.replace(codecs.BOM_UTF8, b"")
+
+
+def without_comment(line: bytes) -> bytes:
+    """Cut off what follows a #, unless it is in 1.#QNAN or its like."""
+    return _COMMENT.sub(b"", line) if b"#" in line else line
 
 
 def number(word: bytes) -> float:

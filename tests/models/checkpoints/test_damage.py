@@ -35,7 +35,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(format: str, tmp_p
     path = save(distinct("point_mae"), tmp_path, format)
     whole, content = path.read_bytes(), read_content(path)
     draw, noticed = random.Random(0), 0
-    for _ in range(200):
+    for _ in range(100):
         damaged = bytearray(whole)
         place = draw.randrange(len(whole))
         damaged[place] ^= 1 << draw.randrange(8)
@@ -46,7 +46,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_changes_nothing(format: str, tmp_p
             noticed += 1
         else:
             assert equal(again, content), place
-    assert noticed >= 150, noticed  # the rest: padding, and headers that nobody reads
+    assert noticed >= 75, noticed  # the rest: padding, and headers that nobody reads
 
 
 def test_every_bit_of_the_weights_counts(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_file_without_the_counters_of_batch_norms_fits(tmp_path: Path) -> None
     [
         lambda: nn.Linear(10**6, 10**6),
         lambda: nn.Linear(10**10, 10**10),
-        lambda: nn.Sequential(*(nn.Identity() for _ in range(10**5))),
+        lambda: nn.Sequential(*(nn.Identity() for _ in range(1100))),
         lambda: nn.BatchNorm1d(10**9),
     ],
     ids=["wide", "beyond any memory", "deep", "one vector"],

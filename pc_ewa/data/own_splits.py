@@ -1,0 +1,219 @@
+"""The splits of a folder of your own shapes: those that it tells, or drawn ones."""
+
+import os
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pc_ewa.data.folders import entries
+from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.text import printable
+
+# What folders and lists may be called, in any case. "eval" is the test, or validation where there is a test as well.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+    **dict.fromkeys(("eval", "evaluation"), "eval"),
+}
+_MOST_SPLITS = 3
+_LISTED = 5  # names in a message
+
+
+class Found(NamedTuple):
+    """A file of the folder: its class, and its split where folders tell it."""
+
+    path: Path
+    label: str
+    split: str | None
+
+
+def is_by_split(folder: Path, names: Iterable[str]) -> bool:
+    """Tell folders of splits above the classes from classes: one of trains may be called "train" as well."""
+    parts = [name.split("/") for name in names]
+    above = [p[0].lower() in SPLITS and len(p) > 2 for p in parts]
+    if all(above):
+        return True
+    for p, is_above in zip(parts, above, strict=True):
+        if is_above and p[1].lower() not in SPLITS:
+            other = "/".join(parts[above.index(False)])
+            raise DataError(
+                f"{folder}: {p[0]}/{p[1]} looks like a class in a folder of a split, {other} does not; put all shapes "
+                "into such folders, or none"
+            )
+    _refuse_hidden_splits(folder, parts)
+    return False
+
+
+def _refuse_hidden_splits(folder: Path, parts: Iterable[list[str]]) -> None:
+    """Refuse folders that look like splits of other names: few, and with the same folders, the classes, in each."""
+    below: dict[str, set[str]] = defaultdict(set)
+    for top, second, *deeper in parts:
+        below[top].add(second if deeper else "")  # "": files without a folder between
+    common = next(iter(below.values()))
+    if (
+        1 < len(below) <= _MOST_SPLITS
+        and all(inside == common for inside in below.values())
+        and len(common) > 1
+        and "" not in common
+        and not any(name.lower() in SPLITS for name in common)
+    ):
+        raise DataError(
+            f"{folder}: {_names(below)} have the same folders in them, {_names(common)}; if these are the classes, "
+            "call the folders above them train, val and test, else put the files of each class in one folder"
+        )
+
+
+def _names(names: Iterable[str]) -> str:
+    """List the first names for a message."""
+    some = sorted(names)
+    more = f" and {len(some) - _LISTED} more" if len(some) > _LISTED else ""
+    return ", ".join(printable(name, 40) for name in some[:_LISTED]) + more
+
+
+def told_splits(folder: Path, found: Mapping[str, Found]) -> dict[str, str] | None:
+    """Return the split of each shape as lists or folders tell it; None where neither does.
+
+    Raises:
+        DataError: splits that contradict each other, or do not cover all.
+    """
+    lists = _lists(folder)
+    if lists:
+        splits = _listed(folder, found, lists)
+    elif any(file.split for file in found.values()):
+        splits = _told(folder, found)
+    else:
+        return None
+    evaluation = "val" if "test" in splits.values() else "test"
+    return {name: evaluation if split == "eval" else split for name, split in splits.items()}
+
+
+def random_of(name: str, *more: int) -> np.random.RandomState:
+    """Return random numbers of a name. RandomState: its stream is frozen for all versions of numpy."""
+    return np.random.RandomState([*more, *name.encode("utf-8")])
+
+
+def _told(folder: Path, found: Mapping[str, Found]) -> dict[str, str]:
+    """Splits as folders tell them."""
+    splits = {name: file.split for name, file in found.items() if file.split}
+    for name in found.keys() - splits.keys():
+        raise DataError(
+            f"{folder / name} is in no folder of a split, as others are: train/, val/ or test/; move it there"
+        )
+    return splits
+
+
+def _lists(folder: Path) -> dict[Path, str]:
+    """Return the lists that are there, and the split that each tells."""
+    found = {entry.name.lower(): entry.path for entry in entries(folder)}
+    return {found[f"{stem}.txt"]: split for stem, split in SPLITS.items() if f"{stem}.txt" in found}
+
+
+def _listed(folder: Path, found: Mapping[str, Found], lists: Mapping[Path, str]) -> dict[str, str]:
+    """Splits as lists tell them; files in no list are left out."""
+    splits: dict[str, str] = {}
+    for path, split in lists.items():
+        try:
+            if not os.path.isfile(path):  # opening a pipe would wait for ever
+                raise OSError("it is not a file")
+            lines = path.read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read {path}: {error}; it lists one path a line, in UTF-8") from error
+        names = [line.strip().replace("\\", "/").removeprefix("./") for line in lines]
+        for i, name in enumerate(names, 1):
+            name = unicodedata.normalize("NFC", name)
+            if not name or name.startswith("#"):
+                continue
+            if name not in found:
+                raise DataError(f"{path}: line {i} lists {name!r}, but there is no such shape in {folder}; correct it")
+            if name in splits or found[name].split not in (None, split):
+                other = splits.get(name, found[name].split)
+                raise DataError(f"{path}: line {i} puts {name} into {split}, but it is in {other}; remove one of both")
+            splits[name] = split
+        if split not in splits.values():
+            raise DataError(f"{path} lists no shapes; list one path a line, or remove it")
+    return splits
+
+
+def drawn_splits(
+    found: Mapping[str, Found], test_fraction: float, seed: int, group_by: str | None = None
+) -> dict[str, str]:
+    """Draw splits at random: a share of each class is for the test; shapes of one group stay together.
+
+    Raises:
+        ConfigError: `group_by` is not a regular expression, or finds nothing in any name.
+    """
+    groups = _groups(found, group_by)
+    splits: dict[str, str] = {}
+    for label in sorted({file.label for file in found.values()}):
+        names = [name for name, file in found.items() if file.label == label]
+        share = min(max(round(test_fraction * len(names)), 1), len(names) - 1) if test_fraction else 0
+        for i in random_of(label, seed).permutation(len(names)):
+            group = groups[names[i]]
+            if group[0] in splits:  # drawn already, here or in another class
+                continue
+            mine = [name for name in group if found[name].label == label]
+            tests = sum(splits.get(name) == "test" for name in names)
+            # The first group that goes beyond the share is taken if that comes nearer to it than leaving it out.
+            is_test = 2 * (share - tests) >= len(mine) if tests or len(mine) > share else tests < share
+            is_test = is_test and tests + len(mine) < len(names)
+            splits.update(dict.fromkeys(group, "test" if is_test else "train"))
+    return {name: splits[name] for name in found}
+
+
+def _groups(found: Mapping[str, Found], group_by: str | None) -> dict[str, list[str]]:
+    """Return the group of each shape, the names of all that are drawn together with it."""
+    if group_by is None:
+        return {name: [name] for name in found}
+    try:
+        pattern = re.compile(group_by)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ConfigError(f"group_by is {group_by!r:.60}, not a regular expression: {error}; correct it") from error
+    groups: dict[str, list[str]] = defaultdict(list)
+    keys = {}
+    for name in found:
+        match = pattern.search(name)
+        keys[name] = f"/{name}" if match is None else str(match[1] if pattern.groups else match[0])
+        groups[keys[name]].append(name)
+    if all(key == f"/{name}" for name, key in keys.items()):
+        example = printable(next(iter(found)))
+        raise ConfigError(
+            f"group_by is {group_by!r:.60}, which finds nothing in any name, such as {example}; correct it"
+        )
+    if len(groups) == 1:
+        raise ConfigError(f"group_by is {group_by!r:.60}, which puts all shapes into one group; correct it")
+    return {name: groups[key] for name, key in keys.items()}
+
+
+def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str, str]) -> list[str]:
+    """Compare the classes of the splits; return what the user should know in lines.
+
+    Raises:
+        DataError: a class without a shape to train on.
+    """
+    counts = Counter((found[name].label, split) for name, split in splits.items())
+    classes = sorted({file.label for file in found.values()})
+    by_case: dict[str, list[str]] = defaultdict(list)
+    for label in classes:
+        by_case[label.casefold()].append(label)
+    alike = [twins for twins in by_case.values() if len(twins) > 1]
+    case = f"; {_names(alike[0])} differ only in case: are they one class?" if alike else ""
+    empty = [label for label in classes if not counts[label, "train"]]
+    if empty:
+        raise DataError(
+            f"{folder}: empty class, no training shape of: {_names(empty)}{case or '; add some, or remove the class'}"
+        )
+    notes = [
+        f"classes that differ only in case: {_names(twins)}; give them one name if they are one" for twins in alike
+    ]
+    untested = [label for label in classes if not counts[label, "test"]]
+    if untested and len(untested) < len(classes):
+        notes.append(
+            f"no test shape of {_names(untested)}: accuracy says nothing of {'it' if len(untested) == 1 else 'them'}"
+        )
+    return notes

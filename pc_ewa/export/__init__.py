@@ -1,0 +1,15 @@
+"""Trained models for other runtimes: ONNX (onnxruntime, OpenVINO, the browser) and the .pt2 of torch.export."""
+
+from pc_ewa.export.runtime import OnnxModel, OpenVinoModel, ProgramModel
+from pc_ewa.export.write import export, export_onnx, export_program, load_exported, quantize
+
+__all__ = [
+    "export",
+    "export_onnx",
+    "export_program",
+    "load_exported",
+    "quantize",
+    "OnnxModel",
+    "OpenVinoModel",
+    "ProgramModel",
+]
