@@ -108,14 +108,17 @@ def kill(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
     ended before the moment are not counted, and drawn again.
     """
     expected = contents(toy.whole.folder)
-    with ThreadPoolExecutor(2) as pool:  # processes that wait for the disk leave time for others
+    with ThreadPoolExecutor(4) as pool:  # processes that wait for the disk leave time for others
         ended = list(pool.map(lambda number: _kill_one(toy, number, random.Random(f"{seed} {number}")), range(trials)))
     differing = []
     for number, one in enumerate(ended):
         found = contents(one.run) if one.exit_code == 0 else {"exit code": one.exit_code}
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if wrong:
-            differing.append(f"trial {number}, {'aimed' if number % 2 else 'at random'}: {', '.join(wrong[:5])}")
+            names = sorted(set(found.get("checkpoints", [])) ^ set(expected["checkpoints"]))
+            differing.append(
+                f"trial {number}, {'aimed' if number % 2 else 'at random'}: {', '.join([*wrong[:5], *names])}"
+            )
     return {
         "trials": trials,
         "identical": trials - len(differing),
@@ -131,7 +134,7 @@ def kill(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
 def contents(run: Path) -> dict[str, Any]:
     """Return all that a finished run holds: names of files, each leaf of its checkpoints, metrics and summary."""
     found: dict[str, Any] = {"files": sorted(os.listdir(run)), "checkpoints": sorted(os.listdir(run / "checkpoints"))}
-    for path in sorted((run / "checkpoints").iterdir()):
+    for path in sorted((run / "checkpoints").glob("[!.]*.pt")):
         found.update(leaves(torch.load(path, weights_only=True), path.name))
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     found.update(leaves([json.loads(line) for line in lines], "metrics.jsonl"))
