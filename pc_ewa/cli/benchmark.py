@@ -7,13 +7,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import ConfigError
 
 DESCRIPTION = """\
 Time `step`, a training step with EWA and without, `latency`, a trained model at inference in several runtimes, `ops`,
-the point-cloud ops beside other libraries, or `data`."""
+the point-cloud ops beside other libraries, or `data`; or disturb runs and files, `reliability`."""
 
 EPILOG = """\
 examples:
@@ -26,6 +27,7 @@ examples:
   pc-ewa benchmark ops --only knn --rounds 3
   pc-ewa benchmark ops --save performance.md
   pc-ewa benchmark data
+  pc-ewa benchmark reliability --only hostile
 
 `pc-ewa benchmark step --help`, and likewise for the others, explains their options."""
 
@@ -45,6 +47,9 @@ threads of all. On 2 cores with everything installed it takes about 10 minutes; 
 Writes a converted set of random clouds, as large as ModelNet40 with 8,192 points unless you say otherwise (605 MB in
 the temporary folder), opens it in a fresh process, and draws batches from it: ours, Point-MAE's way, and a training
 step of the official 22.1 M model take turns.""",
+    "reliability": """\
+Kills toy runs and starts them again (kill), flips bits in weights (flips), gives hostile files to commands (hostile),
+damages files of shapes (fuzz), and watches the memory of a run (soak). Linux only; all of it takes half an hour.""",
 }
 
 
@@ -74,6 +79,16 @@ def create_parser(what: str | None = None) -> Parser:
             "--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (default: auto)"
         )
         parser.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
+    elif what == "reliability":
+        parser.add_argument("--only", metavar="PART", help="kill, flips, hostile, fuzz or soak (default: all)")
+        parser.add_argument("--kills", type=int, default=60, help="runs to kill (default: 60)")
+        parser.add_argument("--flips", type=int, default=200, help="bits to flip in each file (default: 200)")
+        parser.add_argument("--cases", type=int, default=20_000, help="damaged shapes to read (default: 20000)")
+        parser.add_argument("--minutes", type=float, default=15, help="how long the soak takes (default: 15)")
+        parser.add_argument("--seed", type=int, default=0, help="decides what is drawn (default: 0)")
+        parser.add_argument(
+            "--save", type=Path, metavar="PAGE.md", help="also write a page, and its figures to PAGE.json; see --only"
+        )
     else:
         parser.add_argument("--rounds", type=int, default=9, help="batches and steps to time (default: 9)")
         parser.add_argument("--shapes", type=int, default=12_311, help="clouds in the file (default: 12311)")
@@ -155,4 +170,34 @@ def time_data(options: argparse.Namespace, _: str) -> None:
         print(target.describe())
 
 
-BENCHMARKS = {"step": time_step, "latency": time_latency, "ops": time_ops, "data": time_data}
+def disturb(options: argparse.Namespace, _: str) -> None:
+    """Check the arguments, then measure the parts; each prints its verdict as it ends."""
+    if min(options.kills, options.flips, options.cases, options.minutes) <= 0:
+        raise ConfigError("--kills, --flips, --cases and --minutes must be above 0")
+    page = options.save
+    check_page(page)
+    from pc_ewa.benchmark.memory import can_weigh
+    from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
+    from pc_ewa.validation import choose
+
+    if not can_weigh():
+        raise ConfigError("benchmark reliability needs Linux, which tells what a process holds")
+    parts = (choose("part", options.only, {part: part for part in PARTS}),) if options.only else PARTS
+    if page and page.with_suffix(".json").exists():
+        read(page.with_suffix(".json"))  # refused now, and not after half an hour
+
+    def tell(part: str, measured: dict[str, Any]) -> None:
+        print(f"{part}: {verdict(part, measured['result'])}", flush=True)
+        if page:
+            save(page, part, measured)
+
+    measure(parts, Plan(options.kills, options.flips, options.cases, options.minutes, options.seed), tell)
+
+
+BENCHMARKS = {
+    "step": time_step,
+    "latency": time_latency,
+    "ops": time_ops,
+    "data": time_data,
+    "reliability": disturb,
+}

@@ -49,6 +49,7 @@ def restore(
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
+    _check_depth(path, experiment, len(content["base_model"]))
     with no_larger_than(content["base_model"].values(), path):
         restored = _untrained(experiment, content, class_names)
     model = restored.model
@@ -89,7 +90,6 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
             raise CheckpointError(f"the checkpoint's {key} is a {type(value).__name__}, not a {kind.__name__}: damaged")
     if not all(isinstance(text, str) for text in [*(decided or {}), *(names or [])]):
         raise CheckpointError("the checkpoint's class_names or model_arguments are not named by text: damaged")
-    _check_depth(experiment, content.get("base_model"))
     if class_names is not None:
         argument = {"classify": "num_classes", "segment": "num_categories"}.get(str(experiment.task))
         decided, names = {argument: len(class_names)} if argument else {}, list(class_names)
@@ -109,11 +109,11 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
     return Restored(experiment, list(names), decided, model, clouds or {})
 
 
-def _check_depth(experiment: Experiment, weights: dict[str, Any] | None) -> None:
+def _check_depth(path: str | Path, experiment: Experiment, tensors: int) -> None:
     """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer."""
     for key, value in experiment.model.arguments.items():
-        if weights and key.endswith("depth") and isinstance(value, int) and value > len(weights):
-            raise CheckpointError(f"model.{key}={value} in the config of a file of {len(weights)} tensors: damaged")
+        if key.endswith("depth") and isinstance(value, int) and value > tensors:
+            raise CheckpointError(f"{path} does not fit model.{key}={value} of its config: it has {tensors} tensors")
 
 
 def _model_in(content: dict[str, Any]) -> object:
