@@ -21,7 +21,7 @@ whole NODES "${NODES:-1}"
 GPUS="${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
 whole GPUS "$GPUS"
 if [ "${NODES:-1}" = 1 ] && [ "$GPUS" = 1 ]; then
-  exec "$PYTHON" -m pc_ewa train "$@"
+  exec "$PYTHON" -m pc_ewa train --report "$@"
 fi
 
 if [ "${NODES:-1}" = 1 ]; then
@@ -33,4 +33,4 @@ fi
 # A mistake in the config shall be one line, not one traceback per process.
 "$PYTHON" -m pc_ewa train --check --processes "$((GPUS * ${NODES:-1}))" "$@"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$("$PYTHON" -c "import os; print(max(1, (os.cpu_count() or 1) // $GPUS))")}"
-exec "$PYTHON" -m pc_ewa.train.launch "${shape[@]}" --nproc-per-node "$GPUS" -m pc_ewa train "$@"
+exec "$PYTHON" -m pc_ewa.train.launch "${shape[@]}" --nproc-per-node "$GPUS" -m pc_ewa train --report "$@"

@@ -43,6 +43,7 @@ def create_parser() -> Parser:
     parser.add_argument(
         "--check", action="store_true", help="check config, data and run folder, then stop: nothing is trained"
     )
+    parser.add_argument("--report", action="store_true", help="write report.html into the run folder at the end")
     parser.add_argument(
         "--processes", type=int, default=1, metavar="N", help="with --check: how many processes will share each batch"
     )
@@ -59,10 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         start = "start them by GPUS=N bash tools/run_train.sh, or by torchrun"
         raise ConfigError(f"--processes {options.processes} is for --check, from 1 on; {start}")
     from pc_ewa.config import load_experiment
+    from pc_ewa.train.distributed import is_main_process
     from pc_ewa.train.run import check, run
 
     experiment = load_experiment(options.config, options.overrides)
     if options.check:
         print(f"{options.config}: {check(experiment, options.processes)}")
-    else:
-        run(experiment)
+        return
+    run(experiment)
+    if options.report and is_main_process():
+        from pc_ewa.report import report_after
+
+        print(report_after(experiment.output))
