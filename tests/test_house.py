@@ -68,6 +68,7 @@ print(*cloud.get_axis_aligned_bounding_box().get_extent())
 
 def test_the_layers_hold(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(REPOSITORY)
+    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)  # it would silence the loggers of later tests
     assert lint_imports(no_cache=True) == 0
     assert re.search(r"Contracts: [1-9]\d* kept, 0 broken", capsys.readouterr().out)
 
