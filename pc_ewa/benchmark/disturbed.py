@@ -115,7 +115,7 @@ def kill(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
         ended = list(pool.map(lambda number: _kill_one(toy, number, random.Random(f"{seed} {number}")), range(trials)))
     differing = []
     for number, one in enumerate(ended):
-        found = contents(one.run) if one.exit_code == 0 else {"exit code": one.exit_code}
+        found: dict[str, Any] = contents(one.run) if one.exit_code == 0 else {"exit code": one.exit_code}
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if wrong:
             names = sorted(set(found.get("checkpoints", [])) ^ set(expected["checkpoints"]))
