@@ -87,7 +87,9 @@ def hostile(toy: Toy, names: Sequence[str] | None = None) -> dict[str, Any]:
         process.join(_HOSTILE_PATIENCE)
         process.kill()
         process.join()
-        measured = json.loads(place.read_text()) if place.exists() else {"seconds": None, "memory": None}
+        measured: dict[str, Any] = (
+            json.loads(place.read_text()) if place.exists() else {"seconds": None, "memory": None}
+        )
         lines = printed.read_text(encoding="utf-8", errors="replace").splitlines()
         problems = []
         if not place.exists():

@@ -9,6 +9,7 @@ import re
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ _IMPORTED += ["pc_ewa.cli.train", "pc_ewa.cli.evaluate", "pc_ewa.cli.merge", "pc
 
 # What differs from one run of the same experiment to the next.
 _UNEQUAL = ("seconds", "output", "peak_memory", "samples_per_second")
+
+_ONE = threading.Lock()  # multiprocessing is not made for several threads that start and poll
 
 _CONFIG = """\
 device: cpu
@@ -52,7 +55,7 @@ class Ended(NamedTuple):
     """A run that was killed and went on: its exit code, if it was killed twice, and attempts that came too late."""
 
     run: Path
-    exit_code: int | None
+    exit_code: int
     twice: bool
     not_counted: int
 
@@ -87,8 +90,7 @@ class Toy:
         process.join()
         if process.exitcode != 0:
             raise RuntimeError(f"the toy run fails:\n{run.with_suffix('.log').read_text()}")
-        changes = len((self.folder / "whole.changes").read_text())
-        return Whole(run, time.perf_counter() - begin, changes)
+        return Whole(run, time.perf_counter() - begin, len((self.folder / "whole.changes").read_text()))
 
 
 def start(call: Callable[..., object], *arguments: object, printed: Path) -> ForkServerProcess:
@@ -96,7 +98,8 @@ def start(call: Callable[..., object], *arguments: object, printed: Path) -> For
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     process = context.Process(target=_redirected, args=(printed, call, *arguments))
-    process.start()
+    with _ONE:
+        process.start()
     return process
 
 
@@ -112,7 +115,7 @@ def kill(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
         ended = list(pool.map(lambda number: _kill_one(toy, number, random.Random(f"{seed} {number}")), range(trials)))
     differing = []
     for number, one in enumerate(ended):
-        found = contents(one.run) if one.exit_code == 0 else {"exit code": one.exit_code}
+        found: dict[str, Any] = contents(one.run) if one.exit_code == 0 else {"exit code": one.exit_code}
         wrong = sorted(key for key in expected.keys() | found.keys() if expected.get(key) != found.get(key))
         if wrong:
             names = sorted(set(found.get("checkpoints", [])) ^ set(expected["checkpoints"]))
@@ -189,20 +192,27 @@ def _kill_one(toy: Toy, number: int, draw: random.Random) -> Ended:
         run = toy.folder / f"killed-{number}-{attempt}"
         if _killed(toy, run, draw, aimed):
             twice = number % 3 == 0 and _killed(toy, run, draw, not aimed)
-            process = toy.train(run)
-            process.join()
-            return Ended(run, process.exitcode, twice, attempt)
+            return Ended(run, _wait(toy.train(run)), twice, attempt)
     raise RuntimeError("100 runs in a row had ended before the kill")
 
 
 def _killed(toy: Toy, run: Path, draw: random.Random, aimed: bool) -> bool:
     """Start a run and kill it; return False if it had ended before."""
     process = toy.train(run, deadly=draw.randint(1, toy.whole.changes) if aimed else 0)
-    process.join(None if aimed else draw.uniform(0, toy.whole.seconds))
     if not aimed:
+        time.sleep(draw.uniform(0, toy.whole.seconds))
         process.kill()
-        process.join()
-    return process.exitcode == -signal.SIGKILL
+    return _wait(process) == -signal.SIGKILL
+
+
+def _wait(process: ForkServerProcess) -> int:
+    """Return the exit code of a process once it has one."""
+    while True:
+        with _ONE:
+            code = process.exitcode
+        if code is not None:
+            return code
+        time.sleep(0.02)
 
 
 def _weigh(process: ForkServerProcess) -> tuple[int, int, int]:
@@ -214,9 +224,8 @@ def _weigh(process: ForkServerProcess) -> tuple[int, int, int]:
 
 def _redirected(printed: Path, call: Callable[..., object], *arguments: object) -> None:
     """Begin a process: what it prints goes to a file, and it has one thread."""
-    descriptor = os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644)
-    for standard in (1, 2):
-        os.dup2(descriptor, standard)
+    os.dup2(os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), 1)
+    os.dup2(1, 2)
     torch.set_num_threads(1)
     call(*arguments)
 
@@ -225,8 +234,7 @@ def _call(arguments: list[str], changes: Path, deadly: int) -> None:
     """Run a command; a byte for each change of files goes to `changes`, and SIGKILL comes before a chosen one."""
     from pc_ewa.cli import main
 
-    count = 0
-    counted = os.open(changes, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
+    count, counted = 0, os.open(changes, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
 
     def hook(event: str, told: tuple[Any, ...]) -> None:
         nonlocal count
