@@ -21,7 +21,8 @@ SPLITS = {
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("eval", "evaluation"), "eval"),
 }
-_MOST_SPLITS = 3
+# Words beside the name of a split that say nothing of a class, as in "test-set" or "data_train".
+_PLAIN_WORDS = {"", "data", "split", "part", "files", "shapes", "clouds", "models", "my", "the"}
 _LISTED = 5  # names in a message
 
 
@@ -51,22 +52,30 @@ def is_by_split(folder: Path, names: Iterable[str]) -> bool:
 
 
 def _refuse_hidden_splits(folder: Path, parts: Iterable[list[str]]) -> None:
-    """Refuse folders that look like splits of other names: few, and with the same folders, the classes, in each."""
+    """Refuse folders of splits that would be taken for classes, as the folders in them are the same or none.
+
+    Folders such as high/ and low/ in every class are sound, so the names must say that these are splits.
+    """
     below: dict[str, set[str]] = defaultdict(set)
     for top, second, *deeper in parts:
-        below[top].add(second if deeper else "")  # "": files without a folder between
-    common = next(iter(below.values()))
-    if (
-        1 < len(below) <= _MOST_SPLITS
-        and all(inside == common for inside in below.values())
-        and len(common) > 1
-        and "" not in common
-        and not any(name.lower() in SPLITS for name in common)
-    ):
+        below[top].update([second] if deeper else [])
+    words = {top: _words(top) for top in below}
+    shared = set.intersection(*words.values()) - SPLITS.keys()  # as in scans_train/ and scans_test/
+    splits = {top: SPLITS.get(min(told)) if len(told := words[top] - shared) == 1 else None for top in below}
+    if len(below) > 1 and all(splits.values()) and len(set(splits.values())) > 1 and not any(below.values()):
+        raise DataError(f"{folder}: {_names(below)} are splits, not classes; put a folder for each class into them")
+    common = set.intersection(*below.values())
+    if len(below) > 1 and any(splits.values()) and any(name.lower() not in SPLITS for name in common):
         raise DataError(
             f"{folder}: {_names(below)} have the same folders in them, {_names(common)}; if these are the classes, "
             "call the folders above them train, val and test, else put the files of each class in one folder"
         )
+
+
+def _words(name: str) -> set[str]:
+    """Return the words of a name but for the plain ones and numbers: {"test"} of "TestSet_2048"."""
+    words = (word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
+    return {word.removesuffix("set") for word in words} - _PLAIN_WORDS
 
 
 def _names(names: Iterable[str]) -> str:
@@ -211,6 +220,8 @@ def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str,
     notes = [
         f"classes that differ only in case: {_names(twins)}; give them one name if they are one" for twins in alike
     ]
+    if len(classes) == 1:
+        notes.append(f"all shapes are of one class, {_names(classes)}: a classifier has nothing to tell apart")
     untested = [label for label in classes if not counts[label, "test"]]
     if untested and len(untested) < len(classes):
         notes.append(
