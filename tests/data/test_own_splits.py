@@ -47,9 +47,8 @@ def test_folders_that_tell_splits(
     told = {f"{top}/{label}" if above else f"{label}/{top}": top for top in tops for label in "ab"}
     opened = source(put(tmp_path, *(f"{place}/1.xyz" for place in told)))
     assert opened.class_names == ("a", "b")
-    assert splits(opened) == {
-        f"{place}/1.xyz": dict(zip(tops, expected, strict=True))[told[place][0]] for place in told
-    }
+    split_of = dict(zip(tops, expected, strict=True))
+    assert splits(opened) == {f"{place}/1.xyz": split_of[top] for place, top in told.items()}
     assert opened.notes == ()
 
 
