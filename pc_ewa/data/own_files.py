@@ -7,6 +7,7 @@ is drawn.
 
 import logging
 import os
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -15,7 +16,8 @@ import numpy as np
 
 from pc_ewa.data.clouds import Clouds, UpAxis
 from pc_ewa.data.dataset import Dataset
-from pc_ewa.data.folders import entries, walk
+from pc_ewa.data.folders import IGNORED, entries, walk
+from pc_ewa.data.formats.kinds import advice, refuse_unreadable
 from pc_ewa.data.formats.meshes import sample_surface
 from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
 from pc_ewa.data.own_splits import SPLITS, Found, check_classes, drawn_splits, is_by_split, random_of, told_splits
@@ -93,10 +95,12 @@ def source(
         ConfigError: a value that is not allowed, or `group_by` where nothing is drawn.
         DataError: no shapes, a class without any or without one to train on, splits that contradict each other, or
             lists of files that are missing.
+        MissingPackageError: files of a kind that needs an extra which is not installed.
     """
     _check_options(stored_points, up_axis, test_fraction, seed)
     folder = Path(os.path.expanduser(folder))
     found = _find(folder)
+    refuse_unreadable(file.path for file in found.values())
     splits = told_splits(folder, found)
     if splits is None:
         splits = drawn_splits(found, test_fraction, seed, group_by)
@@ -171,6 +175,22 @@ def sample_shape(shape: Shape, count: int, seed: str, where: str | Path) -> Samp
     return Sample(sampled.astype(np.float32))
 
 
+def unread_kinds(folder: Path) -> Counter[str]:
+    """Count the files in a folder of own shapes that no reader knows, by the ending of their names."""
+    kinds: Counter[str] = Counter()
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(IGNORED)]
+        files = (Path(place, name) for name in names if not name.startswith(IGNORED))
+        kinds.update(file.suffix.lower() or file.name for file in files if file.is_file())
+    return Counter({kind: count for kind, count in kinds.items() if kind not in EXTENSIONS})
+
+
+def _to_convert(folder: Path) -> str:
+    """Return how to convert the files that a folder has instead of shapes, as the end of a message."""
+    remedy = advice(unread_kinds(folder))
+    return f"; {remedy}" if remedy else ""
+
+
 def _find(folder: Path) -> dict[str, Found]:
     """Every file with a known extension in a folder of a class, by its path from `folder`, sorted."""
     if not os.path.isdir(folder):
@@ -178,7 +198,10 @@ def _find(folder: Path) -> dict[str, Found]:
     tops = {entry.name: entry.path for entry in entries(folder) if entry.kind == "folder"}
     paths = {name: path for top, place in tops.items() for name, path in walk(place, top, EXTENSIONS)}
     if not paths:
-        raise DataError(f"{folder} has no shapes in folders of classes, such as chair/one.ply; known are {_KNOWN}")
+        raise DataError(
+            f"{folder} has no shapes in folders of classes, such as chair/one.ply; known are {_KNOWN}"
+            f"{_to_convert(folder)}"
+        )
     by_split = is_by_split(folder, paths)
     found: dict[str, Found] = {}
     for name in sorted(paths):
@@ -196,7 +219,9 @@ def _find(folder: Path) -> dict[str, Found]:
             if entry.kind == "folder"
         }
     for name in sorted(tops.keys() - {file.label for file in found.values()}):
-        raise DataError(f"{tops[name]} has no shapes; add files that end in one of {_KNOWN}, or remove it")
+        raise DataError(
+            f"{tops[name]} has no shapes; add files that end in one of {_KNOWN}, or remove it{_to_convert(tops[name])}"
+        )
     return found
 
 
