@@ -152,8 +152,10 @@ def _files(options: argparse.Namespace) -> None:
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed is {options.seed}; choose one from 0 to {2**32 - 1}")
     from pc_ewa.data.convert import convert
+    from pc_ewa.data.near_copies import NearCopies
     from pc_ewa.data.own_files import source as own_source
 
+    copies = NearCopies()
     shapes = own_source(
         folder,
         stored_points=options.points or 2048,
@@ -161,12 +163,14 @@ def _files(options: argparse.Namespace) -> None:
         test_fraction=options.test_fraction,
         seed=options.seed,
         group_by=options.group_by,
+        seen=copies.add,
     )
     done = convert(shapes, output, dtype="float32", skip_defects=True)  # units may differ from file to file
     _report(output)
     _report_skipped(done)
     _report_ignored(folder)
-    for note in shapes.notes:
+    skipped = {name for name, _ in done.skipped}
+    for note in (*shapes.notes, *copies.notes(item for item in shapes.items if item.name not in skipped)):
         print(f"\nnote: {printable(note, None)}")
     print(f"\ntrain on it with data.name=hdf5 data.path={output}")
 

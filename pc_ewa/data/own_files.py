@@ -8,6 +8,7 @@ is drawn.
 import logging
 import os
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -77,6 +78,7 @@ def source(
     test_fraction: float = 0.2,
     seed: int = 0,
     group_by: str | None = None,
+    seen: Callable[[str, Shape], None] | None = None,
 ) -> Source:
     """Find the shapes of a folder; classes are its folders in the order of their names.
 
@@ -90,6 +92,7 @@ def source(
         seed: draws the test split; the files of one class do not change the draw of another.
         group_by: a regular expression; shapes in whose names, such as "chair/12_side.ply", it finds the same text (in
             its first group, if it has one) are drawn together, as views or parts of one object must be.
+        seen: called with the name and the content of each file that is read, before points are drawn from it.
 
     Raises:
         ConfigError: a value that is not allowed, or `group_by` where nothing is drawn.
@@ -108,10 +111,11 @@ def source(
         raise ConfigError(f"group_by is for splits that are drawn, but {folder} tells its splits; leave it out")
     notes = check_classes(folder, found, splits)
     classes = tuple(sorted({file.label for file in found.values()}))
+    read = partial(_read, stored_points=stored_points, seen=seen)
     return Source(
         name=os.path.basename(os.path.realpath(folder)) or NAME,
         items=[
-            Item(name, classes.index(found[name].label), split, partial(_read, found[name].path, name, stored_points))
+            Item(name, classes.index(found[name].label), split, partial(read, found[name].path, name))
             for name, split in splits.items()
         ],
         class_names=classes,
@@ -134,8 +138,11 @@ def _check_options(stored_points: int, up_axis: str, test_fraction: float, seed:
         raise ConfigError(f"seed is {seed}; allowed: 0 to 4294967295")
 
 
-def _read(path: Path, name: str, stored_points: int) -> Sample:
-    return sample_shape(near_origin(read_shape(path), path), stored_points, name, path)
+def _read(path: Path, name: str, stored_points: int, seen: Callable[[str, Shape], None] | None) -> Sample:
+    shape = near_origin(read_shape(path), path)
+    if seen is not None:
+        seen(name, shape)
+    return sample_shape(shape, stored_points, name, path)
 
 
 def near_origin(shape: Shape, where: str | Path) -> Shape:

@@ -363,6 +363,22 @@ def test_notes_and_names_are_printed_clean(tool: Tool, tmp_path: Path) -> None:
     assert all(line.isprintable() for line in out.splitlines())
 
 
+def test_near_copies_across_splits_are_told(tool: Tool, tmp_path: Path) -> None:
+    for i in range(5):
+        points = np.random.RandomState(i).uniform(-1, 1, (30, 3))
+        for name in (f"cup/{i}.xyz", f"cup/{i}_rot90.npy"):
+            path = tmp_path / "mine" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savetxt(path, points, "%.6f") if path.suffix == ".xyz" else np.save(path, points[:, [1, 0, 2]])
+    command = ("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5")
+    code, out, err = tool(*command)
+    assert (code, err) == (0, "")
+    assert "note: near-copies: " in out
+    assert "--group-by REGEX" in out
+    out = tool(*command, "--again", "--group-by", r"\d+").out
+    assert "near-copies" not in out
+
+
 def test_groups_of_own_files(tool: Tool, tmp_path: Path) -> None:
     for name in (f"{label}/{i}_{view}" for label in ("cup", "pen") for i in range(4) for view in "ab"):
         path = tmp_path / "mine" / f"{name}.xyz"
