@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc_ewa.data.formats.readers import Shape
-from pc_ewa.data.own_splits import SPLITS
 from pc_ewa.data.source import Item
+from pc_ewa.data.split_names import SPLITS
 from pc_ewa.text import printable
 
 # Of a measure. Coordinates rounded to 1e-5 of the shape's size change a measure by 1e-5 or less; the nearest of all

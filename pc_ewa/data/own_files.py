@@ -1,7 +1,7 @@
 """Your own shapes: a folder with one folder per class, `chair/one.ply`, of point clouds or meshes.
 
 The split is what the folder says: folders train/, val/ and test/ above the classes or inside them, or lists train.txt,
-val.txt and test.txt beside them, one path a line; own_splits.py has the other names of each. Without any, a test split
+val.txt and test.txt beside them, one path a line; split_names.py has the other names of each. Without any, a test split
 is drawn.
 """
 
@@ -21,8 +21,9 @@ from pc_ewa.data.folders import IGNORED, entries, walk
 from pc_ewa.data.formats.kinds import advice, refuse_unreadable
 from pc_ewa.data.formats.meshes import sample_surface
 from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
-from pc_ewa.data.own_splits import SPLITS, Found, check_classes, drawn_splits, is_by_split, random_of, told_splits
+from pc_ewa.data.own_splits import Found, check_classes, drawn_splits, is_by_split, random_of, told_splits
 from pc_ewa.data.source import Item, Sample, Source, resize
+from pc_ewa.data.split_names import SPLITS
 from pc_ewa.errors import ConfigError, DataError
 
 NAME = "files"

@@ -11,19 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pc_ewa.data.folders import entries
+from pc_ewa.data.split_names import SPLITS, listed, refuse_hidden_lists, refuse_hidden_splits
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.text import printable
-
-# What folders and lists may be called, in any case. "eval" is the test, or validation where there is a test as well.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("eval", "evaluation"), "eval"),
-}
-# Words beside the name of a split that say nothing of a class, as in "test-set" or "data_train".
-_PLAIN_WORDS = {"", "data", "split", "part", "files", "shapes", "clouds", "models", "my", "the"}
-_LISTED = 5  # names in a message
 
 
 class Found(NamedTuple):
@@ -47,42 +37,8 @@ def is_by_split(folder: Path, names: Iterable[str]) -> bool:
                 f"{folder}: {p[0]}/{p[1]} looks like a class in a folder of a split, {other} does not; put all shapes "
                 "into such folders, or none"
             )
-    _refuse_hidden_splits(folder, parts)
+    refuse_hidden_splits(folder, parts)
     return False
-
-
-def _refuse_hidden_splits(folder: Path, parts: Iterable[list[str]]) -> None:
-    """Refuse folders of splits that would be taken for classes, as the folders in them are the same or none.
-
-    Folders such as high/ and low/ in every class are sound, so the names must say that these are splits.
-    """
-    below: dict[str, set[str]] = defaultdict(set)
-    for top, second, *deeper in parts:
-        below[top].update([second] if deeper else [])
-    words = {top: _words(top) for top in below}
-    shared = set.intersection(*words.values()) - SPLITS.keys()  # as in scans_train/ and scans_test/
-    splits = {top: SPLITS.get(min(told)) if len(told := words[top] - shared) == 1 else None for top in below}
-    if len(below) > 1 and all(splits.values()) and len(set(splits.values())) > 1 and not any(below.values()):
-        raise DataError(f"{folder}: {_names(below)} are splits, not classes; put a folder for each class into them")
-    common = set.intersection(*below.values())
-    if len(below) > 1 and any(splits.values()) and any(name.lower() not in SPLITS for name in common):
-        raise DataError(
-            f"{folder}: {_names(below)} have the same folders in them, {_names(common)}; if these are the classes, "
-            "call the folders above them train, val and test, else put the files of each class in one folder"
-        )
-
-
-def _words(name: str) -> set[str]:
-    """Return the words of a name but for the plain ones and numbers: {"test"} of "TestSet_2048"."""
-    words = (word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
-    return {word.removesuffix("set") for word in words} - _PLAIN_WORDS
-
-
-def _names(names: Iterable[str]) -> str:
-    """List the first names for a message."""
-    some = sorted(names)
-    more = f" and {len(some) - _LISTED} more" if len(some) > _LISTED else ""
-    return ", ".join(printable(name, 40) for name in some[:_LISTED]) + more
 
 
 def told_splits(folder: Path, found: Mapping[str, Found]) -> dict[str, str] | None:
@@ -120,7 +76,10 @@ def _told(folder: Path, found: Mapping[str, Found]) -> dict[str, str]:
 def _lists(folder: Path) -> dict[Path, str]:
     """Return the lists that are there, and the split that each tells."""
     found = {entry.name.lower(): entry.path for entry in entries(folder)}
-    return {found[f"{stem}.txt"]: split for stem, split in SPLITS.items() if f"{stem}.txt" in found}
+    lists = {found[f"{stem}.txt"]: split for stem, split in SPLITS.items() if f"{stem}.txt" in found}
+    if not lists:
+        refuse_hidden_lists(folder, found)
+    return lists
 
 
 def _listed(folder: Path, found: Mapping[str, Found], lists: Mapping[Path, str]) -> dict[str, str]:
@@ -211,20 +170,20 @@ def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str,
     for label in classes:
         by_case[label.casefold()].append(label)
     alike = [twins for twins in by_case.values() if len(twins) > 1]
-    case = f"; {_names(alike[0])} differ only in case: are they one class?" if alike else ""
+    case = f"; {listed(alike[0])} differ only in case: are they one class?" if alike else ""
     empty = [label for label in classes if not counts[label, "train"]]
     if empty:
         raise DataError(
-            f"{folder}: empty class, no training shape of: {_names(empty)}{case or '; add some, or remove the class'}"
+            f"{folder}: empty class, no training shape of: {listed(empty)}{case or '; add some, or remove the class'}"
         )
     notes = [
-        f"classes that differ only in case: {_names(twins)}; give them one name if they are one" for twins in alike
+        f"classes that differ only in case: {listed(twins)}; give them one name if they are one" for twins in alike
     ]
     if len(classes) == 1:
-        notes.append(f"all shapes are of one class, {_names(classes)}: a classifier has nothing to tell apart")
+        notes.append(f"all shapes are of one class, {listed(classes)}: a classifier has nothing to tell apart")
     untested = [label for label in classes if not counts[label, "test"]]
     if untested and len(untested) < len(classes):
         notes.append(
-            f"no test shape of {_names(untested)}: accuracy says nothing of {'it' if len(untested) == 1 else 'them'}"
+            f"no test shape of {listed(untested)}: accuracy says nothing of {'it' if len(untested) == 1 else 'them'}"
         )
     return notes

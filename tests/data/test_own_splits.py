@@ -101,6 +101,24 @@ def test_splits_without_classes_are_refused(tmp_path: Path, tops: tuple[str, ...
         source(classes(tmp_path, *tops, inside=("",)))
 
 
+@pytest.mark.parametrize("inside", [("data_train", "data_test"), ("TrainSet", "val_set"), ("2048_train", "2048_test")])
+def test_hidden_splits_in_the_classes_are_refused(tmp_path: Path, inside: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=r"/cup: .* look like splits; call them train"):
+        source(classes(tmp_path, "cup", "pen", inside=inside))
+
+
+@pytest.mark.parametrize(
+    "names", [("train_list", "test_list"), ("modelnet40_train", "modelnet40_test"), ("trainset", "VALSET")]
+)
+def test_hidden_lists_are_refused(tmp_path: Path, names: tuple[str, str]) -> None:
+    classes(tmp_path, "cup", "pen", inside=("",))
+    put(tmp_path, "readme.txt", "training_notes.txt" if "set" in names[0] else "license.txt", f"{names[0]}.txt")
+    assert len(source(tmp_path).items) == 4
+    put(tmp_path, f"{names[1]}.txt")
+    with pytest.raises(DataError, match=rf"{names[0]}\.txt.* look like lists of splits; call them train\.txt"):
+        source(tmp_path)
+
+
 def test_classes_in_one_split_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     classes(tmp_path, "train", inside=("a", "b", "c"))
     put(tmp_path, "test/a/1.xyz")
