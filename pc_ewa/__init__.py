@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pc_ewa.ewa import ExpertAverager, Gate, balance_loss, dense_state_dict, merge_experts, upcycle
     from pc_ewa.inference import from_pretrained, load_model
     from pc_ewa.models import create_model, load_pretrained
+    from pc_ewa.viz import show
 
     __version__: str
 
@@ -30,6 +31,7 @@ __all__ = [
     "balance_loss",
     "load_dataset",
     "Clouds",
+    "show",
     "ops",
     "Error",
     "ConfigError",
@@ -44,6 +46,7 @@ _HOMES = {
     "ewa": ("upcycle", "ExpertAverager", "merge_experts", "dense_state_dict", "Gate", "balance_loss"),
     "data": ("load_dataset", "Clouds"),
     "inference": ("load_model", "from_pretrained"),
+    "viz": ("show",),
     "errors": ("Error", "ConfigError", "DataError", "CheckpointError", "TrainingError", "WriteError"),
 }
 

@@ -40,3 +40,8 @@ def bundled_configs() -> dict[str, Path]:
     """Return the bundled configs by name: "quickstart", "finetune/modelnet40"."""
     folder = bundled("configs")
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def bundled_models() -> dict[str, Path]:
+    """Return the folders of the bundled models by name: "furniture"."""
+    return {path.name: path for path in sorted(bundled("models").iterdir()) if path.is_dir()}

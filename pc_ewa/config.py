@@ -15,7 +15,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS
 from pc_ewa.validation import arguments_of, check_arguments, choose, describe, refuse_switch
-from pc_ewa.yaml_config import apply_overrides, read_yaml
+from pc_ewa.yaml_config import apply_overrides, check_size, read_yaml
 
 # Arguments of models that the data decides, and that are not for the config to say again.
 DECIDED_BY_DATA = ("num_classes", "num_parts", "num_categories")
@@ -180,6 +180,7 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 
 def resolve(content: dict[str, Any]) -> Experiment:
     """Check a config given as plain values, and fill in every default, those of model and dataset too."""
+    check_size(content)
     try:
         experiment = Experiment.model_validate(content)
     except pydantic.ValidationError as error:

@@ -23,9 +23,17 @@ OPTIONAL = {
     "matplotlib": "compare",
     "scipy": "compare",
     "open3d": "viz",
+    "plotly": "viz",
+    "accelerate": "trainers",
+    "lightning": "trainers",
+    "transformers": "trainers",
     "huggingface_hub": "hub",
     "laspy": "formats",
     "lazrs": "formats",
+    "onnx": "export",
+    "onnxruntime": "export",
+    "onnxscript": "export",
+    "openvino": "openvino",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}

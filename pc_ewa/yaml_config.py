@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def parse_yaml(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _size(node, {}) > MAX_NODES:
+        if _size(node, _nodes_in, {}) > MAX_NODES:
             raise ValueError(f"with its aliases written out it has more than {MAX_NODES} values")
         return loader.construct_document(node)
     except yaml.YAMLError as error:
@@ -93,15 +94,40 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _size(node: Any, known: dict[int, int]) -> int:
-    """Count the values of a node with its aliases written out; `known` are those counted before."""
-    if id(node) not in known:
-        known[id(node)] = MAX_NODES  # met again inside itself: it has no end
-        children = [*node.value] if isinstance(node, yaml.CollectionNode) else []
-        if isinstance(node, yaml.MappingNode):
-            children = [child for pair in node.value for child in pair]
-        known[id(node)] = 1 + sum(_size(child, known) for child in children)
-    return known[id(node)]
+def check_size(content: object) -> None:
+    """Refuse plain values deeper or, with what they share written out, larger than any config.
+
+    Files of others hold configs, and a few lists that hold each other ten times over take all memory and time.
+
+    Raises:
+        ConfigError: they are.
+    """
+    try:
+        size = _size(content, _values_in, {})
+    except RecursionError:
+        size = MAX_NODES + 1
+    if size > MAX_NODES:
+        raise ConfigError(f"the config has more than {MAX_NODES} values; it is damaged, or not a config")
+
+
+def _size(value: Any, children: Callable[[Any], list[Any]], known: dict[int, int]) -> int:
+    """Count a value and all in it, shared ones as often as they are met; `known` are those counted before."""
+    if id(value) not in known:
+        known[id(value)] = MAX_NODES + 1  # met again inside itself: it has no end
+        known[id(value)] = 1 + sum(_size(child, children, known) for child in children(value))
+    return known[id(value)]
+
+
+def _nodes_in(node: Any) -> list[Any]:
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return [*node.value] if isinstance(node, yaml.CollectionNode) else []
+
+
+def _values_in(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return [*value] if isinstance(value, list | tuple | set) else []
 
 
 _Loader.add_implicit_resolver(

@@ -1,6 +1,7 @@
 """Experiments: what a YAML file and overrides become, and what is said of those that cannot run."""
 
 import inspect
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,20 @@ def test_the_ewa_section_has_the_arguments_and_defaults_of_the_two_functions(exp
     expected = {p.name: p.default for p in parameters if p.name not in ("model", "ffn", "total_steps")}
     assert section(experiment("ewa={}")) == expected
     assert expected["num_experts"] == 4
+
+
+def test_coupling_by_the_learning_rate_is_a_matter_of_config_and_its_share_rate_falls_with_it(
+    experiment: MakeExperiment,
+) -> None:
+    with pytest.raises(ConfigError, match=r"^ewa\.alpha=None with schedule='lr'"):
+        experiment("ewa.schedule=lr")
+    made = experiment("ewa.schedule=lr", "ewa.alpha=2e-3", "train.lr=1e-3", "train.min_lr=0", "train.steps=4")
+    run(made)
+    lines = [json.loads(line) for line in (Path(made.output) / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["share_rate"] for line in lines if "share_rate" in line]
+    count = section(made)["num_experts"]
+    assert rates
+    assert rates[-1] < (count - 1) / count / 4
 
 
 def test_a_new_knob_of_ewa_is_one_argument_of_its_function(
@@ -373,3 +388,23 @@ def test_an_override_changes_one_section_also_where_yaml_repeats_another(tmp_pat
     path.write_text("data: &here {name: modelnet40}\nprobe: {data: *here}\nmodel: {name: point_mae}\n")
     experiment = load_experiment(path, ["data.num_points=512"])
     assert (experiment.data.num_points, experiment.probe.data.num_points) == (512, 1024)
+
+
+@pytest.mark.parametrize("key", ["wandb.project", "model.dim", "anything"])
+def test_values_of_a_checkpoint_that_hold_each_other_are_refused_at_once(experiment: MakeExperiment, key: str) -> None:
+    """YAML writes aliases out; a pickle may hold the same list ten times, ten levels deep."""
+    bomb: list[Any] = ["x"] * 10
+    for _ in range(9):
+        bomb = [bomb] * 10
+    content = experiment().model_dump(mode="json")
+    *sections, last = key.split(".")
+    place = content[sections[0]] if sections else content
+    endless: list[Any] = []
+    endless.append(endless)
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (bomb, endless, deep):
+        place[last] = value
+        with pytest.raises(ConfigError, match="more than"):
+            resolve(content)

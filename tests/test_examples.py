@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -90,8 +91,32 @@ def test_any_vit_refuses_before_it_trains(
     assert "must be at least 1, and the folder of --json must exist" in capsys.readouterr().err
 
 
-def test_any_vit_is_short(examples: Path) -> None:
-    assert len((examples / "any_vit.py").read_text().splitlines()) <= 80
+def test_trainer_finetune_saves_what_from_pretrained_takes(
+    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for user in ("transformers.trainer", "pc_ewa.integrations.transformers"):  # a checkout has a folder `datasets`
+        monkeypatch.setattr(f"{user}.is_datasets_available", lambda: False)
+    any_vit(examples, monkeypatch, "--epochs", 1, "--output", tmp_path, script="trainer_finetune.py")
+    printed = capsys.readouterr().out
+    assert re.search(r"^dense: .*% val, .*% test$", printed, re.MULTILINE)
+    assert re.search(r"^EWA: .*% val, .*% test$", printed, re.MULTILINE)
+    assert (tmp_path / "EWA" / "model.safetensors").stat().st_size == (
+        tmp_path / "dense/model.safetensors"
+    ).stat().st_size
+
+
+def test_timm_finetune_merges_to_the_keys_it_began_with(
+    examples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("timm")
+    small = ("--model", "vit_tiny_patch16_224", "--options", "patch_size=4", "embed_dim=12", "depth=2", "num_heads=3")
+    any_vit(examples, monkeypatch, "--epochs", 1, *small, script="timm_finetune.py")
+    assert re.search(r"^EWA: .*% val, .*% test$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_examples_for_any_vit_are_short(examples: Path) -> None:
+    for script in ("any_vit", "timm_finetune", "trainer_finetune"):
+        assert len((examples / f"{script}.py").read_text().splitlines()) <= 80, script
 
 
 def test_theory_holds_and_draws_its_figures(

@@ -144,7 +144,8 @@ def test_configs_and_furniture_are_in_the_wheel_and_nothing_else_is_new(wheel: P
     data |= {f"models/furniture/{name}" for name in ("README.md", "config.json", "model.safetensors")}
     assert bundled == data | {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml")}
     sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "pc_ewa").rglob("*.py")}
-    others = {"pc_ewa/py.typed", "pc_ewa/benchmark/page.md"}
+    others = {"pc_ewa/py.typed", "pc_ewa/report/page.css", "pc_ewa/report/viewer.js"}
+    others |= {"pc_ewa/benchmark/page.md", "pc_ewa/benchmark/reliability.md"}
     others |= {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "pc_ewa/ops/csrc").glob("[!.]*")}
     assert {name for name in names if "/bundled/" not in name} == sources | others
 
@@ -160,7 +161,7 @@ def test_the_extras_are_those_that_messages_name(wheel: Path, core: Environment)
         ), module
     required = {re.split(r"[<>=; ]", line)[0] for line in listed.requires or [] if "extra" not in line}
     assert required == set(package.CORE)
-    extras = {"data", "train", "compare", "viz", "export", "docs", "formats", "hub", "all"}
+    extras = {"data", "train", "compare", "viz", "export", "openvino", "docs", "formats", "hub", "trainers", "all"}
     assert set(listed.metadata.get_all("Provides-Extra")) == extras
     assert any(line.startswith("torch>=2.6") for line in listed.requires or []), "a range, never a pin"
 

@@ -1,1 +1,1 @@
-"""Benchmarks: a training step with EWA and without, the point-cloud ops beside other libraries, data."""
+"""Benchmarks: a training step with EWA and without, the point-cloud ops data, runs and files that are disturbed."""

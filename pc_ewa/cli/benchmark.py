@@ -7,29 +7,38 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import ConfigError
 
 DESCRIPTION = """\
-Time `step`, a training step with EWA and without, `ops`, the point-cloud ops beside other libraries, or `data`."""
+Time `step`, a training step with EWA and without, `latency`, a trained model at inference in several runtimes, `ops`,
+the point-cloud ops beside other libraries, or `data`; or disturb runs and files, `reliability`."""
 
 EPILOG = """\
 examples:
   pc-ewa benchmark step quickstart
   pc-ewa benchmark step official_size --pairs 5
   pc-ewa benchmark step quickstart train.precision=bf16 device=cuda
+  pc-ewa benchmark latency runs/quickstart
+  pc-ewa benchmark latency runs/quickstart --threads 1 --batch 1 --rounds 25 --save latency.md
   pc-ewa benchmark ops
   pc-ewa benchmark ops --only knn --rounds 3
   pc-ewa benchmark ops --save performance.md
   pc-ewa benchmark data
+  pc-ewa benchmark reliability --only hostile
 
-`pc-ewa benchmark step --help`, `ops --help` and `data --help` explain their options."""
+`pc-ewa benchmark step --help`, and likewise for the others, explains their options."""
 
 DESCRIPTIONS = {
     "step": """\
 A step is all of it: drawing and augmenting the batch, forward, backward, clipping, AdamW, averaging. Dense and EWA
 steps take turns, so that a drift of the speed of the machine falls on both; the ratio is the median over the pairs.""",
+    "latency": """\
+Exports a trained model, measures what it reaches on the test set of its dataset, and times calls of one cloud and of
+32: PyTorch eager, in bf16 and compiled; onnxruntime exact and in 8 bits; OpenVINO, if it is installed, exact and in
+bf16. All take turns; ratios are medians over the rounds. Stop other work first.""",
     "ops": """\
 In each round every contender runs once, in an order that rotates; ratios are medians over the rounds. Libraries that
 are not installed are listed; requirements-peers.txt has them all. PC_EWA_OPS chooses our backend, OMP_NUM_THREADS the
@@ -38,6 +47,9 @@ threads of all. On 2 cores with everything installed it takes about 10 minutes; 
 Writes a converted set of random clouds, as large as ModelNet40 with 8,192 points unless you say otherwise (605 MB in
 the temporary folder), opens it in a fresh process, and draws batches from it: ours, Point-MAE's way, and a training
 step of the official 22.1 M model take turns.""",
+    "reliability": """\
+Kills toy runs and starts them again (kill), flips bits in weights (flips), gives hostile files to commands (hostile),
+damages files of shapes (fuzz), and watches the memory of a run (soak). Linux only; all of it takes half an hour.""",
 }
 
 
@@ -52,6 +64,14 @@ def create_parser(what: str | None = None) -> Parser:
         parser.add_argument("config", help="the experiment: a YAML file with an ewa section, or a bundled one's name")
         add_config_overrides(parser)
         parser.add_argument("--pairs", type=int, default=15, help="pairs of steps to time (default: 15)")
+    elif what == "latency":
+        parser.add_argument("checkpoint", help="a checkpoint without mixtures, a run, a saved folder, or furniture")
+        add_config_overrides(parser, "change keys of its config, as in data.root=/data")
+        parser.add_argument("--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one")
+        parser.add_argument("--rounds", type=int, default=9, help="how often each contender runs (default: 9)")
+        parser.add_argument("--threads", type=int, action="append", help="threads, repeatable (default: 1 and 2)")
+        parser.add_argument("--batch", type=int, action="append", help="clouds, repeatable (default: 1 and 32)")
+        parser.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
     elif what == "ops":
         parser.add_argument("--rounds", type=int, default=9, help="how often each contender runs (default: 9)")
         parser.add_argument("--only", metavar="SECTION", help="fps, knn, chamfer, grouping or precision (default: all)")
@@ -59,6 +79,16 @@ def create_parser(what: str | None = None) -> Parser:
             "--device", default="auto", help="auto (a GPU if there is one), cpu or cuda (default: auto)"
         )
         parser.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
+    elif what == "reliability":
+        parser.add_argument("--only", metavar="PART", help="kill, flips, hostile, fuzz or soak (default: all)")
+        parser.add_argument("--kills", type=int, default=60, help="runs to kill (default: 60)")
+        parser.add_argument("--flips", type=int, default=200, help="bits to flip in each file (default: 200)")
+        parser.add_argument("--cases", type=int, default=20_000, help="damaged shapes to read (default: 20000)")
+        parser.add_argument("--minutes", type=float, default=15, help="how long the soak takes (default: 15)")
+        parser.add_argument("--seed", type=int, default=0, help="decides what is drawn (default: 0)")
+        parser.add_argument(
+            "--save", type=Path, metavar="PAGE.md", help="also write a page, and its figures to PAGE.json; see --only"
+        )
     else:
         parser.add_argument("--rounds", type=int, default=9, help="batches and steps to time (default: 9)")
         parser.add_argument("--shapes", type=int, default=12_311, help="clouds in the file (default: 12311)")
@@ -87,15 +117,39 @@ def time_step(options: argparse.Namespace, _: str) -> None:
     print(compare_steps(experiment, options.pairs))
 
 
+def time_latency(options: argparse.Namespace, arguments: str) -> None:
+    """Check the arguments, then export, measure and time."""
+    check_page(options.save)
+    for name in ("rounds", "threads", "batch"):
+        value = getattr(options, name)
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number < 1:
+                raise ConfigError(f"--{name} {number}; give at least 1")
+    from pc_ewa.benchmark.latency import Plan, measure, page
+    from pc_ewa.export.source import load
+
+    restored = load(options.checkpoint, options.config, [*options.overrides, "train.precision=fp32", "device=cpu"])
+    restored.splits()  # a dataset that is missing is known before any work
+    plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32))
+    found = measure(restored, plan)
+    if options.save:
+        options.save.write_text(page(found, f"pc-ewa benchmark {arguments}", plan), encoding="utf-8")
+
+
+def check_page(page: Path | None) -> None:
+    """Refuse a page that cannot be written."""
+    if page and page.is_dir():
+        raise ConfigError(f"--save {page}: that is a folder; name a file in it")
+    if page and not page.parent.is_dir():
+        raise ConfigError(f"--save {page}: there is no folder {page.parent}; make it, or choose another")
+
+
 def time_ops(options: argparse.Namespace, arguments: str) -> None:
     """Check the arguments, then run the sections; each prints as it ends."""
     if options.rounds < 1:
         raise ConfigError(f"--rounds {options.rounds}; time at least one")
     page = options.save
-    if page and page.is_dir():
-        raise ConfigError(f"--save {page}: that is a folder; name a file in it")
-    if page and not page.parent.is_dir():
-        raise ConfigError(f"--save {page}: there is no folder {page.parent}; make it, or choose another")
+    check_page(page)
     from pc_ewa.benchmark.ops import measure
     from pc_ewa.benchmark.report import write_page
 
@@ -116,4 +170,34 @@ def time_data(options: argparse.Namespace, _: str) -> None:
         print(target.describe())
 
 
-BENCHMARKS = {"step": time_step, "ops": time_ops, "data": time_data}
+def disturb(options: argparse.Namespace, _: str) -> None:
+    """Check the arguments, then measure the parts; each prints its verdict as it ends."""
+    if min(options.kills, options.flips, options.cases, options.minutes) <= 0:
+        raise ConfigError("--kills, --flips, --cases and --minutes must be above 0")
+    page = options.save
+    check_page(page)
+    from pc_ewa.benchmark.memory import can_weigh
+    from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
+    from pc_ewa.validation import choose
+
+    if not can_weigh():
+        raise ConfigError("benchmark reliability needs Linux, which tells what a process holds")
+    parts = (choose("part", options.only, {part: part for part in PARTS}),) if options.only else PARTS
+    if page and page.with_suffix(".json").exists():
+        read(page.with_suffix(".json"))  # refused now, and not after half an hour
+
+    def tell(part: str, measured: dict[str, Any]) -> None:
+        print(f"{part}: {verdict(part, measured['result'])}", flush=True)
+        if page:
+            save(page, part, measured)
+
+    measure(parts, Plan(options.kills, options.flips, options.cases, options.minutes, options.seed), tell)
+
+
+BENCHMARKS = {
+    "step": time_step,
+    "latency": time_latency,
+    "ops": time_ops,
+    "data": time_data,
+    "reliability": disturb,
+}

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pc_ewa import package
-from pc_ewa.bundled import bundled, bundled_configs, checkout
+from pc_ewa.bundled import bundled, bundled_configs, bundled_models, checkout
 from pc_ewa.cli.command import Parser, command
 
 DESCRIPTION = """\
@@ -95,8 +95,9 @@ def ops() -> Rows:
 
 
 def files() -> Rows:
-    """Yield where bundled files are."""
+    """Yield which files are bundled, and where."""
     yield "bundled", f"{len(bundled_configs())} configs in {bundled('configs')}, data in {bundled('datasets')}"
+    yield "models", f"{', '.join(bundled_models())} in {bundled('models')}"
 
 
 def datasets(root: Path) -> Rows:

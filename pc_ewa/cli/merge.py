@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, merge, write, print."""
     options = create_parser().parse_intermixed_args(arguments)
     output = Path(options.output)
-    written = choose_format(options.format, output)
     if output.exists() and not options.overwrite:
         raise CheckpointError(f"{output} is there already; choose another -o, or add --overwrite")
+    written = choose_format(options.format, output)
     if not output.parent.is_dir():
         raise CheckpointError(f"{output.parent} is not a folder; create it or choose another -o")
     merge(options, output, written)

@@ -26,7 +26,7 @@ Tell the class of clouds and meshes, or the part of each of their points."""
 EPILOG = """\
 examples:
   pc-ewa predict furniture chair.ply                          # the model that comes with the package
-  pc-ewa predict runs/quickstart scans/ --csv scans.csv
+  pc-ewa predict runs/quickstart scans/ --csv scans.csv --picture scans.png
   pc-ewa predict my_vit.safetensors one.obj two.pcd --top 5 --up y
   pc-ewa predict owner/name scans/ --strict                   # a model of the Hugging Face Hub
   pc-ewa predict modelnet_1k.pth scans/ --config finetune/modelnet40
@@ -51,6 +51,9 @@ def create_parser() -> Parser:
     parser.add_argument("--top", type=int, default=3, metavar="K", help="classes in the table (default: 3)")
     parser.add_argument("--csv", metavar="FILE", help="write all probabilities, one file a row")
     parser.add_argument("--json", metavar="FILE", help="the same as JSON")
+    parser.add_argument(
+        "--picture", metavar="FILE", help="draw the first 24 clouds with their classes or parts: .png .svg .pdf .html"
+    )
     parser.add_argument(
         "--up", choices=("x", "y", "z"), help="the axis that points up in these files, if not the model's"
     )
@@ -87,6 +90,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows, records = describe_classes(found, options.top)
     write(records, options)
     print_table(rows)
+    if options.picture is not None and found:
+        from pc_ewa.inference.picture import predicted_scene
+        from pc_ewa.viz import draw
+
+        draw([(predicted_scene(found, clouds, model.preprocessing, options.up), Path(options.picture))])
     for _, error in skipped:
         print(f"skipped: {' '.join(str(error).split())}", file=sys.stderr)
     if skipped:
@@ -101,6 +109,10 @@ def check(options: argparse.Namespace) -> None:
     for path in (options.csv, options.json):
         if path is not None and (Path(path).is_dir() or not os.access(Path(path).absolute().parent, os.W_OK)):
             raise ConfigError(f"{path} cannot be written; choose a file in a folder that is there")
+    if options.picture is not None:
+        from pc_ewa.viz.renderers.sheet import check_picture
+
+        check_picture(Path(options.picture))
     if options.output is not None and Path(options.output).is_file():
         raise ConfigError(f"-o {options.output} is a file; choose a folder")
 
@@ -112,12 +124,13 @@ def check_outputs(options: argparse.Namespace, names: Sequence[str]) -> None:
         raise ConfigError(f"--csv and --json are both {options.csv}; choose another for one of them")
     for name in {os.path.realpath(name) for name in names} & set(files):
         raise ConfigError(f"{name} is one of the files to read; choose another place for what is written")
-    folder = os.path.realpath(options.output or PARTS)
-    for name in options.inputs if options.output is not None or options.category is not None else ():
-        if os.path.isdir(name) and os.path.commonpath([folder, os.path.realpath(name)]) == os.path.realpath(name):
-            raise ConfigError(
-                f"-o {options.output or PARTS} lies in {name}, which would be read next time; choose another"
-            )
+    places = {} if options.csv is None else {"--csv": options.csv}  # a table with that ending is read as a cloud
+    if options.output is not None or options.category is not None:
+        places["-o"] = options.output or PARTS
+    for option, place in places.items():
+        for name in filter(os.path.isdir, options.inputs):
+            if Path(os.path.realpath(place)).is_relative_to(os.path.realpath(name)):
+                raise ConfigError(f"{option} {place} lies in {name}, where the next call would read it; choose another")
 
 
 def predicted(model: Any, clouds: Sequence[Input], options: argparse.Namespace, on_error: Any) -> list[Any]:

@@ -18,7 +18,7 @@ from pc_ewa.compare.results import hardware
 from pc_ewa.config import Experiment
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step
-from pc_ewa.train.restore import at_inference
+from pc_ewa.train.restored import at_inference
 from pc_ewa.train.setup import Setup, build
 
 CLOUDS = 8  # in a batch at inference

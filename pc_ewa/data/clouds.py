@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -138,6 +138,12 @@ class Clouds:
             file=None,
         )
 
+    def show(self, shapes: int | Sequence[int] = 0, **options: Any) -> Any:
+        """Show shapes by their positions, in a notebook, a window, or a file `path`; see `pc_ewa.viz.show`."""
+        from pc_ewa.viz import show
+
+        return show(self, shapes, **options)
+
     def split_validation(self, fraction: float, seed: int) -> tuple[Clouds, Clouds]:
         """Cut a stratified validation part; the same seed gives the same parts on every machine.
 
@@ -193,10 +199,7 @@ class Clouds:
 
 
 def join(first: Clouds, second: Clouds) -> Clouds:
-    """Return the shapes of two splits of one dataset as one.
-
-    Splits that map the same file, whole, stay mapped; those read into memory are copied.
-    """
+    """Join two splits of one dataset; those that map the same file, whole, stay mapped, the others are copied."""
     names = None
     if first.shape_names is not None and second.shape_names is not None:
         names = first.shape_names + second.shape_names

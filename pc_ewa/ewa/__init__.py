@@ -2,9 +2,10 @@
 
 from pc_ewa.ewa.averaging import ExpertAverager, expert_shard_placement
 from pc_ewa.ewa.conversion import dense_state_dict, expert_layers, merge_experts, upcycle
-from pc_ewa.ewa.experts import ExpertFFN, ExpertLinear, Mixture, routed_experts
+from pc_ewa.ewa.experts import ExpertFFN, Mixture, routed_experts
 from pc_ewa.ewa.gated import Gate, GatedFFN, balance_loss, has_gate
 from pc_ewa.ewa.routing import Partition, combine, dispatch, uniform_partition
+from pc_ewa.ewa.stacks import ExpertLinear
 
 __all__ = [
     "upcycle",

@@ -1,34 +1,22 @@
 """ExpertAverager: moves the experts of each mixture a little towards each other after every optimizer step."""
 
-import math
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from pc_ewa.ewa.conversion import expert_layers
-from pc_ewa.ewa.experts import Mixture, merge_stack
+from pc_ewa.ewa.experts import Mixture
+from pc_ewa.ewa.schedules import Schedule, ShareRate
+from pc_ewa.ewa.stacks import merge_stack
+from pc_ewa.ewa.statistics import LayerStatistics, local_stacks, measure
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import Shard
-
-Schedule = Literal["constant", "linear", "cosine"]
-
-
-class LayerStatistics(NamedTuple):
-    """Distance of the experts of one mixture, over all their weights taken as vectors W_i with mean W̄.
-
-    `spread` is the mean of ‖W_i - W̄‖ / ‖W̄‖; `cosine` the mean cosine of two different experts; `share_rate` the
-    rate β of the latest averaging.
-    """
-
-    spread: float
-    cosine: float
-    share_rate: float
 
 
 class ExpertAverager:
@@ -44,12 +32,17 @@ class ExpertAverager:
     Args:
         model: a model with mixtures (`upcycle`). Of gated ones the experts are averaged, never the gate.
         share_rate: β, 0 to (N-1)/N, which merges the experts fully; the peak of the schedule.
-        schedule: "constant"; or a "linear" or "cosine" ramp from 0 to `share_rate`.
-        total_steps: optimizer steps of the whole training; needed unless the schedule is constant and always on.
+        schedule: "constant"; a "linear" or "cosine" ramp from 0 to `share_rate`; or "lr", which follows the learning
+            rate of each step: γ = min(γ of `share_rate`, (lr / alpha)^power). It falls as the learning rate does, by
+            the rule that workers of local SGD shall synchronise less often then (Gu et al., arXiv 2303.01215, and
+            the quadratic rule, arXiv 2310.14423). Of several groups with experts, the largest rate counts.
+        total_steps: optimizer steps of the whole training; needed for a ramp, `start` and `stop`.
         ramp: the share of the window over which the ramp rises; `share_rate` holds after it.
         start: averaging begins after this share of training.
         stop: averaging ends after this share of training (0.5 is "Early EWA").
         every: average each k-th step only, k steps at once: γ_k = 1 - (1 - γ)^k.
+        alpha: of "lr": the learning rate at which the experts would be merged fully.
+        power: of "lr": 1 or 2.
 
     Attributes:
         layers: the mixtures by name.
@@ -70,30 +63,26 @@ class ExpertAverager:
         start: float = 0.0,
         stop: float = 1.0,
         every: int = 1,
+        alpha: float | None = None,
+        power: int = 2,
     ) -> None:
         self.layers = expert_layers(model)
         if not self.layers:
             raise ValueError(f"{type(model).__name__} has no mixture of experts to average; upcycle() it first")
-        for name, value in (("share_rate", share_rate), ("ramp", ramp), ("start", start), ("stop", stop)):
+        _check_stacks(self.layers)
+        numbers = {"share_rate": share_rate, "ramp": ramp, "start": start, "stop": stop, "power": power}
+        for name, value in (numbers | ({} if alpha is None else {"alpha": alpha})).items():
             if not isinstance(value, int | float):
                 raise ValueError(f"{name}={value!r}; it must be a number")
         _check_share_rate(share_rate, self.layers)
-        if schedule not in ("constant", "linear", "cosine"):
-            raise ValueError(f"schedule={schedule!r}; choose 'constant', 'linear' or 'cosine'")
-        if total_steps is None and (schedule != "constant" or (start, stop) != (0.0, 1.0)):
-            raise ValueError(f"schedule={schedule!r} with start={start}, stop={stop} needs total_steps")
-        if total_steps is not None and total_steps < 1:
-            raise ValueError(f"total_steps={total_steps}; it must be at least 1")
-        if not 0 <= start < stop <= 1:
-            raise ValueError(f"start={start}, stop={stop}; they must satisfy 0 <= start < stop <= 1")
-        if not 0 < ramp <= 1:
-            raise ValueError(f"ramp={ramp}; it must be above 0 and at most 1")
         if not isinstance(every, int) or every < 1:
             raise ValueError(f"every={every!r}; it must be at least 1, and whole")
-        self.share_rate, self.schedule, self.total_steps = share_rate, schedule, total_steps
-        self.ramp, self.start, self.stop, self.every = ramp, start, stop, every
+        fewest = min(layer.num_experts for layer in self.layers.values())
+        self.rate = ShareRate(share_rate, schedule, total_steps, ramp, start, stop, alpha, power, fewest)
+        self.every = every
         self.steps_done = 0
         self._hook: RemovableHandle | None = None
+        self._lr: float | None = None  # of the latest step
 
     def attach(self, optimizer: Optimizer) -> "ExpertAverager":
         """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it.
@@ -118,6 +107,7 @@ class ExpertAverager:
                 stacklevel=2,
             )
         self._hook = inner.register_step_post_hook(self._after_optimizer_step)
+        self._lr = self._learning_rate(inner)
         return self
 
     def detach(self) -> None:
@@ -141,48 +131,54 @@ class ExpertAverager:
             raise ValueError(f"{state!r} is not the state of an averager, such as {{'steps_done': 10}}")
         self.steps_done = steps
 
-    def share_rate_at(self, step: int) -> float:
-        """Return β for the averaging after optimizer step `step` (the first is 0): a pure function of the step."""
-        if self.total_steps is None:
-            return self.share_rate
-        begin, end = round(self.start * self.total_steps), round(self.stop * self.total_steps)
-        # A window up to the end of training has no end: who trains longer keeps the full rate.
-        if step < begin or (step >= end and self.stop < 1):
-            return 0.0
-        if self.schedule == "constant":
-            return self.share_rate
-        # The ramp counts the steps done, so that it ends on the full rate.
-        progress = min(1.0, (step + 1 - begin) / max(1.0, self.ramp * (end - begin)))
-        return self.share_rate * (progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2)
+    def share_rate_at(self, step: int, lr: float | None = None) -> float:
+        """Return β for the averaging after optimizer step `step` (the first is 0), of that learning rate.
 
-    @torch.no_grad()
-    def step(self) -> None:
-        """Average once, for those who call it by hand after `optimizer.step()` instead of attaching.
+        A pure function of the step, and for schedule "lr" of the learning rate.
 
         Raises:
-            ValueError: the model was merged, so that these experts are no longer in it.
+            ValueError: schedule "lr" and no learning rate.
+        """
+        return self.rate.at(step, lr)
+
+    @torch.no_grad()
+    def step(self, lr: float | None = None) -> None:
+        """Average once, for those who call it by hand after `optimizer.step()` instead of attaching.
+
+        Args:
+            lr: the learning rate of that step, for schedule "lr"; an attached averager reads it from the optimizer.
+
+        Raises:
+            ValueError: the model was merged, so that these experts are no longer in it; or no learning rate.
         """
         if any(layer.merged for layer in self.layers.values()):
             raise ValueError(
                 "the model was merged: this optimizer and this averager still hold its experts, which are no longer in "
                 "it; build a new optimizer to train the merged model"
             )
+        share_rate = self.share_rate_at(self.steps_done, lr)
+        self._lr = lr
         self.steps_done += 1
         if self.steps_done % self.every:
             return
-        share_rate = self.share_rate_at(self.steps_done - 1)
         if share_rate == 0:
             return
         for layer in self.layers.values():
             gamma = 1 - (1 - share_rate * layer.num_experts / (layer.num_experts - 1)) ** self.every
-            for stack in _stacks(layer):
+            for stack in local_stacks(layer):
                 stack.lerp_(merge_stack(stack).expand_as(stack), gamma)
 
     @torch.no_grad()
     def statistics(self) -> dict[str, LayerStatistics]:
         """Measure every mixture; under sharding, the part of the weights on this rank."""
-        rate = self.share_rate_at(max(0, self.steps_done - 1))
-        return {name: _measure(layer, rate) for name, layer in self.layers.items()}
+        rate = self.share_rate_at(max(0, self.steps_done - 1), self._lr or 0.0)
+        return {name: measure(layer, rate) for name, layer in self.layers.items()}
+
+    def _learning_rate(self, optimizer: Optimizer) -> float:
+        """Return the largest learning rate of the groups that hold experts; 0 if none does."""
+        stacks = {id(stack) for layer in self.layers.values() for stack in layer.experts.parameters()}
+        rates = [g["lr"] for g in optimizer.param_groups if not stacks.isdisjoint(map(id, g["params"])) and "lr" in g]
+        return float(max(rates, default=0.0))
 
     def _averages_with(self, other: "ExpertAverager") -> bool:
         """Return True if both have a mixture in common."""
@@ -207,7 +203,7 @@ class ExpertAverager:
         # Fused optimizers run under a GradScaler even when they skip the update inside their kernel.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
-            self.step()
+            self.step(self._learning_rate(optimizer) if self.rate.schedule == "lr" else None)
 
 
 def _unwrapped(optimizer: object) -> Optimizer:
@@ -220,6 +216,17 @@ def _unwrapped(optimizer: object) -> Optimizer:
             "something wraps it"
         )
     return optimizer
+
+
+def _check_stacks(layers: dict[str, Mixture]) -> None:
+    """Raise ValueError if a mixture has come to hold what is not a stack of its experts, such as an adapter."""
+    for name, layer in layers.items():
+        for key, parameter in layer.experts.named_parameters():
+            if parameter.shape[:1] != (layer.num_experts,):
+                raise ValueError(
+                    f"{name}.experts.{key} is of shape {tuple(parameter.shape)}, no stack of {layer.num_experts} "
+                    "experts; take out what was put into the mixture after upcycle(), such as LoRA"
+                )
 
 
 def _check_share_rate(share_rate: float, layers: dict[str, Mixture]) -> None:
@@ -241,26 +248,3 @@ def expert_shard_placement(parameter: nn.Parameter) -> "Shard":
     from torch.distributed.tensor import Shard  # half a second to import, and few need it
 
     return Shard(1)
-
-
-def _stacks(layer: Mixture) -> Iterator[Tensor]:
-    """The stacked parameters of a mixture, without a gate's; of sharded ones (DTensor), the part on this rank."""
-    for stack in layer.experts.parameters():
-        placements = getattr(stack, "placements", None)
-        if placements is None:
-            yield stack
-        elif any(placement.is_shard(0) for placement in placements):
-            raise ValueError("experts sharded on axis 0; pass shard_placement_fn=expert_shard_placement to fully_shard")
-        else:
-            yield stack.to_local()  # type: ignore[attr-defined]
-
-
-def _measure(layer: Mixture, share_rate: float) -> LayerStatistics:
-    experts = torch.cat([stack.detach().flatten(1).double() for stack in _stacks(layer)], dim=1)
-    mean = experts.mean(0)
-    spread = ((experts - mean).norm(dim=1) / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny)).mean()
-    unit = torch.nn.functional.normalize(experts, dim=1)
-    cosines = unit @ unit.T
-    count = layer.num_experts
-    cosine = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
-    return LayerStatistics(spread.item(), cosine.item(), share_rate)

@@ -7,19 +7,11 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from pc_ewa.ewa.experts import ExpertFFN, Init, Mixture, PartitionScope, merge_stack
-from pc_ewa.ewa.find_ffns import (
-    FFNChoice,
-    Function,
-    Layers,
-    SplitFFN,
-    check_not_shared,
-    ffn_at,
-    find_ffns,
-    put_part,
-    select_layers,
-)
+from pc_ewa.ewa.experts import ExpertFFN, Mixture, PartitionScope
+from pc_ewa.ewa.find_ffns import FFNChoice, Layers, find_ffns, select_layers
 from pc_ewa.ewa.gated import CANNOT_MERGE, Gate, GatedFFN, has_gate
+from pc_ewa.ewa.sites import check_not_shared, ffn_at, replace_ffn, restore_ffn
+from pc_ewa.ewa.stacks import Init, merge_stack
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +76,7 @@ def upcycle(
         for site in chosen
     ]
     for site, mixture in zip(chosen, mixtures, strict=True):
-        put_part(site.host, site.parts[0], mixture)
-        for part in site.parts[1:]:
-            put_part(site.host, part, nn.Identity())
+        replace_ffn(site, mixture)
     _leave_fast_paths(model)
     names = ", ".join(site.name for site in chosen)
     log.info("upcycled %d of %d FFNs into mixtures of %d experts: %s", len(chosen), len(sites), num_experts, names)
@@ -108,12 +98,7 @@ def merge_experts(model: Model) -> Model:
     _check_whole(mixtures)
     for name, mixture in mixtures.items():
         host_name, _, slot = name.rpartition(".")
-        host, fused = model.get_submodule(host_name), mixture.fuse()
-        if isinstance(fused, SplitFFN):
-            for part, module in zip(fused.parts, fused, strict=True):
-                put_part(host, part, module.function if isinstance(module, Function) else module)
-        else:
-            put_part(host, slot, fused)
+        restore_ffn(model.get_submodule(host_name), slot, mixture.fuse())
         mixture.merged = True
     for module in model.modules():
         for flag, value in module.__dict__.pop(_FAST_PATHS_BEFORE, {}).items():

@@ -1,81 +1,49 @@
 """Mixture: N stacked copies of one FFN. ExpertFFN: those behind a random uniform partition, and back to the FFN."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from pc_ewa.ewa.probe import TokenForm, find_token_form
 from pc_ewa.ewa.routing import combine, dispatch, uniform_partition
+from pc_ewa.ewa.stacks import (
+    ExpertLinear,
+    Init,
+    fuse_stacks,
+    maps_groups,
+    merge_stack,
+    stack_linears,
+    stack_parameters,
+)
+from pc_ewa.ewa.structure import why_no_expert
 
-Init = Literal["copy", "independent"]
 PartitionScope = Literal["batch", "sample"]
-
-
-def merge_stack(stack: Tensor) -> Tensor:
-    """Mean over the experts (axis 0), bit-exact when all experts are equal, as a plain mean of N = 3 is not."""
-    if len(stack) == 1:
-        return stack[0]
-    return stack[0] + (stack - stack[0]).mean(0)
-
-
-class ExpertLinear(nn.Module):
-    """N stacked linear layers: weight (N, out, in), bias (N, out).
-
-    In training each expert maps its own group, (N, S, in) to (N, S, out). In evaluation it is one linear layer
-    whose weights are the mean of the experts, on any (..., in).
-    """
-
-    def __init__(self, linear: nn.Linear, num_experts: int, init: Init = "copy") -> None:
-        super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight = _stacked(linear.weight, num_experts, init)
-        self.bias = None if linear.bias is None else _stacked(linear.bias, num_experts, init)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map groups in training, plain tokens in evaluation."""
-        if not self.training:
-            return F.linear(x, merge_stack(self.weight), None if self.bias is None else merge_stack(self.bias))
-        if self.bias is None:
-            return torch.bmm(x, self.weight.transpose(1, 2))
-        return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
-
-    @torch.no_grad()
-    def fuse(self) -> nn.Linear:
-        """Return the plain linear layer whose weights are the mean of the experts."""
-        has_bias, dtype = self.bias is not None, self.weight.dtype
-        # By way of "meta", so that no random initialisation is drawn.
-        linear = nn.Linear(self.in_features, self.out_features, has_bias, device="meta", dtype=dtype)
-        linear = linear.to_empty(device=self.weight.device)
-        for name, stack in self.named_parameters():
-            plain = linear.get_parameter(name)
-            plain.copy_(merge_stack(stack))
-            plain.requires_grad_(stack.requires_grad)
-        return linear.train(self.training)
-
-    def extra_repr(self) -> str:
-        """Sizes, as nn.Linear prints them."""
-        experts = self.weight.shape[0]
-        return f"{experts} experts, in_features={self.in_features}, out_features={self.out_features}"
 
 
 class Mixture(nn.Module):
     """N stacked copies of one FFN, `experts`; how tokens get to them is for subclasses to say.
 
+    Where all parameters are in `nn.Linear`s, plain or gated FFNs alike, one batched product per layer serves all
+    experts. Any other FFN, with norms, scales, 1x1 convolutions or layers of its own, is called once per expert, on a
+    share of the tokens each: the same FLOPs in more and smaller steps.
+
     Args:
-        ffn: the FFN; maps (..., C) to (..., C), token by token, with all its parameters in `nn.Linear`s. Copied.
+        ffn: the FFN; maps (..., C) to (..., C), or maps (B, C, H, W) to their like, token by token. Copied.
         num_experts: N >= 2.
         init: "copy" starts every expert as the FFN; "independent" gives each but the first its own shuffle of the
             FFN's initial weights, so that they follow whatever law the host drew them from.
 
     Attributes:
+        experts: the FFN, each of its parameters (N, ...) under the name that it had.
+        form: the width of a token, and the axis on which it is.
         merged: whether `merge_experts` has taken it out of its model.
 
     Raises:
-        ValueError: fewer than 2 experts, an unknown init, or an FFN that this cannot stack.
+        ValueError: fewer than 2 experts, an unknown init, or an FFN that does not map token by token.
     """
 
     merged = False
@@ -86,13 +54,44 @@ class Mixture(nn.Module):
             raise ValueError(f"num_experts={num_experts!r}; a mixture needs at least 2, a whole number")
         if init not in ("copy", "independent"):
             raise ValueError(f"init={init!r}; choose 'copy' or 'independent'")
-        _check_stackable(ffn)
-        self.num_experts = num_experts
-        self.experts = copy.deepcopy(ffn)
-        for name, linear in list(self.experts.named_modules()):
-            if type(linear) is nn.Linear:
-                self.experts = _replaced(self.experts, name, ExpertLinear(linear, num_experts, init))
+        self.batched = maps_groups(ffn)
+        self.num_experts, self.form = num_experts, _form_of(ffn, self.batched)
+        self.experts = (stack_linears if self.batched else stack_parameters)(ffn, num_experts, init)
         self.train(ffn.training)
+
+    def map_groups(self, groups: Tensor, dims: int = 3) -> Tensor:
+        """Map tokens in groups (N, S, C), each by its own expert, in training; the host's tensors have `dims` axes."""
+        if self.batched:
+            return self.experts(groups)
+        outputs = [self.map_by(expert, group, dims) for expert, group in zip(self.each(), groups, strict=True)]
+        return torch.stack(outputs)
+
+    def each(self) -> Iterator[tuple[Tensor, ...]]:
+        """Give the parameters of each expert, in the order of `experts.parameters()`."""
+        return zip(*(stack.unbind() for stack in self.experts.parameters()), strict=True)
+
+    def map_by(self, expert: tuple[Tensor, ...], tokens: Tensor, dims: int = 3) -> Tensor:
+        """Map tokens (S, C) by the expert of these parameters, as a host does whose tensors have `dims` axes."""
+        if self.batched:
+            # Of one expert alone, which in evaluation is the mean of all that there are.
+            return self._call(tuple(parameter[None] for parameter in expert), tokens)
+        ones = (1,) * max(0, dims - 2)
+        if self.form.axis == -1:
+            return self._call(expert, tokens.view(*ones, *tokens.shape)).view(tokens.shape)
+        # A view of the tokens as the pixels of one image, faster than many images of one pixel; none may be empty.
+        count, width = tokens.shape
+        image = tokens.t().view(1, width, count, *ones[1:]) if count else tokens.view(0, width, *ones)
+        return self._call(expert, image).reshape(width, count).t()
+
+    def map_by_mean(self, x: Tensor) -> Tensor:
+        """Map what the host gives by the FFN whose weights are the mean of the experts, in evaluation."""
+        if self.batched:
+            return self.experts(x)
+        return self._call(tuple(merge_stack(stack) for stack in self.experts.parameters()), x)
+
+    def _call(self, parameters: tuple[Tensor, ...], x: Tensor) -> Tensor:
+        names = [name for name, _ in self.experts.named_parameters()]
+        return functional_call(self.experts, dict(zip(names, parameters, strict=True)), x)
 
 
 class ExpertFFN(Mixture):
@@ -120,20 +119,23 @@ class ExpertFFN(Mixture):
         self.partition = partition
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (..., T, C); the axes before T are the batch."""
+        """Map tokens (..., T, C), the axes before T are the batch; or maps (B, C, H, W), of B·H·W tokens."""
         if not self.training:
-            return self.experts(x)
+            return self.map_by_mean(x)
+        if self.form.axis == 1:
+            pixels = x.flatten(2).transpose(1, 2)
+            return self._deal(pixels, x.dim()).transpose(1, 2).reshape(x.shape)
+        return self._deal(x, x.dim())
+
+    def _deal(self, x: Tensor, dims: int) -> Tensor:
         rows = 1 if self.partition == "batch" else x.shape[:-2].numel()
         tokens = x.reshape(rows, x.shape[:-1].numel() // max(1, rows), x.shape[-1])
         dealt = uniform_partition(tokens.shape[0], tokens.shape[1], self.num_experts, x.device)
-        return combine(self.experts(dispatch(tokens, dealt)), dealt).reshape(x.shape)
+        return combine(self.map_groups(dispatch(tokens, dealt), dims), dealt).reshape(x.shape)
 
-    @torch.no_grad()
     def fuse(self) -> nn.Module:
         """Return the plain FFN, of the host's class, whose weights are the mean of the experts."""
-        # A memo with the fused layers in it keeps deepcopy from copying the stacks first.
-        linears = [m for m in self.experts.modules() if isinstance(m, ExpertLinear)]
-        return copy.deepcopy(self.experts, {id(linear): linear.fuse() for linear in linears})
+        return fuse_stacks(self.experts)
 
     def extra_repr(self) -> str:
         """Number of experts and how tokens are dealt."""
@@ -159,31 +161,13 @@ def routed_experts(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _stacked(tensor: Tensor, num_experts: int, init: Init) -> nn.Parameter:
-    stack = tensor.detach().expand(num_experts, *tensor.shape).clone()
-    if init == "independent":
-        for expert in stack[1:]:
-            shuffle = torch.randperm(expert.numel(), device=expert.device)
-            expert.copy_(expert.flatten()[shuffle].view_as(expert))
-    return nn.Parameter(stack, requires_grad=tensor.requires_grad)
-
-
-def _check_stackable(ffn: nn.Module) -> None:
-    modules = [(name, module) for name, module in ffn.named_modules() if type(module) is nn.Linear]
-    linear = {f"{name}.{kind}".lstrip(".") for name, _ in modules for kind in ("weight", "bias")}
-    if not linear:
-        raise ValueError(f"{type(ffn).__name__} has no nn.Linear: nothing to make experts of")
-    others = [name for name, _ in (*ffn.named_parameters(), *ffn.named_buffers()) if name not in linear]
-    if others:
-        raise ValueError(
-            f"{type(ffn).__name__} holds {', '.join(others)} outside of nn.Linear, which cannot be stacked into "
-            "experts; point at a module whose parameters are all in nn.Linear layers"
-        )
-
-
-def _replaced(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
-    """Put `module` at the dotted `name` of `root`; an empty name is the root itself."""
-    if not name:
-        return module
-    root.set_submodule(name, module)
-    return root
+def _form_of(ffn: nn.Module, batched: bool) -> TokenForm:
+    """Return the form of an FFN's tokens; it is known of one that maps groups, and others are tried."""
+    reason = why_no_expert("", ffn)
+    if batched and not reason:
+        linear = next(module for module in ffn.modules() if type(module) is nn.Linear)
+        return TokenForm(linear.in_features, -1)
+    form = reason or find_token_form(ffn)
+    if isinstance(form, str):
+        raise ValueError(f"{type(ffn).__name__} cannot become experts: {form}")
+    return form

@@ -1,62 +1,24 @@
-"""Finds the FFNs of a transformer by structure or by name, and takes them out of their hosts and back in."""
+"""Finds the FFNs of a transformer, by structure or by name."""
 
 import difflib
 import logging
 import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
-from pc_ewa.ewa.probe import MIN_FEATURES, why_not_tokenwise
+from pc_ewa.ewa.probe import why_not_tokenwise
+from pc_ewa.ewa.sites import Site, ffn_at, site_of
+from pc_ewa.ewa.structure import LOOKED_FOR, is_built_as_ffn, split_layout, why_no_expert
 
 log = logging.getLogger(__name__)
 
 Layers = str | Sequence[int]
 FFNChoice = str | Sequence[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 
-LOOKED_FOR = (
-    "a module of two nn.Linear layers (C -> H -> C) and nothing else with parameters (ours, timm Mlp, torchvision "
-    "MLPBlock, transformers ViTMLP), linear1 and linear2 (torch.nn.TransformerEncoderLayer), or intermediate and "
-    "output.dense (older transformers)"
-)
-# Hosts that keep the parts of their FFN side by side, in the order in which they compute.
-_SPLIT_LAYOUTS = (("linear1", "activation", "dropout", "linear2"), ("intermediate", "output.dense"))
 # Wrappers hold on to the parameters that they found, or hide what the model says of its FFNs.
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
-
-
-class Site(NamedTuple):
-    """Where an FFN is: its dotted name in the model, the module that holds it, and the names of its pieces there.
-
-    The pieces are dotted too, and in the order in which they compute; most FFNs are one piece.
-    """
-
-    name: str
-    host: nn.Module
-    parts: tuple[str, ...]
-
-
-class SplitFFN(nn.Sequential):
-    """An FFN put together from the parts of a host that keeps them side by side."""
-
-    def __init__(self, host: nn.Module, parts: tuple[str, ...]) -> None:
-        found = [get_part(host, part) for part in parts]
-        super().__init__(*(part if isinstance(part, nn.Module) else Function(part) for part in found))
-        self.parts = parts
-
-
-class Function(nn.Module):
-    """An activation that its host holds as a plain function."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Call the function."""
-        return self.function(x)
 
 
 def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[Site]:
@@ -80,33 +42,25 @@ def _by_choice(model: nn.Module, ffn: FFNChoice) -> list[Site]:
         # A pattern or predicate that fits an FFN often fits its parts too: the outermost module is meant.
         inside = bool(sites) and name.startswith(f"{sites[-1].name}.")
         if name and not inside and _is_chosen(ffn, name, module):
-            sites.append(_site(model, name))
+            sites.append(site_of(model, name))
     if not sites:
         raise ValueError(f"{_wanted(ffn)} no module of {type(model).__name__}; {_nearest(model, ffn)}")
     for site in sites:
-        reason = why_not_tokenwise(ffn_at(site))
+        module = ffn_at(site)
+        reason = why_no_expert("", module) or why_not_tokenwise(module)
         if reason:
             raise ValueError(
-                f"{site.name} ({type(ffn_at(site)).__name__}) is not an FFN: {reason}; name modules that map (..., C) "
-                "to (..., C) token by token"
+                f"{site.name} ({type(module).__name__}) cannot become experts: {reason}; name modules that "
+                "map (..., C) to (..., C), or maps (B, C, H, W) to their like, token by token"
             )
     return sites
 
 
 def _by_structure(model: nn.Module) -> list[Site]:
-    sites = []
-    for name, module in model.named_modules():
-        layout = next((layout for layout in _SPLIT_LAYOUTS if _has_split_ffn(module, layout)), None)
-        if layout:
-            sites.append(Site(f"{name}.{layout[0]}".lstrip("."), module, layout))
-        elif name and _is_ffn(module):
-            sites.append(_site(model, name))
     kept, left_out = [], []
-    for site in sites:
-        reason = why_not_tokenwise(ffn_at(site))
-        if site.name.rpartition(".")[2] in ("mlp_tokens", "token_mixing", "token_mixer"):
-            # As in MLP-Mixer: the module is an MLP, but its host transposes what it gives it.
-            reason = "its name says that it mixes tokens"
+    for site in _candidates(model):
+        ffn = ffn_at(site)
+        reason = why_no_expert(site.name, ffn) or why_not_tokenwise(ffn)
         if reason:
             left_out.append(f"{site.name} ({reason})")
             log.info("%s is not taken for an FFN: %s", site.name, reason)
@@ -119,6 +73,17 @@ def _by_structure(model: nn.Module) -> list[Site]:
             + (f"; left out: {', '.join(left_out[:3])}" if left_out else "")
         )
     return kept
+
+
+def _candidates(model: nn.Module) -> list[Site]:
+    """List the modules, and the parts side by side of one, that have the layers of an FFN."""
+    sites = []
+    for name, module in model.named_modules():
+        if layout := split_layout(module):
+            sites.append(Site(f"{name}.{layout[0]}".lstrip("."), module, layout))
+        elif name and is_built_as_ffn(module):
+            sites.append(site_of(model, name))
+    return sites
 
 
 def select_layers(layers: Layers, count: int) -> list[int]:
@@ -167,78 +132,3 @@ def _nearest(model: nn.Module, ffn: FFNChoice) -> str:
     asked = [] if callable(ffn) else _patterns(ffn)
     close = [found for pattern in asked for found in difflib.get_close_matches(pattern, names, n=3, cutoff=0.5)]
     return f"the nearest are {', '.join(dict.fromkeys(close))}" if close else "its names are model.named_modules()"
-
-
-def _is_ffn(module: nn.Module) -> bool:
-    children = list(module.children())
-    linears = [child for child in children if type(child) is nn.Linear]
-    if len(linears) != 2 or any(c not in linears and next(c.parameters(), None) is not None for c in children):
-        return False
-    if next(module.parameters(recurse=False), None) is not None:
-        return False
-    # H > C tells an FFN from two projections of an attention; where the names tell, any H will do.
-    first, second = linears
-    wider = hasattr(module, "fc1") or first.out_features > first.in_features
-    return _returns(first, second) and wider and first.in_features >= MIN_FEATURES
-
-
-def _has_split_ffn(module: nn.Module, layout: tuple[str, ...]) -> bool:
-    parts = [get_part(module, part) for part in layout]
-    if any(part is None for part in parts):
-        return False
-    linears = [m for p in parts if isinstance(p, nn.Module) for m in p.modules() if type(m) is nn.Linear]
-    return len(linears) == 2 and _returns(*linears)
-
-
-def _returns(first: nn.Linear, second: nn.Linear) -> bool:
-    """Return True if the two map C -> H -> C."""
-    return first.in_features == second.out_features and first.out_features == second.in_features
-
-
-def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
-    """Raise ValueError if an FFN, or a parameter of one, hangs in two places.
-
-    A mixture in one of them would leave the other behind: they would train apart, and merge into another function.
-    """
-    places: dict[int, list[str]] = {}
-    for name, owner in model.named_modules():
-        for slot, part in (*owner._modules.items(), *owner._parameters.items()):
-            if part is not None:
-                places.setdefault(id(part), []).append(f"{name}.{slot}".lstrip("."))
-    for site in sites:
-        ffn = ffn_at(site)
-        if len(places.get(id(get_part(site.host, site.parts[0])), [])) > 1:
-            raise ValueError(f"{site.name} is shared by several modules; choose FFNs that are not")
-        for parameter in ffn.parameters():
-            names = places.get(id(parameter), [])
-            if len(names) > 1:
-                raise ValueError(f"{names[0]} and {names[1]} are one parameter (tied); choose FFNs that share none")
-
-
-def ffn_at(site: Site) -> nn.Module:
-    """Return the FFN of a site as one module."""
-    if len(site.parts) > 1:
-        return SplitFFN(site.host, site.parts).train(site.host.training)
-    return site.host.get_submodule(site.parts[0])
-
-
-def _site(model: nn.Module, name: str) -> Site:
-    parent, _, slot = name.rpartition(".")
-    return Site(name, model.get_submodule(parent), (slot,))
-
-
-def get_part(host: nn.Module, path: str) -> Any:
-    """Return what is at the dotted `path` of the host, None if nothing is."""
-    value: Any = host
-    for step in path.split("."):
-        value = getattr(value, step, None)
-    return value
-
-
-def put_part(host: nn.Module, path: str, value: object) -> None:
-    """Put a module or a function in the place of what is at the dotted `path` of the host."""
-    parent, _, slot = path.rpartition(".")
-    owner = host.get_submodule(parent)
-    if not isinstance(value, nn.Module) or slot not in owner._modules:
-        delattr(owner, slot)  # a function and a module cannot take each other's place
-    setattr(owner, slot, value)

@@ -7,10 +7,10 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from pc_ewa.ewa.experts import ExpertLinear, Init, Mixture
+from pc_ewa.ewa.experts import Mixture
 from pc_ewa.ewa.routing import Partition, combine, dispatch
+from pc_ewa.ewa.stacks import Init
 
 CANNOT_MERGE = "{} chooses its experts by content, so it stays a mixture at inference: it cannot be merged"
 
@@ -51,7 +51,7 @@ class GatedFFN(Mixture):
     is no part of the state_dict, nor of a copy. See `balance_loss`.
 
     Args:
-        ffn: the FFN, see `Mixture`; the first of its `nn.Linear`s reads the tokens.
+        ffn: the FFN, see `Mixture`.
         gate: capacity and weight of the balance loss.
         num_experts: N >= 2.
         init: "copy" or "independent", see `Mixture`. The gate starts as the linear layers of a ViT do.
@@ -63,16 +63,16 @@ class GatedFFN(Mixture):
     def __init__(self, ffn: nn.Module, gate: Gate, num_experts: int = 4, init: Init = "copy") -> None:
         super().__init__(ffn, num_experts, init)
         self.settings = gate
-        first = next(module for module in self.experts.modules() if isinstance(module, ExpertLinear))
-        device, dtype = first.weight.device, first.weight.dtype
-        self.gate = nn.Linear(first.in_features, num_experts, bias=False, device=device, dtype=dtype)
+        first = next(self.experts.parameters())
+        self.gate = nn.Linear(self.form.width, num_experts, bias=False, device=first.device, dtype=first.dtype)
         nn.init.trunc_normal_(self.gate.weight, std=0.02)
         self.gate.train(self.training)
         self.balance: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (..., T, C), all of them one batch."""
-        tokens = x.reshape(-1, x.shape[-1])
+        """Map tokens (..., T, C), or maps (B, C, H, W), all of them one batch."""
+        last = x.movedim(self.form.axis, -1)
+        tokens, dims = last.reshape(-1, self.form.width), x.dim()
         probabilities = self._probabilities(tokens)
         chosen = probabilities.argmax(dim=1)
         if self.training:
@@ -80,10 +80,11 @@ class GatedFFN(Mixture):
             # Within a backward, activation checkpointing runs this again: that graph would only hold on to memory.
             if torch._C._current_graph_task_id() == -1:
                 self.balance = balance
-            output = self._within_capacity(tokens, chosen)
+            output = self._within_capacity(tokens, chosen, dims)
         else:
-            output = self._one_by_one(tokens, chosen)
-        return (probabilities.gather(1, chosen[:, None]).to(output.dtype) * output).reshape(x.shape)
+            output = self._one_by_one(tokens, chosen, dims)
+        output = probabilities.gather(1, chosen[:, None]).to(output.dtype) * output
+        return output.reshape(last.shape).movedim(-1, self.form.axis)
 
     def _probabilities(self, tokens: Tensor) -> Tensor:
         """Compute the probability of each expert for each token, (T, N)."""
@@ -96,26 +97,20 @@ class GatedFFN(Mixture):
         shares = F.one_hot(chosen, self.num_experts).sum(0).to(probabilities.dtype) / count
         return self.settings.balance_weight * self.num_experts * (shares * probabilities.sum(0) / count).sum()
 
-    def _within_capacity(self, tokens: Tensor, chosen: Tensor) -> Tensor:
+    def _within_capacity(self, tokens: Tensor, chosen: Tensor, dims: int) -> Tensor:
         """Run all experts at once on groups of equal size; 0 for the tokens that find no room."""
         count = len(tokens)
         # An expert never needs more room than there are tokens.
         capacity = min(count, math.ceil(self.settings.capacity_factor * count / self.num_experts))
         dealt, kept = _first_come(chosen, self.num_experts, capacity)
-        output = combine(self.experts(dispatch(tokens[None], dealt)), dealt)[0]
+        output = combine(self.map_groups(dispatch(tokens[None], dealt), dims), dealt)[0]
         return output.masked_fill(~kept[:, None], 0)
 
-    def _one_by_one(self, tokens: Tensor, chosen: Tensor) -> Tensor:
+    def _one_by_one(self, tokens: Tensor, chosen: Tensor, dims: int) -> Tensor:
         """Run each expert on its own tokens, however many: no more FLOPs than those of the one FFN."""
         order = chosen.argsort(stable=True)
-        counts = F.one_hot(chosen, self.num_experts).sum(0).tolist()
-        names, stacks = zip(*self.experts.named_parameters(), strict=True)
-        # In evaluation `experts` runs with the mean of its stacks: here, of one expert alone.
-        each = zip(*(stack[:, None].unbind() for stack in stacks), strict=True)
-        outputs = [
-            functional_call(self.experts, dict(zip(names, expert, strict=True)), group)
-            for expert, group in zip(each, torch.split(tokens[order], counts), strict=True)
-        ]
+        groups = torch.split(tokens[order], F.one_hot(chosen, self.num_experts).sum(0).tolist())
+        outputs = [self.map_by(expert, group, dims) for expert, group in zip(self.each(), groups, strict=True)]
         return torch.cat(outputs)[order.argsort()]
 
     def fuse(self) -> NoReturn:

@@ -14,7 +14,8 @@ from pc_ewa.files import write_text, write_whole
 from pc_ewa.inference.card import model_card
 from pc_ewa.models import create_model
 from pc_ewa.models.base import PointModel, Preprocessing
-from pc_ewa.models.checkpoints.read import read_weights
+from pc_ewa.models.checkpoints.bounds import no_larger_than
+from pc_ewa.models.checkpoints.read import check_finite, read_weights
 from pc_ewa.package import version
 from pc_ewa.validation import check_arguments
 
@@ -80,15 +81,16 @@ def read_folder(folder: Path) -> PointModel:
         CheckpointError: a file that is missing, damaged, or does not fit the others.
     """
     about = _read_config(folder / CONFIG)
-    built_as, names = dict(about["model"]), about.get("class_names")
+    built_as, names, weights = dict(about["model"]), about.get("class_names"), read_weights(folder / WEIGHTS)
+    check_finite(weights, folder / WEIGHTS)
     try:
-        model: Any = create_model(str(built_as.pop("name", None)), **built_as)
+        with no_larger_than(weights.values(), folder / CONFIG):
+            model: Any = create_model(str(built_as.pop("name", None)), **built_as)
         wanted = about.get("preprocessing")
         preprocessing = None if wanted is None else Preprocessing(**check_arguments("it", Preprocessing, wanted))
     except (ConfigError, TypeError) as error:
         raise CheckpointError(f"{folder / CONFIG} does not describe a model: {error}") from None
-    _check_names(folder / CONFIG, model, names)
-    weights = read_weights(folder / WEIGHTS)
+    check_names(folder / CONFIG, model, names)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
@@ -170,7 +172,12 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_names(path: Path, model: Any, names: Any) -> None:
+def check_names(path: Path, model: Any, names: Any) -> None:
+    """Refuse class names that are not one for each class of a model.
+
+    Raises:
+        CheckpointError: what is wrong with them.
+    """
     if names is None:
         return
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):

@@ -6,11 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pc_ewa.bundled import bundled
+from pc_ewa.bundled import bundled_models
 from pc_ewa.data import DATASETS, own_files
 from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.ewa import has_gate
-from pc_ewa.inference.folder import CONFIG, checked_parts, read_folder
+from pc_ewa.inference.folder import CONFIG, check_names, checked_parts, read_folder
 from pc_ewa.inference.hub import download
 from pc_ewa.models.base import PointModel
 from pc_ewa.train.distributed import choose_device
@@ -19,8 +19,6 @@ from pc_ewa.train.run_folder import RunFolder
 
 Precision = Literal["fp32", "bf16"]
 
-# The models that come with the package.
-BUNDLED = ("furniture",)
 # Where a run or its data lay on one machine, and what another may do otherwise.
 _NOT_RECORDED = ("output", "device", "init_from", "tokenizer", "wandb")
 
@@ -102,15 +100,15 @@ def find(source: str | Path) -> Path:
     for checkpoint in (run.merged("last"), run.checkpoints.last):
         if checkpoint.is_file():
             return checkpoint
-    if name in BUNDLED:  # a folder of that name may hold the scans
-        return bundled("models") / name
+    if name in bundled_models():  # a folder of that name may hold the scans
+        return bundled_models()[name]
     if path.is_dir():
         raise CheckpointError(f"{path} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
         return download(name)
     raise CheckpointError(
         f"{name} is not a file or a folder; give a checkpoint, a run folder, a folder of save_pretrained, owner/name "
-        f"of the Hub, or {', '.join(BUNDLED)}"
+        f"of the Hub, or {', '.join(bundled_models())}"
     )
 
 
@@ -123,6 +121,7 @@ def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | 
         with suppress(Error):  # a file of an earlier version: the data knows, if it is still there
             restored.ask_data()
     model.preprocessing, model.precision = restored.preprocessing, restored.experiment.train.precision
+    check_names(path, model, restored.class_names or None)
     model.class_names = tuple(restored.class_names) or None
     parts_of = restored.clouds.get("parts_of") or _published_parts(restored.class_names)
     model.parts_of = checked_parts(path, parts_of, model)

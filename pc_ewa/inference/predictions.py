@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pc_ewa import ops
 from pc_ewa.data import UpAxis
-from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.errors import ConfigError, DataError, OutputError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.eval.batches import evaluation_mode
 from pc_ewa.eval.segmentation import predict_parts
@@ -99,6 +99,7 @@ def predict(
     Raises:
         ConfigError: a model that cannot predict, a category or axis that it does not know.
         DataError: a cloud that cannot be read or used, the first of them.
+        OutputError: a model that puts out NaN or inf.
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
@@ -190,14 +191,16 @@ def _forward(
     points = torch.stack([cloud.points for cloud in batch]).to(device)
     with evaluation_mode(model, device, settings):
         if label is None:
-            logits = model(points).float().cpu()
+            scores = model(points).float().cpu()
         else:
             labels = torch.full((len(batch),), label, device=device)
             scores = model(points, labels)
             every = [range(scores.shape[-1])] * len(model.class_names)
             parts = predict_parts(scores, labels, getattr(model, "parts_of", None) or every).cpu()
+    if not scores.isfinite().all():  # the largest of such numbers is the first: answers would look sound
+        raise OutputError(f"{type(model).__name__} puts out NaN or inf; look at its weights, or use precision=fp32")
     if label is None:
-        yield from (Prediction(cloud.name, row, model.class_names) for cloud, row in zip(batch, logits, strict=True))
+        yield from (Prediction(cloud.name, row, model.class_names) for cloud, row in zip(batch, scores, strict=True))
         return
     for cloud, row in zip(batch, parts, strict=True):
         assert cloud.all_points is not None  # they were asked for

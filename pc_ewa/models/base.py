@@ -85,6 +85,12 @@ class PointModel(nn.Module):
 
         return predict(self, inputs, **options)
 
+    def show(self, points: Any, **options: Any) -> Any:
+        """Show the model at work on clouds (B, N, 3): what it reconstructs or attends to; see `pc_ewa.viz.show`."""
+        from pc_ewa.viz import show
+
+        return show(self, points, **options)
+
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
         """Write config.json, model.safetensors and a model card to a folder; see `pc_ewa.inference.save_pretrained`."""
         from pc_ewa.inference import save_pretrained

@@ -1,188 +1,27 @@
 """From a checkpoint file back to a model and its data."""
 
-import copy
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
 
-from pc_ewa.config import Data, Experiment, load_experiment, resolve
-from pc_ewa.errors import CheckpointError, ConfigError
-from pc_ewa.eval import EvalSettings, Score, evaluate_linear_svm, evaluate_voted
-from pc_ewa.eval.errors import WrongSample, evaluate_errors
-from pc_ewa.ewa import expert_layers, has_gate, merge_experts, routed_experts
+from pc_ewa.config import Experiment, load_experiment, resolve
+from pc_ewa.errors import CheckpointError
 from pc_ewa.models import create_model
-from pc_ewa.models.base import Preprocessing
 from pc_ewa.models.checkpoints.bounds import no_larger_than
 from pc_ewa.models.checkpoints.keys import COUNTER, fit_head, rename_keys
 from pc_ewa.models.checkpoints.read import check_finite, read_content
-from pc_ewa.models.checkpoints.write import WeightsFormat, save_gated, save_weights
 from pc_ewa.streams import stream
-from pc_ewa.train.batches import INIT, ROUTED
-from pc_ewa.train.distributed import choose_device
-from pc_ewa.train.objectives import Classify, Pretrain, create_objective
+from pc_ewa.train.batches import INIT
+from pc_ewa.train.objectives import Pretrain, create_objective
+from pc_ewa.train.restored import Restored, Split
 from pc_ewa.train.setup import put_experts
-from pc_ewa.train.splits import Splits, load_splits
+from pc_ewa.train.splits import load_splits
 from pc_ewa.yaml_config import apply_overrides
 
-Split = Literal["train", "val", "test"]
-
-
-@dataclass
-class Restored:
-    """A model with its weights, and the experiment it came from.
-
-    Attributes:
-        experiment: the experiment.
-        class_names: name of each class; none of a model that uses no labels.
-        model_arguments: arguments of the model that the data decided.
-        model: the model.
-        clouds: what `Objective.about` says of the training data; empty if unknown.
-        notes: lines about the file, for the user.
-    """
-
-    experiment: Experiment
-    class_names: list[str]
-    model_arguments: dict[str, int]
-    model: nn.Module
-    clouds: dict[str, Any] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def mixtures(self) -> int:
-        """Number of mixtures of experts in the model."""
-        return len(expert_layers(self.model))
-
-    @property
-    def num_parameters(self) -> int:
-        """Number of parameters of the model."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
-    def merge(self) -> None:
-        """Merge the mixtures, in place.
-
-        Raises:
-            CheckpointError: gated mixtures.
-        """
-        self._check_no_gate()
-        merge_experts(self.model)
-
-    def save(self, path: str | Path, format: WeightsFormat = "official") -> None:
-        """Write the merged model for others to read, with config and class names."""
-        known = (self.class_names, self.model_arguments, self.clouds)
-        save_merged(self.model, self.experiment, *known, Path(path), format)
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """The way from a cloud of any size to what the model was trained on."""
-        settings, options = create_objective(self.experiment).settings, self.experiment.data.arguments
-        stored = self.clouds.get("num_points", options.get("stored_points"))
-        up_axis = self.clouds.get("up_axis", options.get("up_axis"))
-        return Preprocessing(settings.num_points, stored, settings.sampling, settings.normalize, up_axis)
-
-    def splits(self) -> Splits:
-        """Load the experiment's dataset.
-
-        Raises:
-            CheckpointError: a supervised model of other classes, or of fewer parts.
-        """
-        splits = load_splits(self.experiment.data, self.experiment.seed)
-        clouds = splits.test
-        if self.model_arguments and list(clouds.class_names) != self.class_names:
-            raise CheckpointError(
-                f"the checkpoint knows {len(self.class_names)} classes ({', '.join(self.class_names[:3])}, ...), "
-                f"{self.experiment.data.name} has {clouds.num_classes} ({', '.join(clouds.class_names[:3])}, ...)"
-            )
-        if "num_parts" in self.model_arguments:
-            known = self.model_arguments["num_parts"]
-            parts = create_objective(self.experiment).model_arguments(splits)["num_parts"]
-            if parts > known:
-                raise CheckpointError(f"the checkpoint knows {known} parts, {self.experiment.data.name} has {parts}")
-        return splits
-
-    def ask_data(self) -> None:
-        """Fill in `clouds` from the dataset, for a file of an earlier version; errors are those of `splits`."""
-        self.clouds = create_objective(self.experiment).about(self.splits())
-
-    def evaluate(self, split: Split, routed: bool = False) -> Score:
-        """Measure on a split of the experiment's dataset; `routed` routes tokens at random to experts, as in training.
-
-        Raises:
-            CheckpointError: a dataset that does not fit; gates, where `routed` was asked for.
-        """
-        if routed:
-            self._check_no_gate()
-        splits, device = self.splits(), self.place()
-        objective = create_objective(self.experiment)
-
-        def measure(model: nn.Module) -> Score:
-            return objective.evaluate(model, splits, split, device)
-
-        return evaluate_routed(self.model, measure, self.experiment.seed) if routed else measure(self.model)
-
-    def vote(self, split: Split, votes: int) -> Score:
-        """Measure a classifier by the mean of its logits over several draws of each cloud, see `evaluate_voted`.
-
-        Raises:
-            ConfigError: a model that is not a classifier.
-            CheckpointError: a dataset that does not fit.
-        """
-        experiment = self.experiment
-        if not isinstance(create_objective(experiment), Classify):
-            raise ConfigError(f"votes={votes} with {experiment.model.name}; only classifiers vote")
-        clouds, device = self.splits().named(split), self.place()
-        settings, augment = EvalSettings.of(experiment.data, experiment.train), experiment.augment
-        scale, shift = augment.scale or (1.0, 1.0), augment.shift
-        return evaluate_voted(
-            self.model, clouds, settings, votes=votes, seed=experiment.seed, scale=scale, shift=shift, device=device
-        )
-
-    def errors(self, split: Split) -> tuple[Score, list[WrongSample]]:
-        """Measure a classifier, and name the samples that it gets wrong, see `evaluate_errors`.
-
-        Raises:
-            ConfigError: a model that is not a classifier.
-            CheckpointError: a dataset that does not fit.
-        """
-        objective = create_objective(self.experiment)
-        if not isinstance(objective, Classify):
-            raise ConfigError(
-                f"--errors with {self.experiment.model.name}; only classifiers take one class for another"
-            )
-        return evaluate_errors(self.model, self.splits().named(split), objective.settings, device=self.place())
-
-    @property
-    def svm_data(self) -> Data:
-        """The dataset of the linear SVM: that of the probe, or of the experiment if it has no probe."""
-        return self.experiment.probe.data if self.experiment.probe else self.experiment.data
-
-    def linear_svm(self, split: Split) -> Score:
-        """Measure the frozen features by a linear SVM, see `evaluate_linear_svm`.
-
-        Raises:
-            ConfigError: a model without features.
-            DataError: a dataset that is missing or does not fit.
-        """
-        splits = load_splits(self.svm_data, self.experiment.seed)
-        settings, device = EvalSettings.of(self.svm_data, self.experiment.train), self.place()
-        return evaluate_linear_svm(self.model, splits.to_fit(split), splits.named(split), settings, device=device)
-
-    def place(self) -> torch.device:
-        """Put the model on the experiment's device, in evaluation mode."""
-        device = choose_device(self.experiment.device)
-        self.model.to(device).eval()
-        return device
-
-    def _check_no_gate(self) -> None:
-        if has_gate(self.model):
-            raise CheckpointError(
-                "its mixtures are gated: each token needs its own expert at inference too, so that there is nothing to "
-                "merge; use the checkpoint as it is: pc-ewa evaluate CHECKPOINT"
-            )
+__all__ = ["Restored", "Split", "restore", "untrained"]
 
 
 def restore(
@@ -210,6 +49,7 @@ def restore(
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
+    _check_depth(path, experiment, len(content["base_model"]))
     with no_larger_than(content["base_model"].values(), path):
         restored = _untrained(experiment, content, class_names)
     model = restored.model
@@ -217,7 +57,7 @@ def restore(
     if experts := [len(value) for key, value in weights.items() if ".experts." in key and value.dim()]:
         asked = experiment.ewa.arguments["num_experts"] if experiment.ewa else 0
         if asked > max(experts):
-            raise CheckpointError(f"{path} is damaged: ewa.num_experts={asked} in its config, {max(experts)} in it")
+            raise CheckpointError(f"{path} does not fit ewa.num_experts={asked} of its config: it has {max(experts)}")
         put_experts(model, experiment)
     weights, note = fit_head(weights, model)
     check_finite(weights, path)
@@ -250,7 +90,6 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
             raise CheckpointError(f"the checkpoint's {key} is a {type(value).__name__}, not a {kind.__name__}: damaged")
     if not all(isinstance(text, str) for text in [*(decided or {}), *(names or [])]):
         raise CheckpointError("the checkpoint's class_names or model_arguments are not named by text: damaged")
-    _check_depth(experiment, content.get("base_model"))
     if class_names is not None:
         argument = {"classify": "num_classes", "segment": "num_categories"}.get(str(experiment.task))
         decided, names = {argument: len(class_names)} if argument else {}, list(class_names)
@@ -270,11 +109,11 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
     return Restored(experiment, list(names), decided, model, clouds or {})
 
 
-def _check_depth(experiment: Experiment, weights: dict[str, Any] | None) -> None:
+def _check_depth(path: str | Path, experiment: Experiment, tensors: int) -> None:
     """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer."""
     for key, value in experiment.model.arguments.items():
-        if weights and key.endswith("depth") and isinstance(value, int) and value > len(weights):
-            raise CheckpointError(f"model.{key}={value} in the config of a file of {len(weights)} tensors: damaged")
+        if key.endswith("depth") and isinstance(value, int) and value > tensors:
+            raise CheckpointError(f"{path} does not fit model.{key}={value} of its config: it has {tensors} tensors")
 
 
 def _model_in(content: dict[str, Any]) -> object:
@@ -283,35 +122,3 @@ def _model_in(content: dict[str, Any]) -> object:
         return content["config"]["model"]["name"]
     except (KeyError, TypeError):
         return None
-
-
-def at_inference(model: nn.Module) -> nn.Module:
-    """Return the model as it is used after training: a merged copy, or itself with its gates."""
-    return model if has_gate(model) else merge_experts(copy.deepcopy(model))
-
-
-def evaluate_routed(model: nn.Module, measure: Callable[[nn.Module], Score], seed: int, rank: int = 0) -> Score:
-    """Measure a model that routes each token to one expert at random, as in training; the seed decides the routes."""
-    torch.manual_seed(stream(seed, ROUTED, rank))
-    with routed_experts(model):
-        return measure(model)
-
-
-def save_merged(
-    model: nn.Module,
-    experiment: Experiment,
-    class_names: list[str],
-    model_arguments: dict[str, int],
-    clouds: dict[str, Any],
-    path: Path,
-    format: WeightsFormat = "official",
-) -> None:
-    """Write a dense model in the layout of the official files or as safetensors, with what `restore` needs.
-
-    One that keeps gated mixtures is written as only `restore` reads it, whatever the format.
-    """
-    config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments, "clouds": clouds}
-    if has_gate(model):
-        save_gated(model, path, config, class_names, extra)
-    else:
-        save_weights(model, path, format, config, class_names, extra)

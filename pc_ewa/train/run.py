@@ -20,7 +20,7 @@ from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.checkpoints.read import read_weights
 from pc_ewa.train.distributed import World, is_main_process, join_world, others_wait
 from pc_ewa.train.loop import Progress, resume, train
-from pc_ewa.train.restore import at_inference, evaluate_routed, save_merged
+from pc_ewa.train.restored import at_inference, evaluate_routed, save_merged
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import Setup, build
 from pc_ewa.train.summary import describe_summary

@@ -11,7 +11,7 @@ from pc_ewa.compare import Plan, costs
 from pc_ewa.compare.sweep import final_runs
 from pc_ewa.config import Experiment
 from pc_ewa.train.distributed import World, join_world
-from pc_ewa.train.restore import at_inference
+from pc_ewa.train.restored import at_inference
 from pc_ewa.train.setup import Setup, build
 
 Make = Callable[..., Plan]

@@ -158,7 +158,7 @@ def test_one_averager_serves_layers_of_different_sizes(mixture: Mixture) -> None
         ({"share_rate": 0.8}, r"share_rate=0\.8 with 4 experts.*choose 0 to \(N-1\)/N = 0\.75"),
         ({"share_rate": -0.1}, r"share_rate=-0\.1 with 4 experts.*choose 0 to"),
         ({"share_rate": math.nan}, r"share_rate=nan with 4 experts.*choose 0 to"),
-        ({"schedule": "step"}, r"schedule='step'; choose 'constant', 'linear' or 'cosine'"),
+        ({"schedule": "step"}, r"schedule='step'; choose 'constant', 'linear', 'cosine' or 'lr'"),
         (
             {"schedule": "linear", "total_steps": None},
             r"schedule='linear' with start=0\.0, stop=1\.0 needs total_steps",
@@ -171,6 +171,11 @@ def test_one_averager_serves_layers_of_different_sizes(mixture: Mixture) -> None
         ({"ramp": 0.0}, r"ramp=0\.0; it must be above 0 and at most 1"),
         ({"ramp": 1.1}, r"ramp=1\.1; it must be above 0 and at most 1"),
         ({"every": 0}, r"every=0; it must be at least 1"),
+        ({"schedule": "lr"}, r"alpha=None with schedule='lr'; give the learning rate"),
+        ({"schedule": "lr", "alpha": 0.0}, r"alpha=0\.0 with"),
+        ({"schedule": "lr", "alpha": math.nan}, r"alpha=nan with"),
+        ({"schedule": "lr", "alpha": 1.0, "power": 3}, r"power=3; choose 1 or 2"),
+        ({"alpha": 1.0}, r"alpha=1\.0 with schedule='constant'; leave it out, or set schedule='lr'"),
     ],
     ids=str,
 )
@@ -206,3 +211,50 @@ def test_a_copied_model_is_not_averaged_with_the_original(mixture: Mixture) -> N
     before = [stack.detach().clone() for stack in twin.parameters()]
     ExpertAverager(layer, 0.5, "constant").step()
     assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), before, strict=True))
+
+
+# The schedule that follows the learning rate
+
+
+@laws
+@given(st.integers(2, 6), st.floats(0.05, 1), st.floats(0, 2), st.sampled_from([1, 2]))
+def test_coupling_is_a_power_of_the_learning_rate_up_to_its_peak(
+    mixture: Mixture, num_experts: int, part: float, lr: float, power: int
+) -> None:
+    layer = mixture(num_experts)
+    share_rate = part * (num_experts - 1) / num_experts
+    averager = ExpertAverager(layer, share_rate, "lr", alpha=1.5, power=power)
+    before = averager.statistics()[""].spread
+    averager.step(lr)
+    gamma = min(share_rate * num_experts / (num_experts - 1), (lr / 1.5) ** power)
+    after = averager.statistics()[""]
+    assert after.spread == pytest.approx(before * (1 - gamma), rel=1e-9, abs=1e-9)
+    assert after.share_rate == pytest.approx(gamma * (num_experts - 1) / num_experts)
+
+
+def test_the_learning_rate_is_that_of_the_attached_optimizers_experts(mixture: Mixture) -> None:
+    model = nn.ModuleDict({"mlp": mixture(4), "head": nn.Linear(5, 5).double()})
+    stacks = list(model["mlp"].parameters())
+    groups = [{"params": stacks[:1], "lr": 0.5}, {"params": stacks[1:], "lr": 0.25}]
+    optimizer = torch.optim.SGD([*groups, {"params": model["head"].parameters(), "lr": 9.0}])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1 / (1 + step)] * 3)
+    averager = ExpertAverager(model, 0.75, "lr", alpha=1.0).attach(optimizer)
+    for step in range(4):
+        before = averager.statistics()["mlp"].spread
+        optimizer.step()
+        scheduler.step()
+        after = averager.statistics()["mlp"]
+        assert after.spread == pytest.approx(before * (1 - (0.5 / (1 + step)) ** 2), rel=1e-12)
+        assert after.share_rate == pytest.approx(0.75 * (0.5 / (1 + step)) ** 2)
+    assert averager.state_dict() == {"steps_done": 4}
+
+
+def test_following_the_learning_rate_needs_one_and_keeps_to_its_window(mixture: Mixture) -> None:
+    averager = ExpertAverager(mixture(4), 0.75, "lr", 10, alpha=1.0, start=0.5)
+    averager.step()  # before the window nothing is averaged, at whatever rate
+    averager.load_state_dict({"steps_done": 5})
+    with pytest.raises(ValueError, match=r"needs the learning rate of the step; attach\(optimizer\), or step\(lr="):
+        averager.step()
+    assert averager.steps_done == 5
+    assert averager.share_rate_at(4, 1.0) == 0
+    assert averager.share_rate_at(5, 1.0) == 0.75

@@ -86,7 +86,7 @@ def test_what_is_not_an_ffn_is_left_out_and_logged(kind: str, caplog: pytest.Log
 @pytest.mark.parametrize("kind", [kind for kind in NOT_FFNS if kind != "coordinates"])
 def test_what_is_not_an_ffn_is_refused_by_name_and_reason(kind: str) -> None:
     model = nn.ModuleDict({"first": Mlp(), "other": NOT_FFNS[kind]()})
-    with pytest.raises(ValueError, match=r"^other \(\w+\) is not an FFN: "):
+    with pytest.raises(ValueError, match=r"^other \(\w+\) cannot become experts: "):
         upcycle(model, 2, "all", ffn="other")
     assert not expert_layers(model)
 

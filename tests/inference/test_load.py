@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from small_models import SMALL, small
 
 import pc_ewa
@@ -143,9 +144,10 @@ def test_checkpoints_from_before_clouds_were_noted_are_read(trained: Any, tmp_pa
     model = pc_ewa.load_model(tmp_path / "old.pt")
     assert model.preprocessing == Preprocessing(48)
     assert model.predict(torch.rand(10, 3)).label in model.class_names
-    torch.save(content | {"clouds": [3]}, tmp_path / "damaged.pt")
-    with pytest.raises(CheckpointError, match="clouds"):
-        pc_ewa.load_model(tmp_path / "damaged.pt")
+    for key, value in (("clouds", [3]), ("class_names", ["a"]), ("class_names", [1, 2, 3])):
+        torch.save(content | {key: value}, tmp_path / "damaged.pt")
+        with pytest.raises(CheckpointError, match=key):
+            pc_ewa.load_model(tmp_path / "damaged.pt")
 
 
 @pytest.mark.parametrize("model", [made(), made(precision="bf16", preprocessing=None), made(class_names=None)])
@@ -198,6 +200,8 @@ def test_experts_are_refused_with_the_way_out(tmp_path: Path) -> None:
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (lambda folder: (folder / "config.json").write_text("{}"), "section model"),
         (lambda folder: edit(folder, format=2), "format 2"),
+        (lambda folder: edit(folder, model={"name": "point_mae_classifier", "dim": 3 << 12, "num_heads": 3}), "larger"),
+        (lambda folder: diverge(folder), "NaN"),
         (lambda folder: edit(folder, class_names=["a"]), "1 class_names for 3"),
         (lambda folder: edit(folder, class_names="abc"), "class_names"),
         (lambda folder: edit(folder, precision="int4"), "int4"),
@@ -216,6 +220,12 @@ def test_a_damaged_folder_is_one_line(change: Any, fact: str, tmp_path: Path) ->
         pc_ewa.from_pretrained(folder)
     assert fact in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def diverge(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["norm.weight"][0] = torch.nan
+    save_file(state, folder / "model.safetensors")
 
 
 def edit(folder: Path, **changes: Any) -> None:

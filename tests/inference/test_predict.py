@@ -11,7 +11,7 @@ from shape_files import CLOUDS, MESHES, POINTS, npy
 
 import pc_ewa
 from pc_ewa.data import load_dataset
-from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.errors import ConfigError, DataError, OutputError
 from pc_ewa.eval import EvalSettings, evaluate_classifier
 from pc_ewa.eval.batches import EvalBatch
 from pc_ewa.inference import PartPrediction, Prediction, as_inputs, predict_each
@@ -215,6 +215,13 @@ def test_models_that_cannot_predict_say_why(cloud: np.ndarray) -> None:
         classifier(Preprocessing(16)).predict(cloud, up="y")
     with pytest.raises(ConfigError, match="batch_size=0"):
         classifier().predict(cloud, batch_size=0)
+
+
+def test_output_that_is_not_finite_is_no_answer(cloud: np.ndarray) -> None:
+    model = classifier()
+    model.norm.weight.data[0] = torch.nan
+    with pytest.raises(OutputError, match="NaN"):
+        model.predict(cloud)
 
 
 def test_what_a_model_knows_survives_a_copy() -> None:

@@ -116,6 +116,19 @@ def test_wrong_arguments_are_one_line(tool: Tool, arguments: list[str], message:
     assert tool("benchmark", "ops", *arguments) == (2, "", f"error: {message}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rounds", "0"], "--rounds 0; give at least 1"),
+        (["--threads", "1", "--threads", "0"], "--threads 0; give at least 1"),
+        (["--batch", "-1"], "--batch -1; give at least 1"),
+        (["--save", "none/page.md"], "--save none/page.md: there is no folder none; make it, or choose another"),
+    ],
+)
+def test_wrong_arguments_of_latency_are_one_line(tool: Tool, arguments: list[str], message: str) -> None:
+    assert tool("benchmark", "latency", "absent.pt", *arguments) == (2, "", f"error: {message}\n")
+
+
 def test_an_unknown_backend_is_one_line(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PC_EWA_OPS", "fast")
     code, out, err = tool("benchmark", "ops", "--device", "cpu")

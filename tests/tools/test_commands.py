@@ -75,7 +75,7 @@ def test_each_command_explains_itself_with_examples_that_it_takes(
             load_experiment(options.config, getattr(options, "overrides", []))
 
 
-@pytest.mark.parametrize("what", ["step", "ops", "data"])
+@pytest.mark.parametrize("what", ["step", "ops", "data", "reliability"])
 def test_each_benchmark_explains_itself(what: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["benchmark", what, "--help"])

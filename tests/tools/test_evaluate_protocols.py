@@ -12,7 +12,7 @@ import torch
 
 from pc_ewa.eval import EvalSettings
 from pc_ewa.models.checkpoints.read import read_content
-from pc_ewa.train import restore
+from pc_ewa.train import restored as restore
 
 Tool = Callable[..., Any]
 Finished = Callable[[str], dict[str, Any]]
@@ -131,7 +131,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
 ) -> None:
     path = checkpoint("classify")
     for place in (tmp_path, path / "result.json", Path("/dev/null/result.json")):
-        line = f"{place} cannot be written; choose another place with --json FILE"
+        line = f"{place} cannot be written; choose another place for it"
         assert_refused(tool("evaluate", path, "--json", place), line)
         assert_refused(tool("evaluate", path, "--protocol=fewshot", "--config=x.yaml", "--json", place), line)
     (tmp_path / "merged_last.score.test.json").mkdir()

@@ -13,6 +13,8 @@ from shape_files import CLOUDS, MESHES, POINTS, npy
 
 import pc_ewa
 from pc_ewa.data.formats.readers import read_shape
+from pc_ewa.inference import as_inputs
+from pc_ewa.inference.picture import predicted_scene
 from pc_ewa.models.base import Preprocessing
 
 Tool = Callable[..., Any]
@@ -98,12 +100,32 @@ def test_a_segmenter_writes_coloured_parts(tool: Tool, scans: Path, tmp_path: Pa
     header, _, body = path.read_bytes().partition(b"end_header\n")
     assert b"property uchar red" in header
     rows = np.frombuffer(body, [("xyz", "<f4", 3), ("rgb", "u1", 3), ("part", "<i4")])
+    again = tool(
+        "predict", model, scans / "plain", "--category", "lamp", "-o", tmp_path / "p", "--picture", tmp_path / "p.svg"
+    )
+    assert (again.code, (tmp_path / "p.svg").is_file()) == (0, True)
     labels = pc_ewa.load_model(model, device="cpu").predict(scans / "plain" / "plain.npy", category="lamp").parts
     assert rows["part"].tolist() == labels.tolist()
     for part in set(rows["part"].tolist()):
         assert len({tuple(colour) for colour in rows["rgb"][rows["part"] == part].tolist()}) == 1
     assert tool("predict", model, scans).code == 2
     assert "chair, lamp" in tool("predict", model, scans).err
+
+
+def test_a_picture_shows_each_cloud_with_its_answer(tool: Tool, model: Path, scans: Path, tmp_path: Path) -> None:
+    result = tool("predict", model, scans, "--picture", tmp_path / "sheet.svg")
+    assert (result.code, len(result.out.splitlines())) == (0, len(CLOUDS | MESHES))
+    drawn = (tmp_path / "sheet.svg").read_text()
+    assert drawn.startswith("<?xml")
+    clouds, _ = as_inputs(scans)
+    loaded: Any = pc_ewa.load_model(model, device="cpu")
+    found = loaded.predict(scans)
+    scene = predicted_scene(found, clouds, loaded.preprocessing, None)
+    assert len(scene.panels) == min(len(found), 24)
+    for panel, prediction in zip(scene.panels, found, strict=False):
+        assert panel.title == f"{prediction.label} {prediction.probability:.0%}"
+        assert panel.points.shape == (16, 3)
+    assert "sheet.gif" in tool("predict", model, scans, "--picture", "sheet.gif").err
 
 
 @pytest.mark.parametrize(
@@ -135,6 +157,7 @@ def test_nothing_that_is_read_is_written_over(tool: Tool, model: Path, tmp_path:
         [scan, "--csv", scan],
         [scan, "--csv", "a.out", "--json", "./a.out"],
         [tmp_path, "--category", "cube", "-o", tmp_path / "parts"],
+        [tmp_path, "--csv", tmp_path / "out.csv"],
     ):
         result = tool("predict", model, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)

@@ -1,0 +1,249 @@
+"""Latency of a trained model: PyTorch in several ways, and its exported files; each with the accuracy that it keeps."""
+
+import datetime
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pc_ewa.benchmark.contest import PAUSE, Contender, Score, Verdict, compete
+from pc_ewa.benchmark.report import Table, Target, as_markdown, as_text, hardware, number
+from pc_ewa.eval.metric import ACCURACY, INSTANCE_MIOU
+from pc_ewa.export import OnnxModel, OpenVinoModel, export_onnx, openvino_precisions, quantize
+from pc_ewa.export.check import TOLERANCE
+from pc_ewa.export.source import knowledge
+from pc_ewa.export.source import measure as measure_on
+from pc_ewa.export.trace import inputs, ready
+from pc_ewa.package import version_of
+from pc_ewa.progress import progress
+from pc_ewa.train.restore import Restored
+
+EAGER = "PyTorch, eager"
+OPENVINO, OPENVINO_BF16 = "OpenVINO", "OpenVINO, bf16"
+EXACT_TARGET, TARGET = 1.4, 2.3  # times as fast as eager at batch 1
+LOSS = 0.2  # points of accuracy that the fastest may lose
+
+
+class Files(NamedTuple):
+    """The exported files of a model."""
+
+    exact: Path
+    int8: Path
+
+
+# Each makes a model from the network, its files and a number of threads. The others are compared with the first.
+WAYS: dict[str, Callable[[nn.Module, Files, int], nn.Module]] = {
+    EAGER: lambda model, files, threads: model,
+    "PyTorch, eager, bf16": lambda model, files, threads: Autocast(model),
+    "PyTorch, compiled": lambda model, files, threads: compiled(model),
+    "onnxruntime": lambda model, files, threads: OnnxModel(files.exact, threads),
+    "onnxruntime, int8": lambda model, files, threads: OnnxModel(files.int8, threads),
+    OPENVINO: lambda model, files, threads: OpenVinoModel(files.exact, "f32", threads),
+    OPENVINO_BF16: lambda model, files, threads: OpenVinoModel(files.exact, "bf16", threads),
+}
+
+
+@dataclass
+class Plan:
+    """What is measured.
+
+    Attributes:
+        rounds: how often each contender runs.
+        threads: numbers of threads.
+        batches: numbers of clouds in a call.
+        ways: names in WAYS; those that cannot run here are left out.
+        exported: the model as ONNX, if it was exported already.
+        pause: seconds before each timing.
+    """
+
+    rounds: int = 9
+    threads: Sequence[int] = (1, 2)
+    batches: Sequence[int] = (1, 32)
+    ways: Sequence[str] = tuple(WAYS)
+    exported: Path | None = None
+    pause: float = PAUSE
+
+
+@dataclass
+class Latency:
+    """What was measured: scores by threads, batch and way; the metric on the test set by way, and its name."""
+
+    title: str
+    metric: str
+    quality: dict[str, float]
+    scores: dict[tuple[int, int], dict[str, Score]] = field(default_factory=dict)
+
+    def table(self) -> Table:
+        """Return a table: a row for each way, a column for each number of threads and clouds."""
+        header = ["", *(f"{t} threads, batch {b}" if t > 1 else f"1 thread, batch {b}" for t, b in self.scores)]
+        rows = [
+            [way, *(_cell(scores, way) for scores in self.scores.values()), self._difference(way), f"{quality:.2%}"]
+            for way, quality in self.quality.items()
+        ]
+        notes = [
+            f"{way} failed at {threads} threads, batch {batch}: {score.problem}"
+            for (threads, batch), scores in self.scores.items()
+            for way, score in scores.items()
+            if score.problem
+        ]
+        return Table(self.title, [*header, "scores off by", self.metric], rows, notes)
+
+    def targets(self) -> list[Target]:
+        """Return what we hold ourselves to, at batch 1: the speed of the exact and of the other ways."""
+        found = []
+        for (threads, batch), scores in self.scores.items():
+            if batch != 1:
+                continue
+            fastest = {exact: self._fastest(scores, exact) for exact in (True, False)}
+            where = f"{threads} thread{'s' if threads > 1 else ''}, batch 1"
+            for exact, bound in ((True, EXACT_TARGET), (False, TARGET)):
+                way, ratio = fastest[exact]
+                kind = "fastest exact way" if exact else "fastest way"
+                found.append(Target(f"{where}, {kind}, times as fast as eager", ratio, bound, detail=f" ({way})"))
+            way, _ = fastest[False]
+            loss = 100 * (self.quality[EAGER] - self.quality[way])
+            what = f"{where}, fastest way, loss of {self.metric}"
+            found.append(Target(what, loss, LOSS, " points", at_most=True, detail=f" ({way})"))
+        return found
+
+    def _fastest(self, scores: dict[str, Score], exact: bool) -> tuple[str, float]:
+        """Return the fastest way, of those that are exact or of all, and how many times as fast as eager it is."""
+        running = {way: score for way, score in scores.items() if not score.problem}
+        if exact:
+            running = {way: score for way, score in running.items() if score.verdict and score.verdict.exact}
+        return max(((way, scores[EAGER].ratio(score)) for way, score in running.items()), key=lambda item: item[1])
+
+    def _difference(self, way: str) -> str:
+        verdicts = [scores[way].verdict for scores in self.scores.values()]
+        worst = max((float(verdict.note) for verdict in verdicts if verdict), default=None)
+        return "-" if worst is None else f"{worst:.0e}"
+
+
+class Autocast(nn.Module):
+    """A model in bf16 autocast, whose scores are float32."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Call the model."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.model(*tensors).float()
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """Compile anew: the number of threads is a part of what is generated."""
+    torch.compiler.reset()
+    result: nn.Module = torch.compile(model)  # type: ignore[assignment]
+    return result
+
+
+def measure(restored: Restored, plan: Plan | None = None) -> Latency:
+    """Export a trained model, measure its test metric in every way, and time them all in turn; prints what it found.
+
+    Args:
+        restored: the trained model, with its experiment in fp32 on the CPU.
+        plan: what to measure.
+    """
+    plan = plan or Plan()
+    model = ready(restored.model)
+    count = restored.preprocessing.num_points
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    metric = ACCURACY if model.task == "classify" else INSTANCE_MIOU
+    title = f"{type(model).__name__}, {parameters:.1f} M parameters, {count} points: ms a call (times as fast as eager)"
+    precisions, wanted = openvino_precisions(), {OPENVINO: "f32", OPENVINO_BF16: "bf16"}
+    missing = {way for way in plan.ways if way in wanted and wanted[way] not in precisions}
+    ways = [way for way in plan.ways if way not in missing]
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        files = _files(restored, plan, Path(folder))
+        with _threads(max(plan.threads)):
+            quality = {}
+            for way in progress(ways, "measuring on the test set"):
+                score = measure_on(restored, WAYS[way](model, files, max(plan.threads)), "test")
+                quality[way] = score.metrics()[metric.key]
+        found = Latency(title, f"test {metric.title}", quality)
+        for threads in plan.threads:
+            with _threads(threads):
+                models = {way: WAYS[way](model, files, threads) for way in ways}
+                for batch in plan.batches:
+                    found.scores[threads, batch] = _race(model, models, batch, count, plan)
+    print(hardware(torch.device("cpu")), "\n")
+    if missing:
+        print(f"without {' and '.join(sorted(missing))}: not installed, or not on this CPU\n")
+    print(as_text(found.table()))
+    for target in found.targets():
+        print(target.describe())
+    return found
+
+
+def page(found: Latency, command: str, plan: Plan) -> str:
+    """Write the figures as Markdown."""
+    versions = ", ".join(f"{name} {version_of(name)}" for name in ("onnxruntime", "openvino") if version_of(name))
+    return "\n".join(
+        [
+            "# How fast a trained model answers",
+            "",
+            f"Generated on {datetime.date.today().isoformat()} by the command below. Do not edit this page.",
+            "",
+            f"```bash\n{command}\n```",
+            "",
+            f"- Hardware: {hardware(torch.device('cpu'))}; {versions}",
+            f"- Medians over {plan.rounds} rounds (3 for what takes more than 2 s), in which all take turns; ratios",
+            "  are medians over the rounds too. Grouping is a part of every call. A way is exact if its scores are",
+            f"  those of eager PyTorch to {TOLERANCE:g}.",
+            "",
+            as_markdown(found.table()),
+            "",
+            "## What we hold ourselves to",
+            "",
+            *(f"- {target.describe()}" for target in found.targets()),
+            "",
+        ]
+    )
+
+
+def _files(restored: Restored, plan: Plan, folder: Path) -> Files:
+    files = Files(plan.exported or folder / "exact.onnx", folder / "int8.onnx")
+    if not plan.exported:
+        export_onnx(restored.model, files.exact, **knowledge(restored))
+    quantize(files.exact, files.int8)
+    return files
+
+
+def _race(model: nn.Module, models: dict[str, nn.Module], batch: int, count: int, plan: Plan) -> dict[str, Score]:
+    clouds = torch.randn(batch, count, 3, generator=torch.Generator().manual_seed(0))
+    clouds /= clouds.norm(dim=2).amax(dim=1)[:, None, None]
+    arguments = inputs(model, clouds)
+    expected = model(*arguments)
+
+    def judge(scores: Tensor) -> Verdict:
+        difference = float((scores - expected).abs().max())
+        return Verdict(difference <= TOLERANCE * max(1.0, float(expected.abs().max())), f"{difference:g}")
+
+    contenders = [Contender(way, partial(model, *arguments)) for way, model in models.items()]
+    scores = compete(contenders, plan.rounds, torch.device("cpu"), judge, plan.pause)
+    return {score.contender.name: score for score in scores}
+
+
+def _cell(scores: dict[str, Score], way: str) -> str:
+    score, eager = scores[way], scores[EAGER]
+    if score.problem:
+        return "failed"
+    return number(score.median) + ("" if score is eager else f" ({number(eager.ratio(score))}x)")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

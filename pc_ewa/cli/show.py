@@ -1,0 +1,179 @@
+"""`pc-ewa show`: pictures of clouds, patches, experts, attention, parts and mistakes."""
+
+from __future__ import annotations  # as in package.py
+
+import argparse
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pc_ewa.cli.command import Parser, command
+from pc_ewa.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pc_ewa.viz import Picture, View
+
+DESCRIPTION = """\
+Draw a view of files, of a dataset, or of a model at work on one. `pc-ewa show --list` lists the views and their
+options."""
+
+EPILOG = """\
+examples:
+  pc-ewa show --list
+  pc-ewa show cloud chair.ply sofa.off -o shapes.png
+  pc-ewa show classes sweethome3d per_class=3 -o classes.png
+  pc-ewa show augment quickstart augment.rotate=true -o augment.png
+  pc-ewa show patches quickstart shapes=[0,7] -o patches.png
+  pc-ewa show experts runs/quickstart layers=2 -o experts.png
+  pc-ewa show mistakes runs/quickstart count=4 -o mistakes.png
+  pc-ewa show attention runs/quickstart -o attention.html
+  pc-ewa show reconstruction runs/quickstart_pretrain/checkpoints/merged_last.pt -o masked.png
+
+A dataset is its name, a prepared .h5 file, a folder of shapes, or the config, run or checkpoint that it belongs to. A
+model is a run folder, a checkpoint, or a config for one that is not trained. The ending of the name decides: .png is
+drawn by open3d, or by matplotlib where open3d cannot draw; .svg and .pdf by matplotlib; .html, to turn the clouds in,
+by plotly. Without -o a window opens. Several pictures, one for each SOURCE, take as many -o."""
+
+
+def create_parser() -> Parser:
+    """Describe the arguments."""
+    parser = Parser(prog="pc-ewa show", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("view", nargs="?", metavar="VIEW", help="a view, as --list names them")
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        default=[],
+        metavar="SOURCE",
+        help="files, or a dataset, config, run or checkpoint; key=value among them is an option of the view, such as "
+        "shapes=[0,7], or changes the config, as in data.root=/data",
+    )
+    parser.add_argument("--list", action="store_true", help="list the views and their options")
+    parser.add_argument("-o", "--output", action="append", metavar="FILE", help="where to write: .png .svg .pdf .html")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="shapes of (default: test)")
+    parser.add_argument("--config", metavar="CONFIG", help="the config of a checkpoint that holds none")
+    parser.add_argument(
+        "--renderer",
+        choices=("auto", "open3d", "matplotlib", "plotly"),
+        default="auto",
+        help="what draws (default: auto, the best that can)",
+    )
+    parser.add_argument("--side", type=int, metavar="PIXELS", help="width of each panel (default: by their number)")
+    return parser
+
+
+@command("show", extra="viz")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, make the pictures, draw them."""
+    options = create_parser().parse_intermixed_args(arguments)
+    if options.list:
+        print_views()
+        return
+    from pc_ewa.validation import choose
+    from pc_ewa.viz import VIEWS, Scene, draw, drawing
+    from pc_ewa.viz.renderers.sheet import check_picture
+
+    if options.view is None:
+        raise ConfigError("name a VIEW; pc-ewa show --list lists them")
+    view = choose("view", options.view, VIEWS)
+    sources, chosen, overrides = sort_arguments(options.sources, view)
+    jobs = share_outputs(sources, [Path(name) for name in options.output or []], view)
+    if options.side is not None and not 64 <= options.side <= 4096:
+        raise ConfigError(f"--side {options.side}; choose 64 to 4096")
+    for _, path in jobs:
+        if path is not None:
+            check_picture(path)
+        elif not drawing.has_display():
+            raise ConfigError("there is no display to open a window on; write a file: -o picture.png")
+    pictures = [(make(view, which, chosen, overrides, options), path) for which, path in jobs]
+    with told():
+        draw([(picture, path) for picture, path in pictures if path is not None], options.renderer, options.side)
+        for picture, path in pictures:
+            if path is not None:
+                print(f"written to {path}")
+            elif isinstance(picture, Scene):
+                drawing.show_now(picture, options.renderer)
+            else:
+                raise ConfigError(f"{options.view} is a chart; write a file: -o chart.png")
+
+
+def print_views() -> None:
+    """Print every view with its options and their defaults."""
+    import inspect
+
+    from pc_ewa.viz import VIEWS
+
+    for name, view in VIEWS.items():
+        parameters = inspect.signature(view.make).parameters.values()
+        defaults = (f"{p.name}={as_yaml(p.default)}" for p in parameters if p.name in view.options)
+        print(f"{name:<15}{view.title}\n{'':<15}{' '.join(defaults)}".rstrip())
+
+
+def as_yaml(value: Any) -> str:
+    """Write a default as a user would."""
+    if isinstance(value, tuple):
+        return f"[{','.join(map(str, value))}]"
+    return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
+
+
+def sort_arguments(words: Sequence[str], view: View) -> tuple[list[str], dict[str, Any], list[str]]:
+    """Tell sources, options of the view and changes of the config; options are checked."""
+    from pc_ewa.validation import check_arguments
+    from pc_ewa.viz.view import SUBJECTS
+    from pc_ewa.yaml_config import parse_yaml
+
+    sources, chosen, overrides = [], {}, []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or Path(word).exists():
+            sources.append(word)
+        elif key in view.options:
+            parsed = parse_yaml(value)
+            chosen[key] = [parsed] if key == "shapes" and isinstance(parsed, int) else parsed
+        elif "." in key or view.needs & {"clouds", "model"}:
+            overrides.append(word)
+        else:
+            raise ConfigError(f"unknown option {key!r}; the view has {', '.join(sorted(view.options)) or 'none'}")
+    return sources, check_arguments("show", view.make, chosen, skip=SUBJECTS), overrides
+
+
+def share_outputs(sources: Sequence[str], outputs: Sequence[Path], view: View) -> list[tuple[list[str], Path | None]]:
+    """Say which sources make which picture; None is a window."""
+    if not sources:
+        raise ConfigError("name a SOURCE: a file, dataset, config, run or checkpoint; see pc-ewa show --help")
+    if len(outputs) == len(sources):
+        return [([source], path) for source, path in zip(sources, outputs, strict=True)]
+    if len(outputs) <= 1 and ("files" in view.needs or len(sources) == 1):
+        return [(list(sources), outputs[0] if outputs else None)]
+    raise ConfigError(f"{len(sources)} sources and {len(outputs)} -o; give as many -o as sources")
+
+
+def make(
+    view: View, sources: list[str], chosen: dict[str, Any], overrides: list[str], options: argparse.Namespace
+) -> Picture:
+    """Get what the view needs, and make its picture."""
+    from pc_ewa.report.subjects import Subjects
+
+    with_model = "model" in view.needs
+    split, config = options.split, options.config
+    subjects = Subjects(sources, overrides, split, config, with_model=with_model, experts=view.experts)
+    given = {name: getattr(subjects, name) for name in sorted(view.needs)}
+    for note in subjects.notes:
+        print(f"note: {note}")
+    return view.make(**given, **chosen)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Print what the renderers log: which one draws, and why."""
+    log, handler = logging.getLogger("pc_ewa.viz"), logging.StreamHandler(sys.stdout)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)

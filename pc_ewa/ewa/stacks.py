@@ -1,0 +1,119 @@
+"""Stacks: the parameters of N experts as one tensor each, and back to those of one layer or FFN, their mean."""
+
+import copy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Init = Literal["copy", "independent"]
+
+
+def merge_stack(stack: Tensor) -> Tensor:
+    """Mean over the experts (axis 0), bit-exact when all experts are equal, as a plain mean of N = 3 is not."""
+    if len(stack) == 1:
+        return stack[0]
+    return stack[0] + (stack - stack[0]).mean(0)
+
+
+class ExpertLinear(nn.Module):
+    """N stacked linear layers: weight (N, out, in), bias (N, out).
+
+    In training each expert maps its own group, (N, S, in) to (N, S, out). In evaluation it is one linear layer
+    whose weights are the mean of the experts, on any (..., in).
+    """
+
+    def __init__(self, linear: nn.Linear, num_experts: int, init: Init = "copy") -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.weight = _stacked(linear.weight, num_experts, init)
+        self.bias = None if linear.bias is None else _stacked(linear.bias, num_experts, init)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map groups in training, plain tokens in evaluation."""
+        if not self.training:
+            return F.linear(x, merge_stack(self.weight), None if self.bias is None else merge_stack(self.bias))
+        if self.bias is None:
+            return torch.bmm(x, self.weight.transpose(1, 2))
+        return torch.baddbmm(self.bias[:, None], x, self.weight.transpose(1, 2))
+
+    @torch.no_grad()
+    def fuse(self) -> nn.Linear:
+        """Return the plain linear layer whose weights are the mean of the experts."""
+        has_bias, dtype = self.bias is not None, self.weight.dtype
+        # By way of "meta", so that no random initialisation is drawn.
+        linear = nn.Linear(self.in_features, self.out_features, has_bias, device="meta", dtype=dtype)
+        linear = linear.to_empty(device=self.weight.device)
+        for name, stack in self.named_parameters():
+            plain = linear.get_parameter(name)
+            plain.copy_(merge_stack(stack))
+            plain.requires_grad_(stack.requires_grad)
+        return linear.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Sizes, as nn.Linear prints them."""
+        experts = self.weight.shape[0]
+        return f"{experts} experts, in_features={self.in_features}, out_features={self.out_features}"
+
+
+def maps_groups(ffn: nn.Module) -> bool:
+    """Return True if an FFN of `nn.Linear`s alone, with stacked ones in their place, maps groups (N, S, C) at once."""
+    linears = [m for m in ffn.modules() if type(m) is nn.Linear]
+    held = {id(parameter) for linear in linears for parameter in linear.parameters()}
+    if not linears or next(ffn.buffers(), None) is not None or any(id(p) not in held for p in ffn.parameters()):
+        return False
+    # Tried without data, on sizes that fit by chance nowhere: a forward may flatten or transpose what it gets.
+    plain = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in ffn.parameters()}
+    trial = stack_linears(copy.deepcopy(ffn, dict(plain)), 2, "copy").train()
+    groups = torch.empty(2, 3, linears[0].in_features, device="meta", dtype=linears[0].weight.dtype)
+    try:
+        with torch.no_grad():
+            return trial(groups).shape == groups.shape
+    except Exception:  # whatever a stranger's forward raises: one call per expert serves it
+        return False
+
+
+def stack_linears(ffn: nn.Module, num_experts: int, init: Init) -> nn.Module:
+    """Copy an FFN with `ExpertLinear`s for its linear layers: called in training, it maps all groups at once."""
+    experts = copy.deepcopy(ffn)
+    for name, linear in list(experts.named_modules()):
+        if type(linear) is nn.Linear:
+            experts = _replaced(experts, name, ExpertLinear(linear, num_experts, init))
+    return experts
+
+
+def stack_parameters(ffn: nn.Module, num_experts: int, init: Init) -> nn.Module:
+    """Copy an FFN with N-fold parameters: to be called by `functional_call` with those of one expert, or their mean."""
+    # A memo with the stacks in it makes deepcopy put them where the parameters were.
+    stacks = {id(parameter): _stacked(parameter, num_experts, init) for parameter in ffn.parameters()}
+    return copy.deepcopy(ffn, dict(stacks))
+
+
+@torch.no_grad()
+def fuse_stacks(experts: nn.Module) -> nn.Module:
+    """Return the plain FFN whose parameters are the mean of the experts, out of either kind of copy."""
+    # A memo with the fused layers in it keeps deepcopy from copying the stacks first.
+    memo: dict[int, nn.Module | nn.Parameter] = {
+        id(layer): layer.fuse() for layer in experts.modules() if isinstance(layer, ExpertLinear)
+    }
+    if not memo:
+        memo = {id(p): nn.Parameter(merge_stack(p.data), p.requires_grad) for p in experts.parameters()}
+    return copy.deepcopy(experts, dict(memo))
+
+
+def _stacked(tensor: Tensor, num_experts: int, init: Init) -> nn.Parameter:
+    stack = tensor.detach().expand(num_experts, *tensor.shape).clone()
+    if init == "independent":
+        for expert in stack[1:]:
+            shuffle = torch.randperm(expert.numel(), device=expert.device)
+            expert.copy_(expert.flatten()[shuffle].view_as(expert))
+    return nn.Parameter(stack, requires_grad=tensor.requires_grad)
+
+
+def _replaced(root: nn.Module, name: str, module: nn.Module) -> nn.Module:
+    """Put `module` at the dotted `name` of `root`; an empty name is the root itself."""
+    if not name:
+        return module
+    root.set_submodule(name, module)
+    return root

@@ -1,0 +1,229 @@
+"""Exported files: ONNX, that smaller with 8-bit weights, and the .pt2 of torch.export; none before it is checked."""
+
+import io
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from pc_ewa.errors import CheckpointError, ConfigError
+from pc_ewa.eval import Score
+from pc_ewa.export.check import KINDS, TOLERANCE, largest_difference
+from pc_ewa.export.metadata import describe
+from pc_ewa.export.runtime import DESCRIPTION, OnnxModel, OpenVinoModel, ProgramModel
+from pc_ewa.export.trace import exporting, input_names, least_points, output_name, quiet, ready, trace
+from pc_ewa.files import write_whole
+from pc_ewa.package import missing_package, version_of
+
+ENDINGS = (".onnx", ".pt2")
+
+# Nodes whose weights become 8-bit integers; their inputs do when they are known, which costs accuracy: measure it.
+_QUANTIZED = ["MatMul", "Gemm"]
+
+
+def check_path(path: str | Path, *endings: str) -> Path:
+    """Return the path of a file to write.
+
+    Raises:
+        ConfigError: another ending, a folder, or no folder to write into.
+    """
+    path, endings = Path(path), endings or ENDINGS
+    if path.suffix not in endings:
+        raise ConfigError(f"{path} does not end in {' or '.join(endings)}; name it after the format that you want")
+    if path.is_dir():
+        raise ConfigError(f"{path} is a folder; name a file in it")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path.parent} is not a folder; create it or choose another place")
+    return path
+
+
+def export(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Any = None,
+) -> dict[str, float]:
+    """Write a model to .onnx or .pt2, by the ending; see `export_onnx` and `export_program`.
+
+    Raises:
+        ConfigError: another ending, a model that is neither a classifier nor a segmenter, or too few names.
+        CheckpointError: a model with mixtures of experts, or a file that computes something else than the model.
+    """
+    path = check_path(path)
+    write = export_onnx if path.suffix == ".onnx" else export_program
+    return write(model, path, class_names=class_names, preprocessing=preprocessing)
+
+
+def load_exported(path: str | Path) -> OnnxModel | ProgramModel:
+    """Load an exported file, to be called like the network; by the ending.
+
+    Raises:
+        ConfigError: another ending.
+        CheckpointError: a file that cannot be loaded.
+    """
+    return OnnxModel(path) if check_path(path).suffix == ".onnx" else ProgramModel(path)
+
+
+def export_onnx(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Any = None,
+) -> dict[str, float]:
+    """Write a model as ONNX: clouds of any batch and number of points to scores, grouping inside.
+
+    The graph is the model's forward pass: `points` (B, N, 3) float32, and for segmenters `categories` (B,) int64, to
+    `logits` (B, classes) or `log_probabilities` (B, N, parts). To normalise and sample is left to the caller; the
+    metadata says how, as JSON by key (see `pc_ewa.export.metadata.describe`). Before anything is written, the graph is
+    compared with PyTorch in onnxruntime, and in OpenVINO if it is installed, on clouds with ties, duplicates and far
+    from the origin. NaN and infinity, which the model refuses, give numbers without meaning.
+
+    Args:
+        model: a classifier or segmenter without experts; it is not changed.
+        path: where to write.
+        class_names: of the logits, or of the categories that a segmenter takes; None for those that the model knows.
+        preprocessing: how clouds were presented to the model, a mapping or a `Preprocessing`; None likewise.
+
+    Returns:
+        The largest difference from PyTorch by the name of the runtime, of the largest score if that is above 1.
+
+    Raises:
+        ConfigError: another ending, a model that is neither a classifier nor a segmenter, or too few names.
+        CheckpointError: a model with mixtures of experts, or a file that computes something else than the model.
+        MissingPackageError: without the extra `export`.
+
+    Example:
+        >>> from pc_ewa.export import export_onnx
+        >>> export_onnx(pc_ewa.load_model("furniture"), "furniture.onnx")  # doctest: +SKIP
+        {'onnxruntime 1.32.0': 3.3e-07}
+    """
+    path = check_path(path, ".onnx")
+    _need_onnx()
+    model = ready(model)
+    metadata = describe(model, class_names, preprocessing)
+    content = _onnx(model, trace(model), metadata)
+    found = {f"onnxruntime {version_of('onnxruntime')}": _compare(model, OnnxModel(content), metadata)}
+    if version_of("openvino"):
+        found[f"OpenVINO {version_of('openvino')}"] = _compare(model, OpenVinoModel(content), metadata)
+    _refuse_differences(found)
+    write_whole(path, lambda file: file.write(content))
+    return found
+
+
+def export_program(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    class_names: Sequence[str] | None = None,
+    preprocessing: Any = None,
+) -> dict[str, float]:
+    """Write a model as the .pt2 of torch.export, which torch runs without pc-ewa: `torch.export.load(path).module()`.
+
+    Inputs, scores, arguments and checks are those of `export_onnx`. The metadata is the extra file "pc_ewa.json".
+    """
+    path = check_path(path, ".pt2")
+    model = ready(model)
+    metadata = describe(model, class_names, preprocessing)
+    program = trace(model)
+    found = {f"torch {torch.__version__}": _compare(model, ProgramModel(program), metadata)}
+    _refuse_differences(found)
+    buffer = io.BytesIO()
+    with quiet():
+        torch.export.save(program, buffer, extra_files={DESCRIPTION: json.dumps(metadata)})
+    write_whole(path, lambda file: file.write(buffer.getbuffer()))
+    return found
+
+
+class Quantized(NamedTuple):
+    """What a model reaches exactly, and with 8-bit weights."""
+
+    exact: Score
+    int8: Score
+
+
+def quantize(
+    source: str | Path, path: str | Path, measure: Callable[[nn.Module], Score] | None = None
+) -> Quantized | None:
+    """Write an ONNX file with 8-bit weights, a quarter of the size (dynamic quantisation of the linear layers).
+
+    Scores change, and accuracy may.
+
+    Args:
+        source: the file of `export_onnx`.
+        path: where to write.
+        measure: measures a model, such as `lambda model: evaluate_classifier(model, clouds, settings)`. It is called on
+            both, and the metadata keeps what it finds under "float32" and "int8".
+
+    Returns:
+        The two scores, None without `measure`.
+    """
+    path = check_path(path, ".onnx")
+    _need_onnx()
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        small = Path(folder) / "small.onnx"
+        quantize_dynamic(source, small, weight_type=QuantType.QInt8, op_types_to_quantize=_QUANTIZED)
+        proto = onnx.load(small)
+    metadata = OnnxModel(source).metadata | {"int8": True}
+    scores = None
+    if measure:
+        scores = Quantized(measure(OnnxModel(source)), measure(OnnxModel(proto.SerializeToString())))
+        metadata["metrics"] = {"float32": scores.exact.metrics(), "int8": scores.int8.metrics()}
+    _set_metadata(proto, metadata)
+    write_whole(path, lambda file: file.write(proto.SerializeToString()))
+    return scores
+
+
+def _onnx(model: nn.Module, program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
+    """Translate a traced model."""
+    names = {"input_names": list(input_names(model)), "output_names": [output_name(model)]}
+    with exporting("translate"):
+        exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
+    assert exported is not None
+    proto = exported.model_proto
+    _set_metadata(proto, metadata)
+    return proto.SerializeToString()
+
+
+def _set_metadata(proto: Any, metadata: Mapping[str, Any]) -> None:
+    """Put metadata into an onnx.ModelProto, each value as JSON."""
+    import onnx
+
+    onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
+
+
+def _compare(model: nn.Module, exported: nn.Module, metadata: Mapping[str, Any]) -> float:
+    """Compare with PyTorch on clouds of every kind, some in a batch and one alone."""
+    count = max(least_points(model), metadata["preprocessing"].get("num_points", 0))
+    generator = torch.Generator().manual_seed(0)
+    clouds: list[Tensor] = [draw(2, count, generator) for draw in KINDS.values()]
+    return largest_difference(model, exported, [*clouds, KINDS["random"](1, count + 1, generator)])
+
+
+def _refuse_differences(found: Mapping[str, float]) -> None:
+    for name, difference in found.items():
+        if not difference <= TOLERANCE:
+            raise CheckpointError(
+                f"the exported model differs from PyTorch by {difference:.1e} in {name}, more than {TOLERANCE:g}: "
+                "nothing is written; try another version of it, or report this with `pc-ewa info`"
+            )
+
+
+def _need_onnx() -> None:
+    """Name the extra that brings the packages, before any work."""
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript
+    except ModuleNotFoundError as error:
+        raise missing_package(error, "export to ONNX", "export") or error from None
+    del onnx, onnxruntime, onnxscript

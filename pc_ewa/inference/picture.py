@@ -1,0 +1,50 @@
+"""A sheet of what was predicted: each cloud as the model saw it, with its class, or with its parts in colours."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pc_ewa.data import UpAxis
+from pc_ewa.inference.clouds import Input, present
+from pc_ewa.inference.predictions import PartPrediction, Prediction
+from pc_ewa.models.base import Preprocessing
+from pc_ewa.viz import Panel, Scene, upright
+from pc_ewa.viz.colours import by_height, kind_colours, kind_legend
+from pc_ewa.viz.scene import Floats
+
+MOST = 24  # clouds on a sheet
+
+
+def predicted_scene(
+    found: Sequence[Prediction | PartPrediction],
+    clouds: Sequence[Input],
+    preprocessing: Preprocessing,
+    up: UpAxis | None,
+) -> Scene:
+    """Show the first clouds of which something was predicted, upright where the model knows its up axis.
+
+    Args:
+        found: the predictions, at least one.
+        clouds: the clouds that they were made for, and perhaps others; read again.
+        preprocessing: that of the model.
+        up: as for `predict`.
+    """
+    by_name = {cloud.name: cloud for cloud in clouds}
+    panels, most = [], 0
+    for prediction in found[:MOST]:
+        if isinstance(prediction, PartPrediction):
+            most = max(most, int(prediction.parts.max()) + 1)
+            place = upright(prediction.points, preprocessing.up_axis or "y")
+            panels.append(Panel(_unit(place), kind_colours(prediction.parts.numpy()), prediction.category))
+        else:
+            place = upright(present(by_name[prediction.name], preprocessing, up).points, preprocessing.up_axis or "y")
+            panels.append(Panel(place, by_height(place), f"{prediction.label} {prediction.probability:.0%}"))
+    more = f" of {len(found)}" if len(found) > MOST else ""
+    legend = kind_legend([f"part {part}" for part in range(most)])
+    return Scene(f"predictions, {len(panels)}{more}", panels, legend)
+
+
+def _unit(points: Floats) -> Floats:
+    """Centre and scale: all clouds of a sheet share a scale, whatever their unit."""
+    points = points - (points.min(0) + points.max(0)) / 2
+    return points / (np.linalg.norm(points, axis=1).max() or 1.0)

@@ -1,0 +1,1 @@
+"""EWA in the trainers of others; each module has the name of the package that it serves."""

@@ -1,0 +1,6 @@
+"""The report page on runs, and finding what a picture is to show."""
+
+from pc_ewa.report.page import report_after, write_report
+from pc_ewa.report.subjects import Subjects
+
+__all__ = ["write_report", "report_after", "Subjects"]

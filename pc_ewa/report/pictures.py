@@ -1,0 +1,102 @@
+"""The clouds of a report: what each kind of model is best understood by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+
+from pc_ewa.config import Experiment
+from pc_ewa.ewa import expert_layers
+from pc_ewa.report.subjects import Subjects
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.viz import VIEWS, Panel, Scene, upright
+from pc_ewa.viz.colours import BLUE, all_of
+from pc_ewa.viz.judged import Judgement, judge
+from pc_ewa.viz.pick import unit_points
+
+_WORST, _BEST = 8, 4
+_HERE = ["device=auto"]  # the run may have been on another machine
+
+
+class Pictures:
+    """The scenes of a run, on its test shapes; model and data are loaded when the first is asked for.
+
+    Args:
+        run: one that has begun.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        self.run = run
+        self._config = Subjects([str(run.path)], _HERE, "test", with_model=False)
+        self._subjects = Subjects([str(run.path)], _HERE, "test")
+
+    @property
+    def experiment(self) -> Experiment:
+        """The resolved experiment."""
+        return self._config.experiment
+
+    @property
+    def has_model(self) -> bool:
+        """True once there is a checkpoint."""
+        return self.run.merged("last").is_file() or self.run.checkpoints.last.is_file()
+
+    def judgement(self) -> Judgement | None:
+        """Judge the test shapes by the merged model of the last step; None without a classifier."""
+        return self._judgement if self.has_model and self._task == "classify" else None
+
+    def scenes(self) -> Iterator[tuple[str, Scene]]:
+        """Make the scenes that suit the model, with their titles."""
+        if not self.has_model:
+            return
+        subjects = self._subjects
+        shown = {"clouds": subjects.clouds, "model": subjects.model, "settings": subjects.settings}
+        count = len(subjects.clouds)
+        shapes = tuple(sorted({0, count // 3, 2 * count // 3}))
+        if self._task == "classify":
+            yield from self._mistakes_and_hits()
+        elif self._task == "segment":
+            yield "Parts", _scene("parts", **shown, training=subjects.training, shapes=shapes)
+        else:
+            kind = "tokens" if hasattr(subjects.model, "transformer_q") else "reconstruction"
+            yield kind.capitalize(), _scene(kind, **shown, shapes=shapes)
+        encoder = getattr(subjects.model, "transformer_q", subjects.model)
+        if hasattr(encoder, "cls_token"):
+            yield "Attention", _scene("attention", **shown, shapes=shapes)
+        if self.run.checkpoints.last.is_file():
+            before = Subjects([str(self.run.path)], _HERE, "test", experts=True)
+            if expert_layers(before.model):
+                yield "Experts", _scene("experts", **shown | {"model": before.model}, shapes=shapes[:1])
+
+    def _mistakes_and_hits(self) -> Iterator[tuple[str, Scene]]:
+        subjects, judgement = self._subjects, self._judgement
+        clouds = subjects.clouds
+        if judgement.mistakes():
+            given = {"clouds": clouds, "training": subjects.training, "settings": subjects.settings}
+            scene = _scene("mistakes", model=subjects.model, **given, count=_WORST)
+            half = len(scene.panels) // 2  # mistakes, then the shapes nearest to them: on the page in pairs
+            pairs = zip(scene.panels[:half], scene.panels[half:], strict=True)
+            yield "Worst mistakes", replace(scene, panels=[panel for pair in pairs for panel in pair], columns=2)
+        hits = judgement.hits()[:_BEST]
+        if hits:
+            panels = []
+            for hit in hits:
+                points = upright(unit_points(clouds, [hit.shape])[0], clouds.up_axis)
+                panels.append(
+                    Panel(points, all_of(BLUE, len(points)), f"{clouds.class_names[hit.true]}, {hit.probability:.0%}")
+                )
+            yield "Best hits", Scene("the most certain of the shapes that were classified correctly", panels)
+
+    @property
+    def _task(self) -> str:
+        return str(self._subjects.model.task)
+
+    @cached_property
+    def _judgement(self) -> Judgement:
+        return judge(self._subjects.model, self._subjects.clouds, self._subjects.settings)
+
+
+def _scene(view: str, **given: object) -> Scene:
+    scene = VIEWS[view].make(**given)
+    assert isinstance(scene, Scene)
+    return scene

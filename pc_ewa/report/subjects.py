@@ -1,0 +1,167 @@
+"""What a view asks for, found from a path or a name: a run, a checkpoint, a config, a dataset or files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pc_ewa.config import Experiment, load_experiment, resolve
+from pc_ewa.data import DATASETS, Clouds, MissingSplitError, load_dataset
+from pc_ewa.data.formats.readers import EXTENSIONS
+from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.eval import EvalSettings
+from pc_ewa.models.checkpoints.read import read_content
+from pc_ewa.train.batches import augment
+from pc_ewa.train.objectives import create_objective
+from pc_ewa.train.restore import Restored, restore, untrained
+from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.setup import put_experts
+from pc_ewa.train.splits import Splits, load_splits
+from pc_ewa.yaml_config import apply_overrides
+
+_WEIGHTS = (".pt", ".pth", ".safetensors")
+_MOST_FILES = 60
+
+
+class Subjects:
+    """The subjects of a view by their names in `pc_ewa.viz.view.SUBJECTS`, each loaded when it is asked for.
+
+    Args:
+        sources: files of shapes; or one dataset, config, run folder or checkpoint.
+        overrides: changes of its config.
+        split: the part of the dataset to show.
+        config: the config of a checkpoint that holds none.
+        with_model: a model is needed; otherwise none is read.
+        experts: take the checkpoint from before the experts were merged, of a run.
+
+    Attributes:
+        notes: what a reader of the picture should know of the model.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[str],
+        overrides: list[str],
+        split: Literal["train", "val", "test"],
+        config: str | None = None,
+        *,
+        with_model: bool = True,
+        experts: bool = False,
+    ) -> None:
+        self._sources, self._source, self._path = sources, sources[0], Path(sources[0])
+        self._overrides, self._split, self._config, self._experts = overrides, split, config, experts
+        self._with_model, self._run = with_model, RunFolder(self._path)
+        self.notes: list[str] = []
+
+    @property
+    def files(self) -> list[Path]:
+        """The files, and those in the folders."""
+        found: list[Path] = []
+        for path in map(Path, self._sources):
+            if not path.is_dir():
+                found.append(path)
+                continue
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            if not inside:
+                raise DataError(f"{path} has no shapes; known are {' '.join(EXTENSIONS)}")
+            found += inside
+        if len(found) > _MOST_FILES:
+            raise ConfigError(f"{len(found)} files; one picture takes at most {_MOST_FILES}: choose some")
+        return found
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl of a run."""
+        if not self._run.is_begun:
+            raise ConfigError(f"{self._path} is not the folder of a run; give one, such as runs/quickstart")
+        return self._run.metrics()
+
+    @property
+    def clouds(self) -> Clouds:
+        """The split of the dataset; of a dataset without a test split, the training shapes."""
+        if self._with_model:  # the classes must be those of the model
+            return self._splits.named(self._split)
+        data = self.experiment.data
+        if self._split == "val":
+            return load_splits(data, self.experiment.seed).named("val")
+        try:
+            return load_dataset(data.name, self._split, Path(data.root), **data.arguments)
+        except MissingSplitError:
+            if self._split == "train":
+                raise
+            return load_dataset(data.name, "train", Path(data.root), **data.arguments)
+
+    @property
+    def training(self) -> Clouds:
+        """The shapes that a model was fitted to."""
+        return self._splits.to_fit(self._split)
+
+    @property
+    def model(self) -> nn.Module:
+        """The network, on the device of its experiment."""
+        self._restored.place()
+        return self._restored.model
+
+    @property
+    def settings(self) -> EvalSettings:
+        """The presentation of clouds, as the validation of the experiment has it."""
+        return create_objective(self.experiment).settings
+
+    @property
+    def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor]:
+        """The random changes of training."""
+        how, up_axis = self.experiment.augment, self.clouds.up_axis
+        return lambda points, generator: augment(points, how, up_axis, generator)
+
+    @cached_property
+    def _restored(self) -> Restored:
+        if self._run.is_begun:
+            restored = restore(self._checkpoint(), None, self._overrides)
+        elif self._path.suffix in _WEIGHTS:
+            restored = restore(self._path, self._config, self._overrides)
+        else:
+            restored = untrained(self._source, self._overrides)
+            if self._experts and restored.experiment.ewa:
+                put_experts(restored.model, restored.experiment)
+            self.notes.append(f"{self._source} is a config: its model is not trained")
+        self.notes += restored.notes
+        return restored
+
+    def _checkpoint(self) -> Path:
+        merged, last = self._run.merged("last"), self._run.checkpoints.last
+        return last if self._experts or not merged.is_file() else merged
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """The resolved experiment."""
+        if self._with_model:
+            return self._restored.experiment
+        if self._run.is_begun:
+            return resolve(apply_overrides(self._run.config(), self._overrides))
+        if self._path.suffix in _WEIGHTS:
+            content = read_content(self._path).get("config")
+            if self._config or not isinstance(content, dict):
+                return load_experiment(self._config or "", self._overrides)
+            return resolve(apply_overrides(content, self._overrides))
+        data = self._dataset()
+        if data is None:
+            return load_experiment(self._source, self._overrides)
+        content = {"output": "runs/show", "data": data, "model": {"name": "point_mae_classifier"}}
+        return resolve(apply_overrides(content, self._overrides))
+
+    def _dataset(self) -> dict[str, str] | None:
+        """Read the source as a dataset: by name, as a prepared file or as a folder; None if it is none of them."""
+        if self._source in DATASETS:
+            return {"name": self._source}
+        if self._path.suffix in (".h5", ".hdf5"):
+            return {"name": "hdf5", "path": self._source}
+        return {"name": "files", "path": self._source} if self._path.is_dir() else None
+
+    @cached_property
+    def _splits(self) -> Splits:
+        return self._restored.splits()

@@ -1,0 +1,1 @@
+"""The renderers: each draws any scene."""

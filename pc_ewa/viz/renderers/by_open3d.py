@@ -1,0 +1,102 @@
+"""Scenes by open3d, in a child process: where its graphics fail, they end the child and not the caller."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pc_ewa.viz.camera import FRONT, MARGIN, UP
+from pc_ewa.viz.renderers import open3d_child
+from pc_ewa.viz.renderers.sheet import Sheet, point_pixels
+from pc_ewa.viz.scene import Panel, Scene
+
+SECONDS = 120  # a child that takes longer hangs
+_ZOOM = MARGIN / (2 * open3d_child.FRAME)  # open3d shows `zoom` times the width of the box to each side
+
+
+class Open3DFailedError(RuntimeError):
+    """The child drew nothing; the message is the reason in a few words."""
+
+
+def draw_scenes(scenes: Sequence[tuple[Scene, Path]], side: int | None = None) -> None:
+    """Write each scene to its file; one child draws the panels of all, as its start is most of the cost.
+
+    Raises:
+        Open3DFailedError: open3d cannot draw here; nothing is written.
+    """
+    sheets = [Sheet(scene, side) for scene, _ in scenes]
+    images = iter(_images([(scene, sheet.side) for (scene, _), sheet in zip(scenes, sheets, strict=True)]))
+    for sheet, (_, path) in zip(sheets, scenes, strict=True):
+        for axes in sheet.axes:
+            axes.imshow(next(images), extent=(-1, 1, -1, 1), interpolation="none")
+        sheet.save(path)
+
+
+def show_window(scene: Scene) -> None:
+    """Show a scene in a window until it is closed; its panels stand beside each other.
+
+    Raises:
+        Open3DFailedError: there is no window here.
+    """
+    rows, columns = scene.grid
+    pitch = 2 * MARGIN * scene.radius
+    moved = []
+    for index, panel in enumerate(scene.panels):
+        row, column = divmod(index, columns)
+        place = [pitch * (column - (columns - 1) / 2), pitch * ((rows - 1) / 2 - row), 0]
+        moved.append(Panel(panel.points + np.array(place), panel.colours, sizes=panel.sizes))
+    with tempfile.TemporaryDirectory() as folder:
+        _run(_save(Path(folder), [(Scene(scene.title, moved), 900)]), timeout=None)
+
+
+def _images(scenes: Sequence[tuple[Scene, int]]) -> list[Any]:
+    """Let a child draw the panels of scenes, each (side, side, 3) uint8."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder, "images.npz")
+        _run([*_save(Path(folder), scenes), str(result)], timeout=SECONDS)
+        try:
+            with np.load(result) as file:
+                return [file[str(index)] for index in range(sum(len(scene.panels) for scene, _ in scenes))]
+        except (OSError, KeyError, ValueError):
+            raise Open3DFailedError("open3d left no picture") from None
+
+
+def _save(folder: Path, scenes: Sequence[tuple[Scene, int]]) -> list[str]:
+    """Write the job of a child: scenes, and the pixels of their panels; returns its arguments."""
+    job: dict[str, Any] = {"front": FRONT, "up": UP, "zoom": _ZOOM}
+    panels = [(scene, side, panel) for scene, side in scenes for panel in scene.panels]
+    for index, (scene, side, panel) in enumerate(panels):
+        pixels = point_pixels(max(len(other.points) for other in scene.panels), side)
+        fields = {
+            "side": side,
+            "point_pixels": pixels,
+            "point_radius": MARGIN * pixels / side,
+            "points": (panel.points - scene.center) / scene.radius,
+            "colours": panel.colours,
+            "sizes": np.ones(len(panel.points)) if panel.sizes is None else panel.sizes,
+        }
+        job |= {f"{index}:{name}": value for name, value in fields.items()}
+    np.savez(folder / "job.npz", panels=len(panels), **job)
+    return [str(folder / "job.npz")]
+
+
+def _run(arguments: list[str], timeout: int | None) -> None:
+    command = [sys.executable, open3d_child.__file__, *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired:
+        raise Open3DFailedError(f"open3d drew nothing within {SECONDS} s") from None
+    if done.returncode == open3d_child.NO_WINDOW:
+        raise Open3DFailedError("open3d finds neither a display nor EGL")
+    if done.returncode < 0:
+        raise Open3DFailedError(f"open3d ended its process by signal {-done.returncode}")
+    if done.returncode:
+        # Mesa complains on stderr even when all is well, so only the line of a Python error says anything.
+        lines = [line for line in done.stderr.splitlines() if "Error: " in line]
+        raise Open3DFailedError(f"open3d failed: {lines[-1][:200] if lines else f'exit code {done.returncode}'}")

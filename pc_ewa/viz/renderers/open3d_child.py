@@ -1,0 +1,83 @@
+"""A process of its own that draws panels by open3d, which may end its interpreter: `by_open3d.py` starts it.
+
+Called as `open3d_child.py JOB.npz IMAGES.npz`, or with one argument to show the job in a window. Exit code 3 says that
+there is no place to draw in.
+"""
+
+import sys
+from typing import Any
+
+NO_WINDOW = 3
+FRAME = 2.0  # half the width of the box that the view is fitted to; points lie in the sphere of radius 1
+_ORTHOGRAPHIC = -90.0  # open3d has no perspective at its narrowest angle, where this change ends
+
+
+def main(job_path: str, images_path: str | None = None) -> int:
+    """Draw every panel of a job, or show them all at once."""
+    import numpy as np
+    import open3d as o3d
+
+    o3d.utility.set_verbosity_level(o3d.utility.VerbosityLevel.Error)
+    with np.load(job_path) as job:
+        arrays = {name: job[name] for name in job.files}
+    images: dict[str, Any] = {}
+    window: Any = None
+    width = 0
+    for index in range(int(arrays["panels"])):
+        side = int(arrays[f"{index}:side"])
+        if side != width:
+            if window is not None:
+                window.destroy_window()
+            window, width = o3d.visualization.Visualizer(), side
+            if not window.create_window(visible=images_path is None, width=side, height=side):
+                return NO_WINDOW  # going on would be a segmentation fault
+        for geometry in _geometries(o3d, arrays, index):
+            window.add_geometry(geometry, reset_bounding_box=True)
+        _look(window, arrays, index)
+        if images_path is None:
+            window.run()
+            break
+        window.poll_events()
+        window.update_renderer()
+        image = np.asarray(window.capture_screen_float_buffer(do_render=True))
+        images[str(index)] = (255 * image).round().astype(np.uint8)
+        window.clear_geometries()
+    if images_path is not None:
+        np.savez(images_path, **images)
+    if window is not None:
+        window.destroy_window()
+    return 0
+
+
+def _geometries(o3d: Any, arrays: dict[str, Any], index: int) -> list[Any]:
+    """Make the points of a panel, its large points as balls, and a frame that nobody sees."""
+    points, colours, sizes = (arrays[f"{index}:{name}"] for name in ("points", "colours", "sizes"))
+    plain = sizes <= 1
+    vector = o3d.utility.Vector3dVector
+    cloud = o3d.geometry.PointCloud(vector(points[plain].astype(float)))
+    cloud.colors = vector(colours[plain].astype(float))
+    balls = o3d.geometry.TriangleMesh()
+    for point, colour, size in zip(points[~plain], colours[~plain], sizes[~plain], strict=True):
+        ball = o3d.geometry.TriangleMesh.create_sphere(float(size * arrays[f"{index}:point_radius"]), resolution=8)
+        balls += ball.translate(point.astype(float)).paint_uniform_color(colour.astype(float))
+    # open3d fits the view to the box around everything. A triangle without area gives all panels the same box, larger
+    # than balls at the edge of the sphere reach.
+    corners = [[-FRAME] * 3, [FRAME] * 3, [-FRAME] * 3]
+    frame = o3d.geometry.TriangleMesh(vector(corners), o3d.utility.Vector3iVector([[0, 1, 2]]))
+    return [geometry for geometry in (cloud, balls, frame) if not geometry.is_empty()]
+
+
+def _look(window: Any, arrays: dict[str, Any], index: int) -> None:
+    option, view = window.get_render_option(), window.get_view_control()
+    option.point_size = float(arrays[f"{index}:point_pixels"])
+    option.background_color = [1.0, 1.0, 1.0]
+    option.light_on = False
+    view.change_field_of_view(step=_ORTHOGRAPHIC)
+    view.set_lookat([0.0, 0.0, 0.0])
+    view.set_front(arrays["front"])
+    view.set_up(arrays["up"])
+    view.set_zoom(float(arrays["zoom"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

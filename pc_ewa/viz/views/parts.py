@@ -1,0 +1,75 @@
+"""View `parts`: part segmentation, true beside predicted."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pc_ewa.data import Clouds
+from pc_ewa.data.parts import parts_of_classes
+from pc_ewa.errors import ConfigError
+from pc_ewa.eval import EvalSettings
+from pc_ewa.eval.segmentation import predict_parts, shape_ious
+from pc_ewa.viz.colours import LIGHT, VERMILION, kind_colours, kind_legend
+from pc_ewa.viz.pick import check_shapes, looking_at, titles
+from pc_ewa.viz.scene import Panel, Scene, upright
+from pc_ewa.viz.view import View
+
+
+def parts(
+    clouds: Clouds,
+    training: Clouds,
+    model: nn.Module,
+    settings: EvalSettings,
+    *,
+    shapes: tuple[int, ...] = (0, 1, 2),
+) -> Scene:
+    """Show a row for each shape: the true parts, the predicted ones, and the points that are wrong.
+
+    The parts of a category are counted from 1, so that few colours are enough.
+
+    Args:
+        clouds: a dataset with parts.
+        training: its training shapes; both tell which parts a category has, unless that is published.
+        model: a segmenter.
+        settings: the presentation of the clouds.
+        shapes: positions in the dataset.
+
+    Raises:
+        ConfigError: a model that is not a segmenter, or a position that is not there.
+        DataError: clouds without parts.
+    """
+    if getattr(model, "task", "") != "segment":
+        raise ConfigError(f"{type(model).__name__} predicts no parts; choose a segmenter")
+    shapes = tuple(check_shapes(clouds, shapes))
+    parts_of = parts_of_classes([clouds, training])
+    device = next(model.parameters()).device
+    with looking_at(model):
+        stored, labels = (tensor.to(device) for tensor in clouds.batch(shapes))
+        points, index = settings.present(stored)
+        true = clouds.part_labels(shapes).to(device).gather(1, index)
+        predicted = predict_parts(model(points, labels), labels, parts_of)
+    ious = shape_ious(predicted, true, labels, parts_of)
+    panels, most = [], 1
+    for row, title in enumerate(titles(clouds, shapes)):
+        own = parts_of[int(labels[row])]
+        most = max(most, len(own))
+        place = upright(points[row], clouds.up_axis)
+        wrong = (predicted[row] != true[row]).cpu().numpy()
+        marked = np.where(wrong[:, None], VERMILION, LIGHT)
+        panels += [
+            Panel(place, kind_colours(_counted(true[row], own)), f"{title}: true"),
+            Panel(place, kind_colours(_counted(predicted[row], own)), f"predicted, mIoU {float(ious[row]):.1%}"),
+            Panel(place, marked, f"{int(wrong.sum())} of {len(wrong)} points wrong"),
+        ]
+    legend = kind_legend([f"part {i + 1}" for i in range(most)]) | {"wrong": VERMILION, "right": LIGHT}
+    return Scene(f"parts of {clouds.name}, true and predicted", panels, legend, columns=3)
+
+
+def _counted(labels: Tensor, own: Sequence[int]) -> NDArray[np.int64]:
+    """Count the parts of a category from 0; a label is one of them."""
+    return np.searchsorted(np.sort(np.asarray(own)), labels.cpu().numpy())
+
+
+VIEW = View("part segmentation, true beside predicted", parts)
