@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pc_ewa.cli.command import Parser, command
 from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.text import printable
 
 if TYPE_CHECKING:
     from pc_ewa.data.convert import Converted
@@ -26,6 +27,7 @@ examples:
   pc-ewa prepare modelnet40 --archive modelnet40_ply_hdf5_2048.zip
   pc-ewa prepare scanobjectnn variant=obj_bg --from /data/h5_files
   pc-ewa prepare files my_shapes/ -o mine.h5 --up y
+  pc-ewa prepare files scans/ -o scans.h5 --group-by '[0-9]+'   # cup/12_left.ply and cup/12_right.ply stay together
 Then train with data.name=modelnet40, or data.name=hdf5 data.path=mine.h5.
 
 A download asks for your consent to the terms of the dataset first, is checked, and continues where it was stopped."""
@@ -61,6 +63,9 @@ def create_parser() -> Parser:
     parser.add_argument(
         "--test-fraction", type=float, default=0.2, help="files: share that goes to test if no split is given (0.2)"
     )
+    parser.add_argument(
+        "--group-by", metavar="REGEX", help="files: shapes in whose names it finds the same text go to one split"
+    )
     return parser
 
 
@@ -89,6 +94,8 @@ def _prepare(options: argparse.Namespace) -> None:
     name, dataset = options.name, choose("dataset", options.name, listed())
     if options.output is not None:
         raise ConfigError(f"-o is for files; {name} goes to its folder in --root, where training finds it")
+    if options.group_by is not None:
+        raise ConfigError(f"--group-by is for files; {name} has its own splits")
     values = _key_values(options.values)
     points = options.points
     if points is not None and "stored_points" in dataset.source_arguments(values):  # the source draws them itself
@@ -145,14 +152,26 @@ def _files(options: argparse.Namespace) -> None:
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed is {options.seed}; choose one from 0 to {2**32 - 1}")
     from pc_ewa.data.convert import convert
+    from pc_ewa.data.near_copies import NearCopies
     from pc_ewa.data.own_files import source as own_source
 
-    points, share = options.points or 2048, options.test_fraction
-    shapes = own_source(folder, stored_points=points, up_axis=options.up, test_fraction=share, seed=options.seed)
+    copies = NearCopies()
+    shapes = own_source(
+        folder,
+        stored_points=options.points or 2048,
+        up_axis=options.up,
+        test_fraction=options.test_fraction,
+        seed=options.seed,
+        group_by=options.group_by,
+        seen=copies.add,
+    )
     done = convert(shapes, output, dtype="float32", skip_defects=True)  # units may differ from file to file
     _report(output)
     _report_skipped(done)
     _report_ignored(folder)
+    skipped = {name for name, _ in done.skipped}
+    for note in (*shapes.notes, *copies.notes(item for item in shapes.items if item.name not in skipped)):
+        print(f"\nnote: {printable(note, None)}")
     print(f"\ntrain on it with data.name=hdf5 data.path={output}")
 
 
@@ -169,20 +188,23 @@ def _report_skipped(done: Converted) -> None:
     if done.skipped:
         print(f"\nskipped {len(done.skipped):,} that cannot be used:")
         for name, reason in done.skipped[:_LISTED]:
-            print(f"  {reason if name in reason else f'{name}: {reason}'}")
+            print(f"  {printable(reason if name in reason else f'{name}: {reason}', None)}")
         if len(done.skipped) > _LISTED:
             print(f"  and {len(done.skipped) - _LISTED:,} more")
 
 
 def _report_ignored(folder: Path) -> None:
     """Say which files were not looked at, as nobody reads such ones."""
+    from pc_ewa.data.formats.kinds import advice
     from pc_ewa.data.formats.readers import EXTENSIONS
-    from pc_ewa.data.prepare import unread_kinds
+    from pc_ewa.data.own_files import unread_kinds
 
     unknown = unread_kinds(folder)
     if unknown:
-        kinds = ", ".join(f"{name} ({count})" for name, count in unknown.most_common(_LISTED))
+        kinds = ", ".join(f"{printable(name)} ({count})" for name, count in unknown.most_common(_LISTED))
         print(f"\nignored files of other kinds: {kinds}; read are {' '.join(EXTENSIONS)}")
+        if remedy := advice(unknown):
+            print(remedy)
 
 
 def _key_values(values: list[str]) -> dict[str, Any]:
@@ -207,6 +229,7 @@ def _count(text: str) -> int:
 
 def _print_table(rows: list[list[str]], right: bool = False) -> None:
     """Print rows under a line, aligned; `right` aligns all but the first column there."""
+    rows = [[printable(cell, None) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for i, row in enumerate(rows):
         cells = [f"{c:>{w}}" if right and k else f"{c:<{w}}" for k, (c, w) in enumerate(zip(row, widths, strict=True))]

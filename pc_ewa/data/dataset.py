@@ -22,8 +22,9 @@ class Archive(NamedTuple):
         file: its name.
         urls: mirrors, tried in order.
         size: in bytes; None where nobody publishes it.
-        digests: such as "md5:0cc1...", as publishers and other loaders give them; one that fits suffices, because
-            mirrors may have packed the same files differently. At least one is needed.
+        digests: such as "md5:0cc1..." or "sha256:9f86...", as publishers and other loaders give them; one that fits
+            suffices, because mirrors may have packed the same files differently. At least one is needed, and a SHA-256
+            for a mirror of http.
     """
 
     file: str

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from pc_ewa.errors import DataError
 
+IGNORED = (".", "__MACOSX")  # how the names begin of what is hidden, or was left behind by a system
 Kind = Literal["folder", "file", "other"]
 
 
@@ -60,7 +61,7 @@ def entries(folder: Path) -> list[Entry]:
     try:
         with os.scandir(folder) as listing:
             for entry in listing:
-                if entry.name.startswith((".", "__MACOSX")):
+                if entry.name.startswith(IGNORED):
                     continue
                 if entry.is_symlink() and not os.path.exists(entry.path):
                     raise DataError(f"{entry.path} is a link to nothing; mend or remove it")

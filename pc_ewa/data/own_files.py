@@ -1,12 +1,14 @@
 """Your own shapes: a folder with one folder per class, `chair/one.ply`, of point clouds or meshes.
 
 The split is what the folder says: folders train/, val/ and test/ above the classes or inside them, or lists train.txt,
-val.txt and test.txt beside them, one path a line; own_splits.py has the other names of each. Without any, a test split
+val.txt and test.txt beside them, one path a line; split_names.py has the other names of each. Without any, a test split
 is drawn.
 """
 
 import logging
 import os
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -15,11 +17,13 @@ import numpy as np
 
 from pc_ewa.data.clouds import Clouds, UpAxis
 from pc_ewa.data.dataset import Dataset
-from pc_ewa.data.folders import entries, walk
+from pc_ewa.data.folders import IGNORED, entries, walk
+from pc_ewa.data.formats.kinds import advice, refuse_unreadable
 from pc_ewa.data.formats.meshes import sample_surface
 from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
-from pc_ewa.data.own_splits import SPLITS, Found, check_classes, drawn_splits, is_by_split, random_of, told_splits
+from pc_ewa.data.own_splits import Found, check_classes, drawn_splits, is_by_split, random_of, told_splits
 from pc_ewa.data.source import Item, Sample, Source, resize
+from pc_ewa.data.split_names import SPLITS
 from pc_ewa.errors import ConfigError, DataError
 
 NAME = "files"
@@ -75,6 +79,7 @@ def source(
     test_fraction: float = 0.2,
     seed: int = 0,
     group_by: str | None = None,
+    seen: Callable[[str, Shape], None] | None = None,
 ) -> Source:
     """Find the shapes of a folder; classes are its folders in the order of their names.
 
@@ -88,15 +93,18 @@ def source(
         seed: draws the test split; the files of one class do not change the draw of another.
         group_by: a regular expression; shapes in whose names, such as "chair/12_side.ply", it finds the same text (in
             its first group, if it has one) are drawn together, as views or parts of one object must be.
+        seen: called with the name and the content of each file that is read, before points are drawn from it.
 
     Raises:
         ConfigError: a value that is not allowed, or `group_by` where nothing is drawn.
         DataError: no shapes, a class without any or without one to train on, splits that contradict each other, or
             lists of files that are missing.
+        MissingPackageError: files of a kind that needs an extra which is not installed.
     """
     _check_options(stored_points, up_axis, test_fraction, seed)
     folder = Path(os.path.expanduser(folder))
     found = _find(folder)
+    refuse_unreadable(file.path for file in found.values())
     splits = told_splits(folder, found)
     if splits is None:
         splits = drawn_splits(found, test_fraction, seed, group_by)
@@ -104,10 +112,11 @@ def source(
         raise ConfigError(f"group_by is for splits that are drawn, but {folder} tells its splits; leave it out")
     notes = check_classes(folder, found, splits)
     classes = tuple(sorted({file.label for file in found.values()}))
+    read = partial(_read, stored_points=stored_points, seen=seen)
     return Source(
         name=os.path.basename(os.path.realpath(folder)) or NAME,
         items=[
-            Item(name, classes.index(found[name].label), split, partial(_read, found[name].path, name, stored_points))
+            Item(name, classes.index(found[name].label), split, partial(read, found[name].path, name))
             for name, split in splits.items()
         ],
         class_names=classes,
@@ -130,8 +139,11 @@ def _check_options(stored_points: int, up_axis: str, test_fraction: float, seed:
         raise ConfigError(f"seed is {seed}; allowed: 0 to 4294967295")
 
 
-def _read(path: Path, name: str, stored_points: int) -> Sample:
-    return sample_shape(near_origin(read_shape(path), path), stored_points, name, path)
+def _read(path: Path, name: str, stored_points: int, seen: Callable[[str, Shape], None] | None) -> Sample:
+    shape = near_origin(read_shape(path), path)
+    if seen is not None:
+        seen(name, shape)
+    return sample_shape(shape, stored_points, name, path)
 
 
 def near_origin(shape: Shape, where: str | Path) -> Shape:
@@ -171,6 +183,22 @@ def sample_shape(shape: Shape, count: int, seed: str, where: str | Path) -> Samp
     return Sample(sampled.astype(np.float32))
 
 
+def unread_kinds(folder: Path) -> Counter[str]:
+    """Count the files in a folder of own shapes that no reader knows, by the ending of their names."""
+    kinds: Counter[str] = Counter()
+    for place, below, names in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(IGNORED)]
+        files = (Path(place, name) for name in names if not name.startswith(IGNORED))
+        kinds.update(file.suffix.lower() or file.name for file in files if file.is_file())
+    return Counter({kind: count for kind, count in kinds.items() if kind not in EXTENSIONS})
+
+
+def _to_convert(folder: Path) -> str:
+    """Return how to convert the files that a folder has instead of shapes, as the end of a message."""
+    remedy = advice(unread_kinds(folder))
+    return f"; {remedy}" if remedy else ""
+
+
 def _find(folder: Path) -> dict[str, Found]:
     """Every file with a known extension in a folder of a class, by its path from `folder`, sorted."""
     if not os.path.isdir(folder):
@@ -178,7 +206,10 @@ def _find(folder: Path) -> dict[str, Found]:
     tops = {entry.name: entry.path for entry in entries(folder) if entry.kind == "folder"}
     paths = {name: path for top, place in tops.items() for name, path in walk(place, top, EXTENSIONS)}
     if not paths:
-        raise DataError(f"{folder} has no shapes in folders of classes, such as chair/one.ply; known are {_KNOWN}")
+        raise DataError(
+            f"{folder} has no shapes in folders of classes, such as chair/one.ply; known are {_KNOWN}"
+            f"{_to_convert(folder)}"
+        )
     by_split = is_by_split(folder, paths)
     found: dict[str, Found] = {}
     for name in sorted(paths):
@@ -196,7 +227,9 @@ def _find(folder: Path) -> dict[str, Found]:
             if entry.kind == "folder"
         }
     for name in sorted(tops.keys() - {file.label for file in found.values()}):
-        raise DataError(f"{tops[name]} has no shapes; add files that end in one of {_KNOWN}, or remove it")
+        raise DataError(
+            f"{tops[name]} has no shapes; add files that end in one of {_KNOWN}, or remove it{_to_convert(tops[name])}"
+        )
     return found
 
 

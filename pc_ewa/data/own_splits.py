@@ -11,18 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from pc_ewa.data.folders import entries
+from pc_ewa.data.split_names import SPLITS, listed, refuse_hidden_lists, refuse_hidden_splits
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.text import printable
-
-# What folders and lists may be called, in any case. "eval" is the test, or validation where there is a test as well.
-SPLITS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("eval", "evaluation"), "eval"),
-}
-_MOST_SPLITS = 3
-_LISTED = 5  # names in a message
 
 
 class Found(NamedTuple):
@@ -46,34 +37,8 @@ def is_by_split(folder: Path, names: Iterable[str]) -> bool:
                 f"{folder}: {p[0]}/{p[1]} looks like a class in a folder of a split, {other} does not; put all shapes "
                 "into such folders, or none"
             )
-    _refuse_hidden_splits(folder, parts)
+    refuse_hidden_splits(folder, parts)
     return False
-
-
-def _refuse_hidden_splits(folder: Path, parts: Iterable[list[str]]) -> None:
-    """Refuse folders that look like splits of other names: few, and with the same folders, the classes, in each."""
-    below: dict[str, set[str]] = defaultdict(set)
-    for top, second, *deeper in parts:
-        below[top].add(second if deeper else "")  # "": files without a folder between
-    common = next(iter(below.values()))
-    if (
-        1 < len(below) <= _MOST_SPLITS
-        and all(inside == common for inside in below.values())
-        and len(common) > 1
-        and "" not in common
-        and not any(name.lower() in SPLITS for name in common)
-    ):
-        raise DataError(
-            f"{folder}: {_names(below)} have the same folders in them, {_names(common)}; if these are the classes, "
-            "call the folders above them train, val and test, else put the files of each class in one folder"
-        )
-
-
-def _names(names: Iterable[str]) -> str:
-    """List the first names for a message."""
-    some = sorted(names)
-    more = f" and {len(some) - _LISTED} more" if len(some) > _LISTED else ""
-    return ", ".join(printable(name, 40) for name in some[:_LISTED]) + more
 
 
 def told_splits(folder: Path, found: Mapping[str, Found]) -> dict[str, str] | None:
@@ -111,7 +76,10 @@ def _told(folder: Path, found: Mapping[str, Found]) -> dict[str, str]:
 def _lists(folder: Path) -> dict[Path, str]:
     """Return the lists that are there, and the split that each tells."""
     found = {entry.name.lower(): entry.path for entry in entries(folder)}
-    return {found[f"{stem}.txt"]: split for stem, split in SPLITS.items() if f"{stem}.txt" in found}
+    lists = {found[f"{stem}.txt"]: split for stem, split in SPLITS.items() if f"{stem}.txt" in found}
+    if not lists:
+        refuse_hidden_lists(folder, found)
+    return lists
 
 
 def _listed(folder: Path, found: Mapping[str, Found], lists: Mapping[Path, str]) -> dict[str, str]:
@@ -202,18 +170,20 @@ def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str,
     for label in classes:
         by_case[label.casefold()].append(label)
     alike = [twins for twins in by_case.values() if len(twins) > 1]
-    case = f"; {_names(alike[0])} differ only in case: are they one class?" if alike else ""
+    case = f"; {listed(alike[0])} differ only in case: are they one class?" if alike else ""
     empty = [label for label in classes if not counts[label, "train"]]
     if empty:
         raise DataError(
-            f"{folder}: empty class, no training shape of: {_names(empty)}{case or '; add some, or remove the class'}"
+            f"{folder}: empty class, no training shape of: {listed(empty)}{case or '; add some, or remove the class'}"
         )
     notes = [
-        f"classes that differ only in case: {_names(twins)}; give them one name if they are one" for twins in alike
+        f"classes that differ only in case: {listed(twins)}; give them one name if they are one" for twins in alike
     ]
+    if len(classes) == 1:
+        notes.append(f"all shapes are of one class, {listed(classes)}: a classifier has nothing to tell apart")
     untested = [label for label in classes if not counts[label, "test"]]
     if untested and len(untested) < len(classes):
         notes.append(
-            f"no test shape of {_names(untested)}: accuracy says nothing of {'it' if len(untested) == 1 else 'them'}"
+            f"no test shape of {listed(untested)}: accuracy says nothing of {'it' if len(untested) == 1 else 'them'}"
         )
     return notes

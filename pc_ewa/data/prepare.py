@@ -3,7 +3,6 @@
 Parsing, printing and asking are the command's; here is the work.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 
 from pc_ewa.data import DATASETS
 from pc_ewa.data.dataset import Archive, Dataset
-from pc_ewa.data.formats.readers import EXTENSIONS
 from pc_ewa.data.hdf5 import open_layout
 from pc_ewa.data.published.download import download
 from pc_ewa.data.published.unpack import unpack
@@ -109,12 +107,6 @@ def describe(path: Path) -> tuple[str, list[list[str]]]:
         counts = [int((mine & (layout.splits == layout.split_names.index(split))).sum()) for split in splits]
         rows.append([name, *(f"{count:,}" for count in counts)])
     return f"{path}: {shape[0]:,} shapes of {shape[1]:,} points, {layout.up_axis} up", rows
-
-
-def unread_kinds(folder: Path) -> Counter[str]:
-    """Count the files in a folder of own shapes that no reader knows, by the ending of their names."""
-    names = [path.suffix.lower() or path.name for path in folder.rglob("*") if path.is_file() and path.name[0] != "."]
-    return Counter(name for name in names if name not in EXTENSIONS)
 
 
 def size_in_words(number: int | None) -> str:

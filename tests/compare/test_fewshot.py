@@ -118,9 +118,9 @@ def test_a_stopped_fold_goes_on_by_the_same_call(
         return original(*arguments)
 
     monkeypatch.setattr(loop, "train_step", step)
-    with pytest.raises(TrainingError) as stopped:
+    with pytest.raises(Stopped) as stopped:
         run_fewshot(str(config), [f"output={output}"], None, SETTING, folds=2)
-    assert str(stopped.value) == f"stopped in {output}/5way_10shot/fold1; the same command goes on from there"
+    assert stopped.value.number == signal.SIGTERM
     assert [summary_of(output, fold).exists() for fold in range(2)] == [True, False]
     result, _ = run_fewshot(str(config), [f"output={output}"], None, SETTING, folds=2)
     assert steps == [0, 1, 0, 1]
@@ -203,9 +203,9 @@ def test_the_tool_says_that_the_same_command_goes_on(
     arguments = ("evaluate", "random", "--config", config, *fewshot, f"output={tmp_path}/runs")
     with monkeypatch.context() as patched:
         patched.setattr(loop, "train_step", step)
-        code, _, err = tool(*arguments)
-    place = f"{tmp_path}/runs/5way_10shot/fold0"
-    assert (code, err) == (2, f"error: stopped in {place}; the same command goes on from there\n")
+        code, out, err = tool(*arguments)
+    assert (code, err) == (128 + signal.SIGINT, "")
+    assert "saved; the same command goes on from here" in out
     code, out, err = tool(*arguments)
     assert (code, err) == (0, "")
     assert "resuming after step 1" in out

@@ -95,6 +95,8 @@ def test_records(dataset: Dataset) -> None:
     assert dataset.own_files or dataset.terms
     for archive in dataset.archives:
         assert all(url.startswith(("https://", "http://")) and url.endswith(f"/{archive.file}") for url in archive.urls)
+        has_sha256 = any(digest.startswith("sha256:") for digest in archive.digests)
+        assert has_sha256 or all(url.startswith("https://") for url in archive.urls)
         for digest in archive.digests:
             kind, value = digest.split(":")
             assert len(value) == hashlib.new(kind).digest_size * 2

@@ -14,6 +14,7 @@ from pc_ewa.data.convert import convert
 from pc_ewa.data.own_files import load, source
 from pc_ewa.data.source import Source
 from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.package import MissingPackageError
 
 SQUARE = "OFF\n4 1 0\n0 0 0\n2 0 0\n2 2 0\n0 2 0\n4 0 1 2 3\n"
 
@@ -204,10 +205,17 @@ def test_folders_without_shapes(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing is not a folder"):
         source(tmp_path / "missing")
     put(tmp_path / "none", "chair/1.glb", "1.ply", text="?")
-    with pytest.raises(DataError, match=r"none has no shapes.*\.ply \.pcd .* \.npy"):
+    with pytest.raises(DataError, match=r"none has no shapes.*\.ply \.pcd .* \.npy.*\.glb is not read: "):
         source(tmp_path / "none")
     put(folder, "bed/1.glb", text="?")
-    with pytest.raises(DataError, match=r"mine/bed has no shapes; add files that end in one of \.ply"):
+    with pytest.raises(DataError, match=r"mine/bed has no shapes; add files that end in one of \.ply.*\.glb is not"):
+        source(folder)
+
+
+def test_a_missing_reader_is_named_before_anything_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(folder, "table/1.laz", text="?")
+    monkeypatch.setattr("pc_ewa.data.formats.kinds.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"reading \.laz files needs laspy"):
         source(folder)
 
 

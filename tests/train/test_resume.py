@@ -33,6 +33,7 @@ import json, os, runpy, signal, sys
 import torch._dynamo  # every optimizer imports it
 import pc_ewa.train
 pc_ewa.train.loop.LOG_EVERY = 1
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a parent under nohup hands on that it is ignored
 
 def watch(changes, deadly, number, half):
     seen = 0

@@ -1,18 +1,26 @@
-"""Download files from mirrors: resumed where a connection broke, and checked before they get their name."""
+"""Download files from mirrors: resumed where a connection broke, and checked before they get their name.
+
+Without a SHA-256 to check the file by, no mirror of http stands in for one of https, and no redirect is followed from
+https to http. With one, a file that came by http must fit it: an MD5 does not suffice there.
+"""
 
 import hashlib
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
 
 from tqdm import tqdm
 
 from pc_ewa.data.formats.text_files import one_line
 from pc_ewa.errors import DataError
+from pc_ewa.text import printable
 
 _CHUNK = 2**16  # what is lost at most when a connection breaks
 _LIMIT = 2**37  # bytes; more are refused from a server that sends without end
+_UNPROTECTED = "is http where https is wanted, and no SHA-256 is known to check the file by"
 
 
 class _MirrorError(Exception):
@@ -33,7 +41,7 @@ def download(
     """Get a file from the first mirror that delivers it; what arrives waits in `target.part` and is resumed.
 
     Args:
-        urls: http(s) mirrors, tried in order.
+        urls: http(s) mirrors, tried in order; those of http only with a SHA-256, unless all are.
         target: the file to make; if it is there it is checked, and nothing is downloaded.
         digests: such as "md5:0cc1..." or "sha256:9f86..."; one that fits suffices, as mirrors may differ.
         timeout: seconds without data until a connection counts as broken.
@@ -50,8 +58,11 @@ def download(
                 raise DataError(f"{target} {defect}; move it away, and get it again")
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
+        only_https = any(_is_https(url) for url in urls) and not _strong(digests)
         for url in urls:
             try:
+                if only_https and not _is_https(url):
+                    raise _MirrorError(_UNPROTECTED)
                 _fetch(url, part, digests, timeout, attempts)
                 return part.replace(target)
             except _MirrorError as error:
@@ -70,18 +81,18 @@ def _fetch(url: str, part: Path, digests: Sequence[str], timeout: float, attempt
     The digest decides at the end. So a part needs no note of which mirror it is from: if it was of another file, all of
     it is fetched again.
     """
-    reason = "not tried"
+    reason, strong = "not tried", _strong(digests)
     for attempt in range(1, attempts + 1):
         have = part.stat().st_size if part.exists() else 0
         try:
-            _receive(url, part, have, timeout)
+            protected = _receive(url, part, have, timeout, may_downgrade=bool(strong))
         except _BrokenError as error:
             reason = f"{error} (attempt {attempt})"
             continue
         except _UnfitError as error:
             reason = str(error)
         else:
-            if not (defect := _defect(part, digests)):
+            if not (defect := _defect(part, digests if protected else strong or digests)):
                 return
             reason = f"what it sent {defect}"
         part.unlink(missing_ok=True)
@@ -90,14 +101,19 @@ def _fetch(url: str, part: Path, digests: Sequence[str], timeout: float, attempt
     raise _MirrorError(reason)
 
 
-def _receive(url: str, part: Path, have: int, timeout: float) -> None:
-    """Append the rest of the file, or write all of it where the mirror does not send parts."""
+def _receive(url: str, part: Path, have: int, timeout: float, *, may_downgrade: bool) -> bool:
+    """Append the rest of the file, or write all of it where the mirror does not send parts.
+
+    Returns:
+        True if it came by https all the way.
+    """
     import requests
     import urllib3
 
     headers = {"User-Agent": "pc-ewa", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
+    hooks = {} if may_downgrade else {"response": _refuse_downgrade}  # called before a redirect is followed
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=timeout) as response:
+        with requests.get(url, headers=headers, stream=True, timeout=timeout, hooks=hooks) as response:
             continued = response.status_code == 206
             if response.status_code == 416:  # what has arrived is as long as their file, or longer
                 raise _UnfitError("HTTP 416, refuses to resume")
@@ -121,10 +137,28 @@ def _receive(url: str, part: Path, have: int, timeout: float) -> None:
                         raise _UnfitError(f"sends more than {_LIMIT:,} bytes")
                     file.write(chunk)
                     bar.update(len(chunk))
+            return all(_is_https(hop.url) for hop in (*response.history, response))
     except (requests.TooManyRedirects, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
         raise _MirrorError(one_line(error)) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         raise _BrokenError(one_line(error)) from error
+
+
+def _refuse_downgrade(response: Any, **_: Any) -> None:
+    """Stop at a redirect from https to http, before anything is asked for there."""
+    if response.is_redirect and _is_https(response.url):
+        target = urljoin(response.url, response.headers["Location"])
+        if target.lower().startswith("http:"):
+            raise _MirrorError(f"redirects to {printable(target, 100)}, which {_UNPROTECTED}")
+
+
+def _is_https(url: str) -> bool:
+    return url.lower().startswith("https:")
+
+
+def _strong(digests: Sequence[str]) -> list[str]:
+    """Return the digests that nobody can make another file for."""
+    return [digest for digest in digests if digest.lower().startswith("sha256:")]
 
 
 def _defect(path: Path, digests: Sequence[str]) -> str | None:

@@ -88,13 +88,24 @@ MODELNET40 = _dataset(
                 f"{HUGGING_FACE}/Msun/modelnet40/resolve/main/modelnet40_ply_hdf5_2048.zip",
                 "https://shapenet.cs.stanford.edu/media/modelnet40_ply_hdf5_2048.zip",
             ),
-            # of the mirror, and of Stanford's own zip: two packings of the same files
-            digests=("md5:5ae9e37d1527ff1500e41a7e9e2d50e4", "md5:c9ab8e6dfb16f67afdab25e155c79e59"),
+            # of the mirror, and of Stanford's own zip: two packings of the same files; the SHA-256 is Stanford's
+            digests=(
+                "md5:5ae9e37d1527ff1500e41a7e9e2d50e4",
+                "md5:c9ab8e6dfb16f67afdab25e155c79e59",
+                "sha256:07670e237db72ece0f723b9abb571534c9ad655a6456b389646587dc72bb8bae",  # TensorFlow Graphics
+            ),
         ),
         Archive(
             "ModelNet40.zip",
-            ("http://modelnet.cs.princeton.edu/ModelNet40.zip",),
-            digests=("md5:79bcee68fdf02f581938ba15f4cdca51",),
+            (
+                "https://modelnet.cs.princeton.edu/ModelNet40.zip",
+                "http://modelnet.cs.princeton.edu/ModelNet40.zip",
+            ),
+            size=2_039_180_837,
+            digests=(
+                "md5:79bcee68fdf02f581938ba15f4cdca51",
+                "sha256:42dc3e656932e387f554e25a4eb2cc0e1a1bd3ab54606e2a9eae444c60e536ac",  # TensorFlow Datasets
+            ),
         ),
     ),
     manual=(
@@ -116,7 +127,10 @@ MODELNET10 = _dataset(
                 "http://3dvision.princeton.edu/projects/2014/3DShapeNets/ModelNet10.zip",
             ),
             size=473_402_300,
-            digests=("md5:18f4c73879802c35aa6178f8e773a99e",),
+            digests=(
+                "md5:18f4c73879802c35aa6178f8e773a99e",
+                "sha256:9d8679435fc07d1d26f13009878db164a7aa8ea5e7ea3c8880e42794b7307d51",  # Kaolin
+            ),
         ),
     ),
     manual="the meshes in datasets/modelnet10/ModelNet10/<class>/{train,test}/*.off",

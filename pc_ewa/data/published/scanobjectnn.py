@@ -194,7 +194,6 @@ DATASET = Dataset(
             "h5_files.zip",
             (
                 "https://hkust-vgd.ust.hk/scanobjectnn/h5_files.zip",
-                "http://hkust-vgd.ust.hk/scanobjectnn/h5_files.zip",
                 "https://download.cs.stanford.edu/orion/scanobjectnn/h5_files.zip",
             ),
             size=13_099_259_542,
