@@ -58,7 +58,7 @@ def refuse_hidden_lists(folder: Path, names: Iterable[str]) -> None:
         DataError: two or more that look like lists of different splits.
     """
     told = _look_like_splits([name for name in names if name.lower().endswith(".txt")], ending=4)
-    lists = {name: split for name, split in told.items() if split}
+    lists: dict[str, str | None] = {name: split for name, split in told.items() if split}
     if _are_splits(lists):
         raise DataError(
             f"{folder}: {listed(lists)} look like lists of splits; call them train.txt, val.txt and test.txt"

@@ -16,7 +16,7 @@ from pc_ewa.compare import fewshot
 from pc_ewa.compare.fewshot import run_fewshot
 from pc_ewa.config import Experiment
 from pc_ewa.data import write_hdf5
-from pc_ewa.errors import ConfigError, DataError, TrainingError
+from pc_ewa.errors import ConfigError, DataError, Stopped
 from pc_ewa.models.checkpoints.read import read_content
 from pc_ewa.train import loop
 
