@@ -1,11 +1,12 @@
 """Files that are whole or not there, and the lock of a folder."""
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pc_ewa.errors import ConfigError, WriteError
 
@@ -46,10 +47,10 @@ def append_text(path: Path, text: str) -> None:
     """Add text to the end of a file: all of it, or nothing where there is no space for all.
 
     Raises:
-        WriteError: the file cannot be written.
+        WriteError: the file cannot be written, or is a link that somebody planted.
     """
     try:
-        with path.open("ab") as file:
+        with open(path, "ab", opener=_open_no_link) as file:
             end = file.seek(0, os.SEEK_END)
             try:
                 file.write(text.encode())
@@ -60,6 +61,18 @@ def append_text(path: Path, text: str) -> None:
                 raise
     except OSError as error:
         raise _cannot_write(path, error) from None
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file that others may have written.
+
+    Raises:
+        ValueError: it is absent, not text, not JSON, or nested too deep.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError) as error:
+        raise ValueError(str(error)) from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -119,6 +132,10 @@ def _locked(path: Path) -> int:
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _new_file(path: Path) -> IO[bytes]:

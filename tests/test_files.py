@@ -62,6 +62,9 @@ def test_links_in_the_place_of_our_files_are_not_followed(tmp_path: Path) -> Non
     assert not (folder / "a.txt").is_symlink()
     with pytest.raises(WriteError, match="cannot write"), lock_folder(folder):
         pass
+    (folder / "log.txt").symlink_to(victim)
+    with pytest.raises(WriteError, match=r"cannot write .*log\.txt"):
+        append_text(folder / "log.txt", "ours")
     assert victim.read_text() == "mine"
 
 

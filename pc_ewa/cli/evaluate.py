@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import CheckpointError, ConfigError
-from pc_ewa.files import write_text
+from pc_ewa.files import read_json, write_text
 
 if TYPE_CHECKING:
     from pc_ewa.eval import FewShot, Score
@@ -185,9 +185,9 @@ def json_path(options: argparse.Namespace, restored: Restored) -> Path:
 def result_options(path: Path) -> list[Any] | None:
     """Read which checkpoint, config and overrides a result is of; None where there is no result."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return [Path(content["checkpoint"]).name, content.get("config"), content.get("overrides", [])]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -209,14 +209,14 @@ def _report_ignored(folder: Path) -> None:
 
 def _key_values(values: list[str]) -> dict[str, Any]:
     """Parse key=value, with values in YAML as in a config."""
-    import yaml
+    from pc_ewa.yaml_config import parse_yaml
 
     for value in values:
         if "=" not in value:
             raise ConfigError(f"{value!r} is not an option; write key=value, such as variant=obj_bg")
     try:
-        return {key: yaml.safe_load(text) for key, _, text in (value.partition("=") for value in values)}
-    except yaml.YAMLError as error:
+        return {key: parse_yaml(text) for key, _, text in (value.partition("=") for value in values)}
+    except ValueError as error:
         raise ConfigError(f"the options {' '.join(values)} are not YAML: {error}") from error
 
 

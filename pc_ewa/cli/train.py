@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     experiment = load_experiment(options.config, options.overrides)
     if options.check:
-        print(f"{options.config}: {check(experiment, options.processes)}")
+        found = check(experiment, options.processes)
+        if is_main_process():
+            print(f"{options.config}: {found}")
         return
     run(experiment)
     if options.report and is_main_process():

@@ -18,6 +18,7 @@ from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.compare.sweep import validation_scores, why_left_out
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval.metric import Metric
+from pc_ewa.files import read_json
 from pc_ewa.train.objectives import metric_of
 from pc_ewa.train.run_folder import RunFolder, with_current_keys
 
@@ -135,11 +136,11 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     again = "write it again with pc-ewa compare ... --save"
     try:
-        content = with_current_keys(json.loads(path.read_text("utf-8")))
+        content = with_current_keys(read_json(path))
         variants = content.get("variants", {}).items()
         missing = [key for key in _NEEDED if key not in content]
         missing += [f"variants.{name}.{key}" for name, v in variants for key in ("title", "scores") if key not in v]
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         raise ConfigError(f"{path} holds no results; {again}") from None
     if missing:
         raise ConfigError(f"{path} lacks {', '.join(missing)}; {again}")

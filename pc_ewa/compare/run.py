@@ -15,7 +15,7 @@ from pc_ewa.compare.results import collect
 from pc_ewa.compare.sweep import final_runs, is_settled
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, Error
-from pc_ewa.files import lock_folder, write_text, write_whole
+from pc_ewa.files import lock_folder, read_json, write_text, write_whole
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import check_initial_weights
@@ -172,8 +172,8 @@ def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> Mapping[str, Any] |
 def _read(path: Path) -> dict[str, Any]:
     """Read what was written earlier; nothing if it is not there or damaged."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(path)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 

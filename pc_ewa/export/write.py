@@ -42,14 +42,8 @@ def check_path(path: str | Path, *endings: str) -> Path:
     return path
 
 
-def export(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    class_names: Sequence[str] | None = None,
-    preprocessing: Any = None,
-) -> dict[str, float]:
-    """Write a model to .onnx or .pt2, by the ending; see `export_onnx` and `export_program`.
+def export(model: nn.Module, path: str | Path, **about: Any) -> dict[str, float]:
+    """Write a model to .onnx or .pt2, by the ending; `about` are the keyword arguments of `export_onnx`.
 
     Raises:
         ConfigError: another ending, a model that is neither a classifier nor a segmenter, or too few names.
@@ -57,7 +51,7 @@ def export(
     """
     path = check_path(path)
     write = export_onnx if path.suffix == ".onnx" else export_program
-    return write(model, path, class_names=class_names, preprocessing=preprocessing)
+    return write(model, path, **about)
 
 
 def load_exported(path: str | Path) -> OnnxModel | ProgramModel:

@@ -10,7 +10,7 @@ from torch import nn
 
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.ewa import expert_layers, has_gate
-from pc_ewa.files import write_text, write_whole
+from pc_ewa.files import read_json, write_text, write_whole
 from pc_ewa.inference.card import model_card
 from pc_ewa.models import create_model
 from pc_ewa.models.base import PointModel, Preprocessing
@@ -155,8 +155,8 @@ def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise CheckpointError(
             f"{path} cannot be read: {' '.join(str(error).split())[:120]}; get a fresh copy"
         ) from None

@@ -11,6 +11,7 @@ import yaml
 from pc_ewa.errors import Error
 from pc_ewa.eval import Accuracy
 from pc_ewa.eval.metric import Metric
+from pc_ewa.files import read_json
 from pc_ewa.report.charts import chart_svg
 from pc_ewa.report.html import Html, element, section, table
 from pc_ewa.report.live import live
@@ -146,6 +147,6 @@ def details(run: RunFolder) -> list[Html]:
 def _environment(run: RunFolder) -> Any:
     path = run.path / "environment.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except ValueError:
         return None

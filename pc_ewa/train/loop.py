@@ -81,6 +81,8 @@ def _progress(content: Mapping[str, Any], total_steps: int) -> Progress:
         value = getattr(progress, name)
         if not isinstance(value, int | float) and not (name.endswith("val") and value is None):
             raise ValueError(f"{name}={str(value)[:40]}")
+    if progress.meter is not None and not Meter.knows(progress.meter):
+        raise ValueError(f"meter={str(progress.meter)[:40]}")
     return progress
 
 

@@ -18,6 +18,7 @@ from pc_ewa.eval import Score
 from pc_ewa.ewa import expert_layers, has_gate
 from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.checkpoints.read import read_weights
+from pc_ewa.text import printable
 from pc_ewa.train.distributed import World, is_main_process, join_world, others_wait
 from pc_ewa.train.loop import Progress, resume, train
 from pc_ewa.train.restored import at_inference, evaluate_routed, save_merged
@@ -87,7 +88,8 @@ def _finished(folder: RunFolder, summary: dict[str, Any]) -> str:
     except (KeyError, TypeError, ValueError, AttributeError):
         remedy = "delete it, and the same command makes it again"
         raise CheckpointError(f"the summary of {folder.path} lacks what a run leaves; {remedy}") from None
-    return f"{folder.path} is finished; to train again choose another output=... or delete the folder\n{text}"
+    told = f"{folder.path} is finished; to train again choose another output=... or delete the folder\n{text}"
+    return "\n".join(printable(line, None) for line in told.split("\n"))
 
 
 class _Run:

@@ -15,6 +15,7 @@ from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.files import append_text, lock_folder, write_text, write_whole
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.models.checkpoints.write import save_atomically
+from pc_ewa.yaml_config import parse_yaml
 
 # Keys of a config that may change when a run resumes: they do not touch what is computed, and a folder may be moved.
 _FREE = ("wandb", "output")
@@ -95,8 +96,8 @@ class RunFolder:
             ConfigError: it is absent or damaged, and there is no checkpoint.
         """
         try:
-            content = yaml.safe_load(self.config_path.read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            content = parse_yaml(self.config_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
             content = None
         if not isinstance(content, dict):
             content = (self.checkpoints.newest() or {}).get("config")
@@ -287,7 +288,7 @@ def _json(content: Mapping[str, Any]) -> str:
 def _parsed(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

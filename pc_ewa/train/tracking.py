@@ -43,7 +43,14 @@ class Tracker:
         if active:
             folder.forget_metrics_after(resumed_step)
             if experiment.wandb.mode != "disabled":
-                self._wandb = _start_wandb(folder, experiment)
+                self._wandb = self._started(experiment)
+
+    def _started(self, experiment: Experiment) -> Any:
+        try:
+            return _start_wandb(self.folder, experiment)
+        except OSError as error:  # such as a full disk
+            self.line(f"warning: Weights & Biases cannot start ({error.strerror}); training goes on without it")
+            return None
 
     def line(self, text: str) -> None:
         """Print a line, above the progress bar if there is one, and add it to log.txt; names of files come clean."""
@@ -156,6 +163,17 @@ class Meter:
             self._sums[name] = self._sums.get(name, torch.zeros_like(value)).to(value.device) + value
         self._count += 1
         self._timed += 1
+
+    @staticmethod
+    def knows(state: object) -> bool:
+        """Return True for what `state` returns."""
+        return (
+            isinstance(state, dict)
+            and state.keys() == {"sums", "count"}
+            and isinstance(state["count"], int)
+            and isinstance(state["sums"], dict)
+            and all(isinstance(total, Tensor) and total.dim() == 0 for total in state["sums"].values())
+        )
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that the first means after a resume are those of the undisturbed run."""

@@ -184,7 +184,7 @@ def test_small_files_that_declare_much(sound: Path, change: Change) -> None:
     with h5py.File(sound, "a") as file:
         change(file)
     assert sound.stat().st_size < 6e6
-    begin = time.perf_counter()
+    begin = time.process_time()
     tracemalloc.start()
     try:
         with pytest.raises(DataError) as caught:
@@ -192,7 +192,7 @@ def test_small_files_that_declare_much(sound: Path, change: Change) -> None:
         assert tracemalloc.get_traced_memory()[1] < 1e8
     finally:
         tracemalloc.stop()
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
     assert str(sound) in str(caught.value)
     assert str(caught.value).isprintable()
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from ffn_kinds import spread_out
 from torch import Tensor, nn
 
 from pc_ewa.ewa import dense_state_dict, expert_layers, merge_experts, upcycle
@@ -122,14 +123,6 @@ def run(model: nn.Module) -> Tensor:
     if type(model).__name__ == "ViTModel":
         return model(torch.randn(2, 3, 12, 12, generator=generator).double()).last_hidden_state
     return model(torch.randn(2, 5, 8, generator=generator).double())
-
-
-def spread_out(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for layer in expert_layers(model).values():
-            for stack in layer.parameters():
-                stack += 0.1 * torch.randn_like(stack)
-    return model
 
 
 def check_host(model: nn.Module, mixtures: list[str], run: Run) -> None:

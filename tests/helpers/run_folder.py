@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from pc_ewa.data import Clouds
@@ -41,3 +42,39 @@ def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "save", save_and_stop)
+
+
+# What differs from one run of the same experiment to the next.
+UNEQUAL = ("seconds", "output", "peak_memory")
+
+
+def repeatable_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what differs from one run to the next."""
+    return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in metrics(folder)]
+
+
+def repeatable_summary(folder: Path) -> dict[str, Any]:
+    """The summary, likewise."""
+    content = json.loads((folder / "summary.json").read_text())
+    return {key: value for key, value in content.items() if key not in UNEQUAL}
+
+
+def assert_equal(one: object, other: object) -> None:
+    """Compare nested checkpoints, tensors bit for bit."""
+    if isinstance(one, torch.Tensor):
+        assert isinstance(other, torch.Tensor)
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert isinstance(other, dict)
+        assert one.keys() == other.keys()
+        for key in one:
+            if key not in UNEQUAL:
+                assert_equal(one[key], other[key])
+    elif isinstance(one, list):
+        assert isinstance(other, list)
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other

@@ -57,7 +57,7 @@ def some_lengths(draw: st.DataObject, batch: int, count: int, least: int = 1) ->
 def needs_compiler() -> None:
     problem = cpu.unavailable("cpu")
     if problem:
-        pytest.skip(problem)
+        pytest.skip(f"the kernels need an optional C++ compiler: {problem}")
 
 
 def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:

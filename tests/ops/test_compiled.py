@@ -19,7 +19,7 @@ library = compiled.library.__wrapped__  # as a new process calls it
 def needs_compiler() -> None:
     problem = cpu.unavailable("cpu")
     if problem:
-        pytest.skip(problem)
+        pytest.skip(f"the kernels need an optional C++ compiler: {problem}")
 
 
 @pytest.fixture

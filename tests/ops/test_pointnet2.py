@@ -50,7 +50,7 @@ def test_each_op_is_the_reference() -> None:
 def test_the_real_one() -> None:
     problem = pointnet2.unavailable("cuda")
     if problem:
-        pytest.skip(problem)
+        pytest.skip(f"the optional package pointnet2_ops: {problem}")
     compare("cuda")
 
 

@@ -58,7 +58,9 @@ def test_a_finished_run_reads_back(trained: Any) -> None:
     assert folder.metrics()[-1]["step"] == 4
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"main_metric": []}', '{"main_metric": "acc', "\0"])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"main_metric": []}', '{"main_metric": "acc', "\0", "[" * 100_000]
+)
 def test_a_damaged_summary_is_one_line(tmp_path: Path, content: str) -> None:
     (tmp_path / "summary.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"summary\.json is damaged; ") as caught:
@@ -66,7 +68,7 @@ def test_a_damaged_summary_is_one_line(tmp_path: Path, content: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["", "- a", "a: [", "\0"])
+@pytest.mark.parametrize("content", ["", "- a", "a: [", "\0", "a: &a [*a]", "[" * 3000])
 def test_a_damaged_config_is_one_line(tmp_path: Path, experiment: MakeExperiment, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.yaml is damaged; "):

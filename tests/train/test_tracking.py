@@ -1,5 +1,6 @@
 """Weights & Biases: in the run folder and without an account by default, the same run after a resume, or not at all."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -148,3 +149,16 @@ def test_a_full_disk_under_the_log_is_told_once_and_what_waited_is_written_later
     assert [line["step"] for line in ours.metrics()] == [line["step"] for line in theirs.metrics()]
     lines = [(folder.path / "log.txt").read_text().count("\n") for folder in (ours, theirs)]
     assert lines[0] == lines[1]
+
+
+def test_wandb_that_finds_no_space_to_begin_is_told_and_training_goes_on(
+    experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import wandb
+
+    def full(**options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(wandb, "init", full)
+    assert run(experiment("wandb.mode=offline"))["steps"] == 4
+    assert capsys.readouterr().out.count("No space left on device") == 1

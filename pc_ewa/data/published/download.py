@@ -58,6 +58,8 @@ def download(
                 raise DataError(f"{target} {defect}; move it away, and get it again")
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
+        if part.is_symlink():  # that somebody planted under its name
+            part.unlink()
         only_https = any(_is_https(url) for url in urls) and not _strong(digests)
         for url in urls:
             try:

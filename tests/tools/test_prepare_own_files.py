@@ -1,0 +1,99 @@
+"""`pc-ewa prepare files FOLDER`: the user's own shapes, and what it tells of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pc_ewa.data.hdf5 import read_hdf5
+
+Tool = Callable[..., Any]
+
+
+def test_own_files(tool: Tool, tmp_path: Path) -> None:
+    for i, name in enumerate(["cup/1", "cup/2", "cup/3", "pen/1", "pen/2", "pen/3"]):
+        path = tmp_path / "mine" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.random.RandomState(i).uniform(size=(50, 3)))
+    (tmp_path / "mine" / "cup" / "bad.npy").write_bytes(b"no numpy")
+    output = tmp_path / "mine.h5"
+    command = ("prepare_data", "files", tmp_path / "mine", "-o", output, "--points", 40, "--up", "y")
+    code, out, err = tool(*command, "--test-fraction", 0.34)
+    assert (code, err) == (0, "")
+    assert f"{output}: 6 shapes of 40 points, y up\nclass  train  test\n" in out
+    assert "cup        2     1\npen        2     1\nall        4     2\n" in out
+    assert "skipped 1 that cannot be used:\n" in out
+    assert "bad.npy" in out
+    assert out.endswith(f"train on it with data.name=hdf5 data.path={output}\n")
+    assert len(read_hdf5(output, "train", name="mine")) == 4
+    assert tool(*command).err == f"error: {output} is there already; choose another -o, or add --again\n"
+    assert tool(*command, "--again").code == 0
+    for path in (tmp_path / "mine").rglob("[0-9].npy"):
+        path.write_bytes(b"")
+    code, _, err = tool(*command, "--again")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no shape could be read; 7 were left out, the first: " in err
+
+
+def test_files_of_other_kinds_are_named(tool: Tool, tmp_path: Path) -> None:
+    for label in ("cup", "mug"):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for i in range(3):
+            (tmp_path / "mine" / label / f"{i}.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
+    (tmp_path / "mine" / "cup" / "cup.GLB").touch()
+    (tmp_path / "mine" / "mug" / "notes.md").touch()
+    (tmp_path / "mine" / ".git").mkdir()
+    (tmp_path / "mine" / ".git" / "config.ini").touch()
+    out = tool("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5").out
+    assert "ignored files of other kinds: .glb (1), .md (1); read are .ply .pcd" in out
+    assert ".glb is not read: pip install trimesh" in out
+
+
+def test_notes_and_names_are_printed_clean(tool: Tool, tmp_path: Path) -> None:
+    bidi = "cup\u202e"
+    for name in ("Mug/1", "Mug/2", "mug/1", "mug/2", "pen/1", f"{bidi}/1", "cup/1.x\u202e"):
+        path = tmp_path / "mine" / (name if "." in name else f"{name}.xyz")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("0 0 0\n1 0 0\n0 1 0\n")
+    (tmp_path / "mine/cup/1.xyz").write_text("0 0 nan\n")
+    (tmp_path / "mine/cup/2.xyz").write_text("0 0 1\n")
+    (tmp_path / "mine" / bidi / "bad\u202e.xyz").write_text("0\n")
+    code, out, err = tool("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5")
+    assert (code, err) == (0, "")
+    assert "\nnote: classes that differ only in case: Mug, mug" in out
+    assert "\nnote: no test shape of pen" in out
+    assert "\ncup?    " in out
+    assert all(line.isprintable() for line in out.splitlines())
+
+
+def test_near_copies_across_splits_are_told(tool: Tool, tmp_path: Path) -> None:
+    for i in range(5):
+        points = np.random.RandomState(i).uniform(-1, 1, (30, 3))
+        for name in (f"cup/{i}.xyz", f"cup/{i}_rot90.npy"):
+            path = tmp_path / "mine" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.savetxt(path, points, "%.6f") if path.suffix == ".xyz" else np.save(path, points[:, [1, 0, 2]])
+    command = ("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5")
+    code, out, err = tool(*command)
+    assert (code, err) == (0, "")
+    assert "note: near-copies: " in out
+    assert "--group-by REGEX" in out
+    out = tool(*command, "--again", "--group-by", r"\d+").out
+    assert "near-copies" not in out
+
+
+def test_groups_of_own_files(tool: Tool, tmp_path: Path) -> None:
+    for name in (f"{label}/{i}_{view}" for label in ("cup", "pen") for i in range(4) for view in "ab"):
+        path = tmp_path / "mine" / f"{name}.xyz"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savetxt(path, np.random.RandomState(list(name.encode())).uniform(size=(20, 3)))
+    command = ("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5", "--group-by")
+    assert tool(*command, r"\w+/\d").code == 0
+    parts = [read_hdf5(tmp_path / "mine.h5", split, name="mine").shape_names or () for split in ("train", "test")]
+    train, test = ({name[:5] for name in names} for names in parts)
+    assert (len(train), len(test), train & test) == (6, 2, set())
+    code, _, err = tool(*command, "(", "--again")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "group_by is '(', not a regular expression" in err
+    assert tool("prepare_data", "modelnet40", "--group-by", "x", "--root", tmp_path).code == 2
