@@ -89,6 +89,13 @@ def test_pt2_is_the_model_and_has_no_op_of_ours(
     assert not [target for target in targets if "pc_ewa" in target]
 
 
+def test_a_segmenter_of_point_bert_is_exported_too(tmp_path: Path) -> None:
+    model = trained("point_bert_segmenter")
+    assert max(export(model, tmp_path / "a.pt2", preprocessing=PREPROCESSING).values()) < 1e-6
+    for clouds in hundred_clouds(ready(model)).values():
+        assert largest_difference(ready(model), ProgramModel(tmp_path / "a.pt2"), clouds) < 1e-6
+
+
 def test_only_what_is_right_is_written(
     tmp_path: Path, program: ExportedProgram, monkeypatch: pytest.MonkeyPatch
 ) -> None:
