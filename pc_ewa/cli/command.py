@@ -6,6 +6,7 @@ import argparse
 import errno
 import functools
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def class_names(options: argparse.Namespace) -> list[str] | None:
     """Read the file of --class-names; None without it.
 
     Raises:
-        ConfigError: a file that cannot be read, or that names no class.
+        ConfigError: a file that cannot be read, that names no class, or one twice.
     """
     if options.class_names is None:
         return None
@@ -66,6 +67,8 @@ def class_names(options: argparse.Namespace) -> list[str] | None:
         raise ConfigError(f"--class-names {options.class_names}: {error}; give a text file, one class a line") from None
     if not names:
         raise ConfigError(f"--class-names {options.class_names} is empty; write one class a line")
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise ConfigError(f"--class-names {options.class_names} has {twice[0]!r} twice; write each class once")
     return names
 
 

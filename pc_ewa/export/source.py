@@ -13,6 +13,7 @@ from pc_ewa.config import DECIDED_BY_DATA, resolve
 from pc_ewa.data import own_files
 from pc_ewa.errors import ConfigError, Error
 from pc_ewa.eval import Score
+from pc_ewa.inference.folder import CONFIG
 from pc_ewa.inference.load import find, load_model, refuse_for_folder
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.restore import Restored, Split, restore
@@ -78,7 +79,10 @@ def _of_folder(folder: Path, overrides: list[str]) -> Restored:
     content = (model.training_record or {}).get("config")
     if not content or model.preprocessing is None or model.built_as is None:
         raise ConfigError(f"{folder} does not say how its model was trained; export it with pc_ewa.export.export")
-    experiment = resolve(apply_overrides({"output": "runs/export", **content}, overrides))
+    try:
+        experiment = resolve(apply_overrides({"output": "runs/export", **content}, overrides))
+    except ConfigError as error:
+        raise ConfigError(f"training.config in {folder / CONFIG}: {error}") from None
     decided = {name: model.built_as[name] for name in DECIDED_BY_DATA if name in model.built_as}
     about = asdict(model.preprocessing)
     clouds = {"num_points": about["stored_points"], "up_axis": about["up_axis"]}

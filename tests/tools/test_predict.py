@@ -47,6 +47,7 @@ def test_classes_of_files_without_names_are_told(tool: Tool, tmp_path: Path) -> 
         ("empty.txt", b"\n"),
         ("binary.txt", b"\xff\x00"),
         ("two.txt", b"a\nb"),
+        ("twice.txt", b"a\nb\na"),
     ):
         if content is not None:
             (tmp_path / name).write_bytes(content)
@@ -195,6 +196,8 @@ def test_nothing_that_is_read_is_written_over(tool: Tool, model: Path, tmp_path:
         (tmp_path / name).write_bytes(npy(POINTS) if name == "a.npy" else MESHES["ascii.ply"])
     both = [tmp_path / "a.npy", tmp_path / "a.npy.ply", "--category", "cube", "-o", tmp_path]
     assert "a.npy.ply is one of the files to read" in tool("predict", model, *both).err
+    (tmp_path / "model.onnx").write_text("x")
+    assert "exported" in tool("predict", tmp_path / "model.onnx", scan).err
     weights = tmp_path / "weights.pt"
     weights.write_text("mine")
     for command in (

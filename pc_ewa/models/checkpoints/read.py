@@ -19,6 +19,7 @@ from pc_ewa.models.checkpoints.archive import check_archive, check_tensors
 _STATES = ("model", "base_model", "model_state_dict", "state_dict")
 # A run reports its averaged weights, so they are read before the live ones beside them.
 STATES = ("averaged", *_STATES)
+_EXPORTED = (".onnx", ".pt2")
 DIGEST = "pc_ewa_digest"  # the key of metadata in our safetensors files
 
 
@@ -33,6 +34,10 @@ def read_content(path: str | Path) -> dict[str, Any]:
         CheckpointError: the file is missing, damaged, without weights, or holds objects that could run code.
     """
     path = Path(path)
+    if path.suffix in _EXPORTED and path.is_file():
+        raise CheckpointError(
+            f"{path} is an exported file, for other runtimes; give the checkpoint or run that it was made from"
+        )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     state = next((content[key] for key in STATES if isinstance(content.get(key), dict)), content)
     weights = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, Tensor)}
