@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 from pc_ewa.bundled import bundled_models
 from pc_ewa.data import DATASETS, own_files
+from pc_ewa.data.formats.readers import EXTENSIONS
 from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.ewa import has_gate
 from pc_ewa.inference.folder import CONFIG, check_names, checked_parts, read_folder
@@ -23,7 +24,21 @@ Precision = Literal["fp32", "bf16"]
 # Where a run or its data lay on one machine, and what another may do otherwise.
 _NOT_RECORDED = ("output", "device", "init_from", "tokenizer", "wandb")
 # Endings of files, whose names are never asked of the Hub; "owner/vit-1.5" is.
-_FILES = (".pt", ".pth", ".safetensors", ".onnx", ".pt2", ".h5", ".yaml", ".json", ".bin", ".ckpt", ".pkl", ".zip")
+_FILES = (
+    ".pt",
+    ".pth",
+    ".safetensors",
+    ".onnx",
+    ".pt2",
+    ".h5",
+    ".yaml",
+    ".json",
+    ".bin",
+    ".ckpt",
+    ".pkl",
+    ".zip",
+    *EXTENSIONS,
+)
 
 
 def load_model(
@@ -108,7 +123,7 @@ def find(source: str | Path) -> Path:
         return bundled_models()[name]
     if os.path.isdir(path):
         raise CheckpointError(f"{path} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix not in _FILES:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix.lower() not in _FILES:
         return download(name)
     raise CheckpointError(
         f"{name} is not a file or a folder; give a checkpoint, a run folder, a folder of save_pretrained, owner/name "

@@ -400,6 +400,13 @@ def test_offline_is_one_line_that_names_both_places(hub: Hub) -> None:
     assert "\n" not in message
     for fact in ("runs/quikstart", "not a file or a folder", "offline mode"):
         assert fact in message
+    with pytest.raises(CheckpointError, match="offline mode"):
+        pc_ewa.load_model("me/vit-1.5")
+    asked = len(hub.asked)
+    for name in ("me/vit.pt", "scans/chair.PLY"):
+        with pytest.raises(CheckpointError, match=name):
+            pc_ewa.load_model(name)
+    assert len(hub.asked) == asked
 
 
 def test_pushing_uploads_the_folder(hub: Hub) -> None:
