@@ -25,7 +25,7 @@ A comparison runs its variants with the same seeds and the same sweep, whose val
 validation. A finished run is never run again; one that breaks is reported, and the rest goes on (exit code 1).
 Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .json.
 
-Of folders, those whose configs differ only in seed, output and wandb count as one setting:
+Of folders, those whose configs differ only in seed, output and trackers count as one setting:
   for seed in 0 1 2; do
     pc-ewa train quickstart seed=$seed output=runs/ewa_$seed
     pc-ewa train quickstart seed=$seed ewa=null output=runs/dense_$seed

@@ -63,4 +63,4 @@ def evaluate_voted(
         return torch.stack(logits).mean(0)
 
     accuracy = evaluate_classifier(model, clouds, settings, device=device, title=title, predict=predict)
-    return Accuracy(accuracy.confusion, accuracy.class_names, votes)
+    return Accuracy(accuracy.confusion, accuracy.class_names, votes, accuracy.loss)

@@ -16,12 +16,13 @@ from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ops.checks import NotFiniteError
 from pc_ewa.progress import bar
 from pc_ewa.train.distributed import World, check_replicas, others_wait, parallel_model, sync_batchnorm_statistics
+from pc_ewa.train.meter import Meter, peak_memory
 from pc_ewa.train.objectives import with_balance
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.run_folder import Checkpoints
 from pc_ewa.train.setup import Setup
 from pc_ewa.train.signals import first_signal, stop_signals
-from pc_ewa.train.tracking import Meter, Tracker, peak_memory
+from pc_ewa.train.tracking import Tracker
 
 LOG_EVERY = 10  # optimizer steps
 
