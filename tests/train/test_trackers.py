@@ -101,7 +101,10 @@ def test_wandb_keeps_all_that_is_to_be_seen(
     assert about_model["config"]["model"]["name"] == "point_mae_classifier"
     tables = {path.name.split("_4_")[0]: json.loads(path.read_text()) for path in parts[-1].rglob("*.table.json")}
     assert tables["worst_mistakes"]["columns"] == ["name", "true", "predicted", "probability", "cloud"]
-    assert all(row[4]["_type"] == "object3D-file" for row in tables["worst_mistakes"]["data"])
+    (shown,) = [artifact for artifact in artifacts if "worst_mistakes" in artifact["name"]]
+    clouds = [Path(entry["local_path"]) for entry in shown["manifest"]["contents"] if "object3D" in entry["path"]]
+    assert len(clouds) == len(tables["worst_mistakes"]["data"]) > 0
+    assert all(cloud.is_file() and tmp_path in cloud.parents for cloud in clouds)
     assert not list((tmp_path / "home").rglob("artifacts/staging/*"))
 
 
