@@ -1,4 +1,4 @@
-"""What a view asks for, found from a path or a name: a run, a checkpoint, a config, a dataset or files."""
+"""What a view asks for, found from a path or a name: a run, a checkpoint, a saved model, a config, a dataset or files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pc_ewa.data.formats.readers import EXTENSIONS
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.models.checkpoints.read import read_content
+from pc_ewa.report.saved import restore_saved, saved_config, saved_folder
 from pc_ewa.train.batches import augment
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.restore import Restored, restore, untrained
@@ -32,7 +33,8 @@ class Subjects:
     """The subjects of a view by their names in `pc_ewa.viz.view.SUBJECTS`, each loaded when it is asked for.
 
     Args:
-        sources: files of shapes; or one dataset, config, run folder or checkpoint.
+        sources: files of shapes; or one dataset, config, run folder, checkpoint, folder of `save_pretrained`, or
+            "furniture".
         overrides: changes of its config.
         split: the part of the dataset to show.
         config: the config of a checkpoint that holds none.
@@ -124,6 +126,8 @@ class Subjects:
             restored = restore(self._checkpoint(), None, self._overrides)
         elif self._path.suffix in _WEIGHTS:
             restored = restore(self._path, self._config, self._overrides)
+        elif folder := saved_folder(self._source):
+            restored = restore_saved(folder, self._config, self._overrides)
         else:
             restored = untrained(self._source, self._overrides)
             if self._experts and restored.experiment.ewa:
@@ -148,7 +152,9 @@ class Subjects:
             if self._config or not isinstance(content, dict):
                 return load_experiment(self._config or "", self._overrides)
             return resolve(apply_overrides(content, self._overrides))
-        data = self._dataset()
+        folder, data = saved_folder(self._source), self._dataset()
+        if folder and (data is None or folder == self._path):  # a folder of shapes may have the name of a model
+            return saved_config(folder, self._config, self._overrides)
         if data is None:
             return load_experiment(self._source, self._overrides)
         content = {"output": "runs/show", "data": data, "model": {"name": "point_mae_classifier"}}
