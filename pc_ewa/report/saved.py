@@ -1,4 +1,4 @@
-"""A folder of `save_pretrained` as a model with its experiment, so that a view can show it on the data it was trained on."""
+"""A folder of `save_pretrained` as a model with its experiment: a view shows it on the data that it was trained on."""
 
 from __future__ import annotations
 

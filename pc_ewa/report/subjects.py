@@ -1,4 +1,4 @@
-"""What a view asks for, found from a path or a name: a run, a checkpoint, a saved model, a config, a dataset or files."""
+"""What a view asks for, found from a path or a name: a run, checkpoint, saved model, config, dataset or files."""
 
 from __future__ import annotations
 

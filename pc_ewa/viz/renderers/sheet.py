@@ -16,7 +16,7 @@ _TITLE, _CAPTION = 13, 10  # sizes of letters in typographic points
 _TITLE_LINE, _LINE, _LEGEND_LINE, _GAP = 24, 18, 24, 8  # pixels
 _MARK = 44  # pixels that the dot of an entry of the legend and the space behind the entry take
 _LONGEST, _SHORTEST = 200, 8  # letters: of a line of a title, and of what is left of a word
-_SMALLEST = 360  # pixels across: a title fits in few lines
+_SMALLEST = 240  # pixels across: a title fits in few lines
 
 
 class Sheet:
@@ -85,8 +85,9 @@ class Sheet:
         from matplotlib.lines import Line2D
 
         handles = [Line2D([], [], marker="o", linestyle="", markersize=8, color=colour) for _, colour in legend]
+        names = [literal(name) for name, _ in legend]
         options: dict[str, Any] = {"frameon": False, "fontsize": _CAPTION, "handletextpad": 0.2, "columnspacing": 1.4}
-        self.figure.legend(handles, [literal(name) for name, _ in legend], loc="lower center", ncols=per_line, borderpad=0.1, **options)
+        self.figure.legend(handles, names, loc="lower center", ncols=per_line, borderpad=0.1, **options)
 
 
 def save_figure(figure: Any, path: Path) -> None:
