@@ -14,7 +14,7 @@ from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.data import DATASETS, Clouds, MissingSplitError, load_dataset
 from pc_ewa.data.formats.readers import EXTENSIONS
 from pc_ewa.errors import ConfigError, DataError
-from pc_ewa.eval import EvalSettings
+from pc_ewa.eval import EvalSettings, Score
 from pc_ewa.models.checkpoints.read import read_content
 from pc_ewa.report.saved import restore_saved, saved_config, saved_folder
 from pc_ewa.train.batches import augment
@@ -108,6 +108,10 @@ class Subjects:
         """The network, on the device of its experiment."""
         self._restored.place()
         return self._restored.model
+
+    def score(self) -> Score:
+        """Measure the network on the split, by what it is made for."""
+        return self._restored.evaluate(self._split)
 
     @property
     def settings(self) -> EvalSettings:
