@@ -31,14 +31,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 FOLDER = "docs/pictures"
 MOST_BYTES, MOST_BYTES_OF_ALL = 150_000, 600_000
 
-_LOOKS = ("pc_ewa/viz/camera.py", "pc_ewa/viz/colours.py", "pc_ewa/viz/renderers/*.py")
-_PAGE = (
-    "pc_ewa/report/*.py",
-    "pc_ewa/report/*.css",
-    "pc_ewa/report/*.js",
-    "pc_ewa/viz/camera.py",
-    "pc_ewa/viz/colours.py",
-)
+# The code that a picture is made anew for.
+_LOOKS = ("camera.py", "colours.py", "renderers/by_matplotlib.py", "renderers/sheet.py")
+_PAGE = ("page.py", "page.css", "sections.py", "charts.py")
 _LINKED = re.compile(r'!\[[^\]]*\]\(([^)\s]+)\)|<img\b[^>]*\bsrc="([^"]+)"')
 
 
@@ -47,7 +42,7 @@ class Picture(NamedTuple):
 
     Attributes:
         command: makes it, in a folder that has `runs/`; what it writes last is the picture, or a page to photograph.
-        sources: the code that it would be made anew for, as patterns.
+        sources: the code that it is made anew for.
         run: the config that is trained first.
         window: width and height of the part of a page that is photographed, in pixels.
     """
@@ -60,11 +55,13 @@ class Picture(NamedTuple):
 
 def _view(name: str, arguments: str, run: str | None = None, side: int = 240) -> Picture:
     command = f"pc-ewa show {name} {arguments} --side {side} --renderer matplotlib -o {name}.png"
-    return Picture(command, (f"pc_ewa/viz/views/{name}.py", *_LOOKS), run)
+    sources = (f"views/{name}.py", *_LOOKS)
+    return Picture(command, tuple(f"pc_ewa/viz/{source}" for source in sources), run)
 
 
 def _screenshot(width: int, height: int) -> Picture:
-    return Picture("pc-ewa report runs/quickstart -o report.html", _PAGE, "quickstart", (width, height))
+    sources = tuple(f"pc_ewa/report/{name}" for name in _PAGE)
+    return Picture("pc-ewa report runs/quickstart -o report.html", sources, "quickstart", (width, height))
 
 
 PICTURES = {
@@ -210,12 +207,12 @@ def badly_linked(root: Path = REPOSITORY) -> Iterator[str]:
             yield f"{path.relative_to(root)} is linked nowhere: link it, or remove it from docs/pictures.py"
 
 
-def digest(patterns: tuple[str, ...], root: Path = REPOSITORY) -> str:
+def digest(sources: tuple[str, ...], root: Path = REPOSITORY) -> str:
     """Return a digest of what code does: comments, docstrings and blank lines play no part."""
     whole = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in root.glob(pattern)):
-        text = path.read_text(encoding="utf-8")
-        whole.update("\n".join(_code(text) if path.suffix == ".py" else text.split("\n")).encode())
+    for source in sources:
+        text = (root / source).read_text(encoding="utf-8")
+        whole.update("\n".join(_code(text) if source.endswith(".py") else [text]).encode())
     return whole.hexdigest()[:16]
 
 
