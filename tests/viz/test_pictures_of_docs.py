@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pc_ewa.cli import report, show
+from pc_ewa.errors import ConfigError
 from pc_ewa.viz import VIEWS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -102,7 +103,22 @@ def test_the_page_of_views_has_every_view() -> None:
         show.sort_arguments(options.sources, VIEWS[view])
 
 
-def test_one_picture_is_made(pictures: ModuleType, copy: Path) -> None:
-    """With its command within, in few colours."""
-    pictures.make("method", copy / "runs", copy)
+def test_one_picture_is_made(pictures: ModuleType, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its command within, in 256 colours, after the run that it shows."""
+    calls = []
+
+    def call(command: str, folder: Path) -> None:
+        calls.append(command)
+        Image.radial_gradient("L").save(folder / "reconstruction.png")
+
+    monkeypatch.setattr(pictures, "_call", call)
+    pictures.make("reconstruction", copy / "runs", copy)
+    assert [command.split()[1] for command in calls] == ["train", "show"]
     assert problems(pictures, copy) == []
+    with Image.open(copy / "docs/pictures/reconstruction.png") as image:
+        assert (image.size, image.mode) == ((256, 256), "P")
+        assert image.text["command"] == calls[1]  # type: ignore[attr-defined]
+    monkeypatch.setattr(pictures, "MOST_BYTES", 100)
+    with pytest.raises(ConfigError, match="bytes"):
+        pictures.make("reconstruction", copy / "runs", copy)
+    assert pictures.main(["nothing"]) == 2

@@ -1,5 +1,6 @@
 """Every view on toy models: number of panels, colours of points by what they stand for, words of the legend."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -220,8 +221,18 @@ def test_parts_marks_the_points_that_are_wrong() -> None:
     assert wrong.title == f"{differ.sum()} of 32 points wrong"
     assert set(map(tuple, true.colours.round(4))) <= {tuple(np.float32(c).round(4)) for c in KINDS[:2]}
     assert list(scene.legend) == ["part 1", "part 2", "wrong", "right"]
+    assert scene.legend["wrong"] == VERMILION
     with pytest.raises(DataError, match="parts"):
         make("parts", small("point_mae_segmenter"), clouds=toy(classes=3))
+
+
+def test_no_part_has_the_colour_of_what_is_wrong() -> None:
+    """Of a category with many parts, too."""
+    clouds = toy(parts=True, classes=1)
+    clouds = replace(clouds, parts=(torch.arange(40) % 7).to(torch.uint8).expand(10, 40).contiguous())
+    scene = make("parts", small("point_mae_segmenter", num_categories=1, num_parts=7), clouds=clouds, shapes=(0,))
+    assert len({tuple(colour) for colour in scene.panels[0].colours}) == 7
+    assert count(scene.panels[0].colours, VERMILION) == 0
 
 
 def test_mistakes_are_the_most_certain_ones() -> None:
