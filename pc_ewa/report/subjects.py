@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pc_ewa.bundled import bundled_configs, bundled_models, find_config
 from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.data import DATASETS, Clouds, MissingSplitError, load_dataset
 from pc_ewa.data.formats.readers import EXTENSIONS
@@ -23,6 +24,7 @@ from pc_ewa.train.restore import Restored, restore, untrained
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import put_experts
 from pc_ewa.train.splits import Splits, load_splits
+from pc_ewa.validation import choose
 from pc_ewa.yaml_config import apply_overrides
 
 _WEIGHTS = (".pt", ".pth", ".safetensors")
@@ -133,6 +135,7 @@ class Subjects:
         elif folder := saved_folder(self._source):
             restored = restore_saved(folder, self._config, self._overrides)
         else:
+            self._check_config("run, checkpoint, model or config")
             restored = untrained(self._source, self._overrides)
             if self._experts and restored.experiment.ewa:
                 put_experts(restored.model, restored.experiment)
@@ -160,9 +163,16 @@ class Subjects:
         if folder and (data is None or folder == self._path):  # a folder of shapes may have the name of a model
             return saved_config(folder, self._config, self._overrides)
         if data is None:
+            self._check_config("dataset, run or config", DATASETS)
             return load_experiment(self._source, self._overrides)
         content = {"output": "runs/show", "data": data, "model": {"name": "point_mae_classifier"}}
         return resolve(apply_overrides(content, self._overrides))
+
+    def _check_config(self, kinds: str, others: Iterable[str] = ()) -> None:
+        """Refuse a source that is nothing, and name what is nearest."""
+        if find_config(self._source) is None:
+            known = sorted({*bundled_configs(), *bundled_models(), *others})
+            choose(kinds, self._source, dict.fromkeys(known))
 
     def _dataset(self) -> dict[str, str] | None:
         """Read the source as a dataset: by name, as a prepared file or as a folder; None if it is none of them."""

@@ -272,6 +272,8 @@ def test_show_chooses_the_view(tmp_path: Any) -> None:
     assert "attention" in scene_of(small("point_mae_classifier"), points[0]).title
     assert "patches" in scene_of(small("point_mae_segmenter"), points).title
     assert len(scene_of(toy(), [1, 2]).panels) == 2
+    assert len(scene_of(toy(), np.int64(3)).panels) == 1
+    assert scene_of(small("dvae"), points.double().numpy()).title == titles["dvae"]
     toy().show(3, path=tmp_path / "x.png", renderer="matplotlib")
     small("point_mae").show(points, path=tmp_path / "y.svg")
     show(scene_of(toy()), path=tmp_path / "z.pdf")
@@ -279,6 +281,11 @@ def test_show_chooses_the_view(tmp_path: Any) -> None:
     for what, shapes, view in ((small("dvae"), 0, None), (3, 0, None), (small("dvae"), points, "mistakes")):
         with pytest.raises(ConfigError):
             scene_of(what, shapes, view)
+
+
+def test_options_of_a_view_are_checked_in_python_too() -> None:
+    with pytest.raises(ConfigError, match=r"layr.*layer"):
+        scene_of(small("point_mae_classifier"), torch.randn(32, 3), layr=1)
 
 
 def test_a_trained_model_gets_clouds_as_in_training() -> None:

@@ -53,7 +53,9 @@ def _place(figure: Any, scene: Scene) -> None:
     width = max(columns * _SIDE, 480) + 2 * _EDGE
     height = _HEADER + rows * (band + _SIDE) + (_LEGEND if scene.legend else _EDGE)
     limits = [[middle - scene.radius, middle + scene.radius] for middle in scene.center.tolist()]
-    look = {f"{a}axis": {"visible": False, "range": limit} for a, limit in zip("xyz", limits, strict=True)}
+    look: dict[str, Any] = {
+        f"{a}axis": {"visible": False, "range": limit} for a, limit in zip("xyz", limits, strict=True)
+    }
     eye = dict(zip("xyz", FRONT.tolist(), strict=True))
     look["camera"] = {"up": {"x": 0, "y": 1, "z": 0}, "eye": eye, "projection": {"type": "orthographic"}}
     look |= {"aspectmode": "manual", "aspectratio": dict.fromkeys("xyz", _SCALE)}
