@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pc_ewa.compare.difference import difference
+from pc_ewa.compare.evidence import compared, found_differences
 from pc_ewa.compare.execute import Broken, cores
 from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.compare.sweep import validation_scores, why_left_out
@@ -147,18 +147,6 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def differences(
-    scores: Mapping[str, Mapping[Any, float]], baseline: Mapping[str, Mapping[Any, float]]
-) -> dict[str, dict[str, Any]]:
-    """Pair scores with the baseline's, of the merged model after the last step and of the best by validation."""
-    found = {
-        state: difference(scores[state], baseline[state])
-        for state in ("merged", "merged_best")
-        if state in scores and state in baseline
-    }
-    return {state: entry._asdict() for state, entry in found.items() if entry}
-
-
 def hardware() -> str:
     """Name processor, cores and GPU; no name of a machine."""
     processor = platform.processor() or platform.machine()
@@ -186,20 +174,20 @@ def _compared(
     metric: Metric, baseline: str, variants: dict[str, dict[str, Any]], summaries: Mapping[str, Mapping[int, Summary]]
 ) -> dict[str, Any]:
     """Return the part of the results that tables compare, with the differences of the variants to the baseline."""
+    results: dict[str, Any] = {"baseline": baseline, "variants": variants}
     for name, entry in variants.items():
-        if name != baseline and baseline in variants:
-            entry["difference"] = differences(entry["scores"], variants[baseline]["scores"])
+        if name in compared(results):
+            entry["difference"] = {state: found._asdict() for state, found in found_differences(results, name).items()}
     first = next((s for by_seed in summaries.values() for s in by_seed.values()), {})
     own = [s.get("test_standard_error_merged") for s in summaries.get(baseline, {}).values()]
     errors = [error for error in own if error is not None]
     return {
         "main_metric": metric.key,
         "higher_is_better": metric.higher_is_better,
-        "baseline": baseline,
         "test_samples": first.get("test_samples"),
         "val_samples": first.get("val_samples"),
         "standard_error": statistics.fmean(errors) if errors else None,
-        "variants": variants,
+        **results,
     }
 
 
