@@ -112,8 +112,8 @@ def _over_both(results: Results, variant: str) -> tuple[float, float] | None:
     mine, theirs = (results["variants"][name].get("right") or {} for name in (variant, reference(results, variant)))
     rows: dict[str, list[tuple[Any, Any]]] = {}
     for key in sorted(mine.keys() & theirs.keys()):
-        sides = (unpack_right(side[key]).numpy() for side in (mine, theirs))
-        rows.setdefault(key.partition("/")[0], []).append(tuple(sides))
+        sides = (unpack_right(mine[key]).numpy(), unpack_right(theirs[key]).numpy())
+        rows.setdefault(key.partition("/")[0], []).append(sides)
     whole = [row for row in rows.values() if len(row) == (results.get("folds") or 1)]
     if len(whole) < 2:
         return None

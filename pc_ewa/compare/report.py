@@ -9,6 +9,7 @@ from pc_ewa.compare.evidence import PRIMARY, Results, found_differences, referen
 from pc_ewa.compare.evidence import metric_of_results as _metric
 from pc_ewa.compare.findings import about_evidence, evidence_table, finding
 from pc_ewa.compare.markdown import table
+from pc_ewa.compare.plan import pair_keys
 from pc_ewa.compare.sweep import edge, left_out
 from pc_ewa.eval.metric import Metric
 
@@ -71,11 +72,17 @@ def provenance(results: Results) -> str:
     parts = [
         f"`{results['command']}`" if results.get("command") else "",
         f"seeds {seeds}" if seeds else "",
-        results.get("date") or "",
+        _days(results),
         results.get("hardware") or "",
         versions,
     ]
     return "; ".join(filter(None, parts))
+
+
+def _days(results: Results) -> str:
+    """Name the day of the last run, and of the first if that is another."""
+    last, days = results.get("date") or "", [place["first"] for place in results.get("sittings") or []]
+    return f"{min(days)} to {last}" if days and min(days) != last else last
 
 
 def _scores_table(results: Results) -> list[list[str]]:
@@ -134,11 +141,18 @@ def _costs(results: Results) -> list[str]:
 
 
 def _about_seeds(results: Results) -> list[str]:
-    expected = len(results.get("seeds") or [])
+    expected, folds = len(results.get("seeds") or []), results.get("folds") or 1
     finished = [
-        (variant["title"], len(variant["scores"].get("merged", {}))) for variant in results["variants"].values()
+        (variant["title"], _seeds_of(variant["scores"].get(PRIMARY, {}), folds))
+        for variant in results["variants"].values()
     ]
     return [f"{title}: only {n} of {expected} seeds are finished." for title, n in finished if n < expected]
+
+
+def _seeds_of(scores: Mapping[str, float], folds: int) -> int:
+    """Count the seeds whose folds are all there."""
+    seeds = [key.partition("/")[0] for key in scores]
+    return sum(seeds.count(seed) == folds for seed in set(seeds))
 
 
 def _about_runs(results: Results) -> list[str]:
@@ -167,10 +181,22 @@ def _about_sweep(results: Results) -> list[str]:
         f"{sweep['key']} was chosen for each variant from {values}, by the best mean validation "
         f"{_metric(results).title} after the last step, {seeds}. Test played no part."
     ]
+    beyond = [
+        f"{variant['title']} ({', '.join(others)})"
+        for variant in results["variants"].values()
+        if (others := _beyond(variant.get("sweep") or {}, sweep["values"]))
+    ]
+    if beyond:
+        lines.append(f"Tried beyond these, while the best lay at an end: {'; '.join(beyond)}.")
+    if results.get("folds"):
+        lines.append(
+            f"{results['folds']} folds: each seed tests every shape once, and pairs are of a seed and a fold. One "
+            f"{sweep['key']} serves all folds: a shape that validates in one of them is tested in another."
+        )
     unfit = [
         f"{variant['title']} ({', '.join(without)})"
         for variant in results["variants"].values()
-        if (without := left_out(variant.get("sweep") or {}, sweep["seeds"]))
+        if (without := left_out(variant.get("sweep") or {}, pair_keys(sweep["seeds"], results.get("folds"))))
     ]
     if unfit:
         lines.append(f"Left out of that choice, for runs that broke or have no finite score: {'; '.join(unfit)}.")
@@ -186,6 +212,11 @@ def _about_sweep(results: Results) -> list[str]:
                 f"At the edge of the sweep, with the {side} {sweep['key']}: {who}. A {further} one may be better still."
             )
     return lines
+
+
+def _beyond(sweep: Mapping[str, object], values: Sequence[float]) -> list[str]:
+    """List the values that were tried beyond those of the plan."""
+    return [value for value in sweep if value not in {f"{planned:g}" for planned in values}]
 
 
 def _highlight(results: Results) -> str:
