@@ -49,8 +49,9 @@ def metric_of_results(results: Results) -> Metric:
 
 def effect_of_interest(results: Results) -> float | None:
     """Return the smallest effect of interest in the unit of the scores; None for a metric without points."""
-    points = results.get("effect", INTEREST if metric_of_results(results).percent else None)
-    return None if points is None else points / 100 if metric_of_results(results).percent else float(points)
+    percent = metric_of_results(results).percent
+    points = results.get("effect") or (INTEREST if percent else None)
+    return None if points is None else points / 100 if percent else float(points)
 
 
 def reference(results: Results, variant: str) -> str:

@@ -42,14 +42,14 @@ def evidence_table(results: Results) -> list[str]:
 
 def about_evidence(results: Results, highlight: str) -> list[str]:
     """Say how to read verdicts and the table of evidence."""
-    shown = evidence(results)
+    shown = {name: entry for name, entry in evidence(results).items() if _has_width(entry.found)}
     count, explored = len(planned(results)), [name for name in compared(results) if name not in planned(results)]
     lines = []
     if count > 1 and shown:
         some = " Those that are called explored were not planned, and are not corrected." if explored else ""
         what = "comparisons were planned" if results.get("comparisons") else "comparisons"
         lines.append(f"{count} {what}: verdicts are corrected for all of them (Holm, 5 %), intervals are not.{some}")
-    if highlight in shown and _has_width(shown[highlight].found):
+    if highlight in shown:
         lines.append(_equivalence(results, highlight, shown[highlight]))
     if shown:
         lines.append(

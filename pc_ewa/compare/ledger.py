@@ -19,6 +19,7 @@ from pc_ewa.files import append_text
 
 PROVENANCE = ("date", "hardware", "python", "torch")
 _PLACE = ("variant", "value", "seed", "fold")
+_PATHS = ("root", "path")  # of data: where the files are, which may differ; what is in them may not
 _LEFT_OUT = ("output", "test_right_merged_best")  # of a summary: a path, and what no table needs
 
 
@@ -36,7 +37,7 @@ class Ledger:
 
     def __init__(self, plan: Plan, folder: Path) -> None:
         self.plan, self.path = plan, folder / f"{plan.name}.runs.jsonl"
-        self._known: set[str] = set()
+        self._known: set[tuple[str, str]] = set()  # variant and settings
 
     def restore(self) -> list[str]:
         """Put the runs of the ledger where they are not finished yet; returns what to tell of them.
@@ -50,7 +51,7 @@ class Ledger:
             if run is None or record["settings"] != settings(self.plan.resolve(run)):
                 others += 1
                 continue
-            self._known.add(record["settings"])
+            self._known.add((run.variant, record["settings"]))
             if not run.files.is_finished:
                 run.folder.mkdir(parents=True, exist_ok=True)
                 provenance = {key: record.get(key) for key in PROVENANCE}
@@ -69,12 +70,12 @@ class Ledger:
         """
         known = settings(self.plan.resolve(run))
         summary = run.files.summary()
-        if summary is None or known in self._known:
+        if summary is None or (run.variant, known) in self._known:
             return
         kept = {key: value for key, value in summary.items() if key not in (*_LEFT_OUT, "provenance")}
         place = {key: getattr(run, key) for key in _PLACE}
         append_text(self.path, json.dumps({**place, "settings": known, **provenance(run), "summary": kept}) + "\n")
-        self._known.add(known)
+        self._known.add((run.variant, known))
 
     def _records(self) -> list[dict[str, Any]]:
         if not self.path.is_file():
@@ -113,6 +114,8 @@ def settings(experiment: Experiment) -> str:
     starts = [path for path in (experiment.init_from, experiment.tokenizer) if path]
     for key in ("init_from", "tokenizer"):
         content.pop(key, None)
+    for key in _PATHS:
+        content["data"].pop(key, None)
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=8)
     for path in starts:
         digest.update(_file_digest(Path(path), Path(path).stat().st_mtime_ns))

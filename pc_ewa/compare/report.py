@@ -142,11 +142,16 @@ def _costs(results: Results) -> list[str]:
 
 def _about_seeds(results: Results) -> list[str]:
     expected, folds = len(results.get("seeds") or []), results.get("folds") or 1
+    lines = []
+    if folds > 1:
+        key = (results.get("sweep") or {}).get("key")
+        shared = f" One {key} serves all: a shape that validates in one fold is tested in another." if key else ""
+        lines = [f"{folds} folds: each seed tests every shape once, and pairs are of a seed and a fold.{shared}"]
     finished = [
         (variant["title"], _seeds_of(variant["scores"].get(PRIMARY, {}), folds))
         for variant in results["variants"].values()
     ]
-    return [f"{title}: only {n} of {expected} seeds are finished." for title, n in finished if n < expected]
+    return [*lines, *(f"{title}: only {n} of {expected} seeds are finished." for title, n in finished if n < expected)]
 
 
 def _seeds_of(scores: Mapping[str, float], folds: int) -> int:
@@ -188,11 +193,6 @@ def _about_sweep(results: Results) -> list[str]:
     ]
     if beyond:
         lines.append(f"Tried beyond these, while the best lay at an end: {'; '.join(beyond)}.")
-    if results.get("folds"):
-        lines.append(
-            f"{results['folds']} folds: each seed tests every shape once, and pairs are of a seed and a fold. One "
-            f"{sweep['key']} serves all folds: a shape that validates in one of them is tested in another."
-        )
     unfit = [
         f"{variant['title']} ({', '.join(without)})"
         for variant in results["variants"].values()

@@ -49,7 +49,7 @@ def collect(
         if plan.sweep:
             entry["sweep"] = {f"{value:g}": scores for value, scores in validation_scores(plan, name, broken).items()}
         entry["scores"] = _scores(plan.metric.key, by_seed)
-        if right := {key: s["test_right_merged"] for key, s in by_seed.items() if s.get("test_right_merged")}:
+        if right := _right(by_seed):
             entry["right"] = right
         if costs:
             peaks = [s["peak_memory"] for s in by_seed.values() if s.get("peak_memory")]
@@ -120,6 +120,7 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
             "title": f"{name} and alike" if len(by_seed) > 1 else name,
             # A state that some run lacks, such as the best of one without a validation part, has no mean.
             "scores": {s: v for s, v in _scores(keys[baseline], by_seed).items() if len(v) == len(by_seed)},
+            "right": _right(by_seed),
             "runs": {
                 "mixtures": next(iter(by_seed.values()))["mixtures"],
                 "gated": next(iter(by_seed.values())).get("gated", False),
@@ -220,6 +221,12 @@ def _each_once(places: Sequence[Mapping[str, Any]], key: str) -> str:
 
 def _all_but(baseline: str, variants: Iterable[str]) -> list[str]:
     return [name for name in variants if name != baseline]
+
+
+def _right(summaries: Mapping[Any, Summary]) -> dict[str, str]:
+    """Return which test samples each run got right, as far as the runs kept it."""
+    kept = {str(key): summary.get("test_right_merged") for key, summary in summaries.items()}
+    return {key: right for key, right in kept.items() if right}
 
 
 def _scores(key: str, summaries: Mapping[Any, Summary]) -> dict[str, dict[str, float]]:

@@ -71,6 +71,7 @@ def test_the_effect_of_interest_decides_the_seeds_and_what_is_the_same() -> None
     assert small.needs > large.needs >= 2
     assert finding(results(effect=3), "rup").startswith("the same within 3.0 points")
     assert "| seeds that 3.0 points need" in as_markdown(results(effect=3))
+    assert evidence(results(effect=None)) == evidence(results(effect=0.5))
 
 
 def test_the_interval_over_both_is_there_where_the_runs_kept_what_is_right() -> None:
