@@ -3,7 +3,7 @@
     python examples/digits_small.py --images 200 --seeds 40 --json docs/results/digits_200.json
 
 Each run is a line of docs/results/digits_200.runs.jsonl as soon as it has finished, and is never run again: the same
-command goes on, on another day or machine. Two processes share the work with --only dense,ewa and --only naive,naive_ewa.
+command goes on, on another day or machine. Two processes share the work, each with --only and half of the arms.
 """
 
 import argparse
@@ -59,8 +59,8 @@ ARMS: dict[str, Arm] = {
         "experts": {},
         "averaging": {"share_rate": 0.75, **CONSTANT},
     },
-    "ewa_lr": {"title": "EWA, γ = lr / 3e-3", "experts": {}, "averaging": {**FOLLOWS, "power": 1}},
-    "ewa_lr2": {"title": "EWA, γ = (lr / 3e-3)²", "experts": {}, "averaging": {**FOLLOWS, "power": 2}},
+    "ewa_lr": {"title": "EWA, β follows lr", "experts": {}, "averaging": {**FOLLOWS, "power": 1}},
+    "ewa_lr2": {"title": "EWA, β follows lr²", "experts": {}, "averaging": {**FOLLOWS, "power": 2}},
 }
 COMPARISONS = ["ewa", "ewa_constant", "naive_ewa", "naive_early"]  # Holm's correction is for these; see the plan
 
@@ -143,7 +143,7 @@ class Runs:
         return self.known[key]
 
     def sweep(self, name: str, seeds: int) -> dict[float, dict[str, float]]:
-        """Validation scores by learning rate and seed; beyond the ends as long as the best lies there, up to a bound."""
+        """Validation scores by learning rate and seed; also beyond the ends, while the best lies there."""
         scores = {lr: {str(s): self.get(name, lr, s)["val"] for s in range(seeds)} for lr in RATES}
         for _ in range(EXTEND):
             if not (side := edge(choose_value(scores, [*scores[RATES[0]]], True), scores)):

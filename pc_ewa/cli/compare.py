@@ -51,9 +51,7 @@ def create_parser() -> Parser:
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU 1)")
     parser.add_argument("--only", metavar="A,B", help="run these variants; the tables show all that is finished")
     parser.add_argument("--no-costs", action="store_true", help="do not measure parameters, FLOPs and times")
-    parser.add_argument(
-        "--save", metavar="FOLDER", help="keep runs, results and curves there too, as docs/results has them"
-    )
+    parser.add_argument("--save", metavar="FOLDER", help="keep runs, results and curves there too")
     return parser
 
 

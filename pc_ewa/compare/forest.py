@@ -47,7 +47,7 @@ def forest_rows(experiments: Sequence[Results], default: str = "ewa") -> list[Ro
             own = reference(results, name) != results["baseline"]
             if (name == shown or own) and found and found.low is not None and found.high is not None:
                 variants = results["variants"]
-                label = f"{variants[name]['title']} − {variants[reference(results, name)]['title']}"
+                label = f"{variants[name]['title']}, against {variants[reference(results, name)]['title']}"
                 points = (100 * value for value in (found.mean, found.low, found.high))
                 rows.append(Row(results["title"], label, *points, found.seeds, _color(finding(results, name))))
     return rows

@@ -70,9 +70,7 @@ def test_slow_ffns_are_those_that_would_be_experts(script: ModuleType) -> None:
     assert len(others) + len(slow) == len([*model.parameters()])
 
 
-@pytest.mark.parametrize(
-    "wrong", [("--images", 90), ("--seeds", 0), ("--only", "dens"), ("--json", "no/folder/x.json")]
-)
+@pytest.mark.parametrize("wrong", [("--images", 90), ("--seeds", 0), ("--only", "dens"), ("--json", "no/x.json")])
 def test_a_wrong_call_is_refused_before_it_trains(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch, wrong: tuple[object, ...]
 ) -> None:

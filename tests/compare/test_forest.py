@@ -30,16 +30,19 @@ def results(**more: Any) -> dict[str, Any]:
 def test_the_rows_are_those_of_ewa_and_of_variants_with_their_own_reference() -> None:
     rows = forest_rows([results(), results(summary=False), results(main_metric="loss", higher_is_better=False)])
     assert [(row.label, round(row.mean, 6), row.seeds) for row in rows] == [
-        ("EWA − dense", 10.0, 3),
-        ("naive + EWA − naive", round(100 * (0.41 - 1.52 / 3), 6), 3),
+        ("EWA, against dense", 10.0, 3),
+        ("naive + EWA, against naive", round(100 * (0.41 - 1.52 / 3), 6), 3),
     ]
     assert rows[0].low < 10 < rows[0].high
-    assert [row.label for row in forest_rows([results(highlight="rup")])] == ["RUP − dense", "naive + EWA − naive"]
+    assert [row.label for row in forest_rows([results(highlight="rup")])] == [
+        "RUP, against dense",
+        "naive + EWA, against naive",
+    ]
     gain, loss = (row.color for row in rows)
     assert gain != loss
     one = results()
     one["variants"]["ewa"] = _variant("EWA", 0.6)
-    assert [row.label for row in forest_rows([one])] == ["naive + EWA − naive"]  # one seed has no interval
+    assert [row.label for row in forest_rows([one])] == ["naive + EWA, against naive"]  # one seed has no interval
 
 
 def test_the_band_is_the_smallest_effect_of_interest() -> None:
