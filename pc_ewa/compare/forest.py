@@ -55,7 +55,7 @@ def forest_rows(experiments: Sequence[Results], default: str = "ewa") -> list[Ro
 
 def digest(rows: Sequence[Row]) -> str:
     """Return what tells if a picture is of these rows; it is in the picture's description."""
-    return hashlib.blake2b(json.dumps(["forest 1", *rows]).encode(), digest_size=8).hexdigest()
+    return hashlib.blake2b(json.dumps(["forest 2", *rows]).encode(), digest_size=8).hexdigest()
 
 
 def draw_forest(rows: Sequence[Row], file: IO[bytes], effect: float = 0.5) -> None:
@@ -71,7 +71,7 @@ def draw_forest(rows: Sequence[Row], file: IO[bytes], effect: float = 0.5) -> No
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(8, 1.1 + 0.62 * len(rows)))
+    figure, axis = plt.subplots(figsize=(5.6, 1.1 + 0.62 * len(rows)))
     axis.axvspan(-effect, effect, color="#dddddd", linewidth=0)
     axis.axvline(0, color="black", linewidth=1)
     limit = max(effect, *(max(abs(row.low), abs(row.high)) for row in rows)) * 1.05
