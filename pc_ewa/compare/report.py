@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from pc_ewa.compare.difference import interval, mean_and_std, write_score
 from pc_ewa.compare.evidence import PRIMARY, Results, found_differences, reference
@@ -214,9 +215,10 @@ def _about_sweep(results: Results) -> list[str]:
     return lines
 
 
-def _beyond(sweep: Mapping[str, object], values: Sequence[float]) -> list[str]:
-    """List the values that were tried beyond those of the plan."""
-    return [value for value in sweep if value not in {f"{planned:g}" for planned in values}]
+def _beyond(sweep: Mapping[Any, object], values: Sequence[float]) -> list[str]:
+    """List the values that were tried beyond those of the plan; they are numbers, or texts as in results.json."""
+    tried = [f"{float(value):g}" for value in sweep]
+    return [value for value in tried if value not in {f"{planned:g}" for planned in values}]
 
 
 def _highlight(results: Results) -> str:
