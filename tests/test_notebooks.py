@@ -32,7 +32,7 @@ def execute(name: str) -> dict[str, Any]:
     """Run all cells in one namespace, which is returned, as a notebook does."""
     names: dict[str, Any] = {"__name__": "__main__", "display": lambda *_: None, "_command": command}
     for position, cell in enumerate(cells(name, "code")):
-        code = re.sub(r"^!pc-ewa (.*)", lambda found: f"_command(f{found[1]!r})", "".join(cell["source"]), flags=re.M)
+        code = re.sub(r"(?m)^( *)!pc-ewa (.*)", lambda m: f"{m[1]}_command(f{m[2]!r})", "".join(cell["source"]))
         exec(compile(code, f"{name}.ipynb, cell {position}", "exec"), names)
         if position == 0:
             assert TOY[name].keys() <= names.keys()
@@ -53,13 +53,12 @@ def test_any_vit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest
 
 
 def test_own_shapes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    pytest.importorskip("IPython")
     monkeypatch.chdir(tmp_path)
     names = execute("own_shapes")
     assert names["test"].class_names == ("chair", "shelf", "stool", "table")
     assert len(names["guesses"]) == len(names["test"]) >= 4
     work = tmp_path / "runs" / "own_shapes"
-    for file in ("shapes.h5", "classes.png", "spread.png", "wrong.csv", "model.pt2"):
+    for file in ("shapes.h5", "classes.png", "spread.png", "wrong.csv", "mistakes.png", "model.pt2"):
         assert (work / file).is_file(), file
 
 
