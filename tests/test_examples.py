@@ -24,9 +24,10 @@ def examples(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def toy_vit(examples: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """any_vit.py with a model of width 8, which ablations.py and theory.py take too, and two learning rates."""
+    """any_vit.py with 2 blocks of width 8, which ablations.py and theory.py take too, and two learning rates."""
     module = importlib.import_module("any_vit")
-    for key, size in {"hidden_size": 8, "intermediate_size": 16}.items():  # in the one dict that they all have
+    toy = {"num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16}
+    for key, size in toy.items():  # in the one dict that they all have
         monkeypatch.setitem(module.SIZE, key, size)
     monkeypatch.setattr(module, "RATES", (1e-3, 4e-3))
     return module
