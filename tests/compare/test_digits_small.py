@@ -1,4 +1,4 @@
-"""examples/digits_small.py: every kind of arm trains, what ran is not run again, and the results are those of a comparison."""
+"""examples/digits_small.py: every kind of arm trains, and what ran is not run again."""
 
 import importlib
 import json
