@@ -84,7 +84,7 @@ class GatedFFN(Mixture):
         else:
             output = self._one_by_one(tokens, chosen, dims)
         output = probabilities.gather(1, chosen[:, None]).to(output.dtype) * output
-        return output.reshape(last.shape).movedim(-1, self.form.axis)
+        return self.returned(output.reshape(last.shape).movedim(-1, self.form.axis))
 
     def _probabilities(self, tokens: Tensor) -> Tensor:
         """Compute the probability of each expert for each token, (T, N)."""
