@@ -203,7 +203,9 @@ class ExpertAverager:
         """Every parameter of the mixtures by its name, gates too."""
         return {f"{name}.{key}".lstrip("."): p for name, m in self.layers.items() for key, p in m.named_parameters()}
 
-    def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: Mapping[str, object]) -> None:
+        if _only_makes_state(optimizer, kwargs):
+            return
         if self._is_first:
             self._check_held(optimizer)  # fully_shard() after attach() has put other parameters in their place
         self._is_first = False
@@ -223,6 +225,11 @@ def _unwrapped(optimizer: object) -> Optimizer:
             "something wraps it"
         )
     return optimizer
+
+
+def _only_makes_state(optimizer: Optimizer, kwargs: Mapping[str, object]) -> bool:
+    """Return True for the step by which torch.distributed.checkpoint makes the state of an optimizer that has none."""
+    return kwargs == {"closure": None} and not any(group.get("lr") for group in optimizer.param_groups)
 
 
 def _check_stacks(layers: dict[str, Mixture]) -> None:

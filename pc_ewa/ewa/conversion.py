@@ -54,12 +54,15 @@ def upcycle(
 
     Raises:
         ValueError: no FFN found, a named module that is not an FFN, FFNs that share parameters, a selection that is
-            empty or out of range, a model that has mixtures already, or a partition by "sample" with a gate.
+            empty or out of range, a model that has mixtures already or is sharded, or a partition by "sample" with a
+            gate.
     """
     if has_gate(model):
         raise ValueError("the model has gated mixtures of experts already; start from a dense model")
     if expert_layers(model):
         raise ValueError("the model has mixtures of experts already; merge_experts() it before upcycling again")
+    if is_sharded(model):
+        raise ValueError("the model is sharded over processes; upcycle() it before fully_shard()")
     if not isinstance(gate, Gate | None):
         raise ValueError(f"gate={gate!r}; give a Gate(), with capacity_factor and balance_weight, or None")
     if gate and partition != "batch":

@@ -78,7 +78,8 @@ class GatedFFN(Mixture):
         if self.training:
             balance = self._balance(probabilities, chosen)
             # Within a backward, activation checkpointing runs this again: that graph would only hold on to memory.
-            if torch._C._current_graph_task_id() == -1:
+            # Compiled, what it runs again is a graph, and not this.
+            if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
                 self.balance = balance
             output = self._within_capacity(tokens, chosen, dims)
         else:

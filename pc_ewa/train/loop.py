@@ -266,6 +266,7 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _ewa_metrics(setup: Setup) -> dict[str, float]:
+    """Measure the mixtures, on all processes together: of sharded experts each has a part."""
     if setup.averager is None:
         return {}
     metrics: dict[str, float] = {}
