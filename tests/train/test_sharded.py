@@ -26,8 +26,8 @@ TOY += ["ewa.schedule=constant", "ewa.init=independent", "train.clip_grad=1"]
 # What else there is in a run, together: gates, parts of a batch, autocast, the mean of weights and its statistics.
 GATED = ["ewa.gate.balance_weight=0.5", "train.accumulate=2", "train.precision=bf16", "average.kind=swa"]
 GATED += ["train.batch_size=20", "average.start=0", "train.steps=2", "train.save_every=2"]
-BERT = ["ewa.num_experts=2", "ewa.schedule=constant", "average.kind=ema", "average.decay=0.5", "train.batch_size=20"]
-BERT += ["train.steps=2"]
+BERT = ["ewa.num_experts=2", "ewa.schedule=constant", "average.kind=ema", "average.decay=0.5", "train.batch_size=16"]
+BERT += ["train.steps=2", "train.eval_every=2"]
 
 
 @pytest.fixture(scope="module")
