@@ -44,7 +44,8 @@ def is_sharded(model: nn.Module) -> bool:
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return the part of a DTensor that this process holds, sharing its memory; any other tensor as it is."""
-    return tensor.to_local() if hasattr(tensor, "placements") else tensor
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return local
 
 
 def local_stack(stack: Tensor, num_experts: int) -> Tensor:
@@ -86,9 +87,9 @@ def whole_copy(model: Model) -> Model:
     for module in sharded:
         memo[id(module)].__dict__.update(copy.deepcopy(_own(module), memo))
     whole = copy.deepcopy(model, memo)
-    for module in whole.modules():
+    for part in whole.modules():
         for mark in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
-            module.__dict__.pop(mark, None)
+            part.__dict__.pop(mark, None)
     return whole
 
 

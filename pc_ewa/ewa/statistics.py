@@ -27,7 +27,7 @@ def measure(layer: Mixture, share_rate: float) -> LayerStatistics:
     """Measure one mixture; under sharding by all processes together, and over all of its weights."""
     count = layer.num_experts
     parts = [_over_shards(stack, _sums(local)) for stack, local in local_stacks(layer)]
-    mean, deviations, products = torch.stack(parts).sum(0).split([1, count, count * count])
+    mean, deviations, products = torch.split(torch.stack(parts).sum(0), [1, count, count * count])
     spread = (deviations.sqrt() / mean.sqrt().clamp_min(torch.finfo(mean.dtype).tiny)).mean()
     products = products.view(count, count)
     norms = products.diagonal().sqrt().clamp_min(1e-12)
@@ -42,8 +42,8 @@ def local_stacks(layer: Mixture) -> Iterator[tuple[Tensor, Tensor]]:
     Raises:
         ValueError: experts that are sharded otherwise than by `expert_shard_placement`.
     """
-    if hasattr(layer, "reshard"):
-        layer.reshard()  # after a forward without a backward FSDP2 leaves copies in the place of the parameters
+    if callable(reshard := getattr(layer, "reshard", None)):
+        reshard()  # after a forward without a backward FSDP2 leaves copies in the place of the parameters
     for stack in layer.experts.parameters():
         yield stack, local_stack(stack, layer.num_experts)
 
@@ -63,5 +63,6 @@ def _over_shards(stack: Tensor, sums: Tensor) -> Tensor:
         return sums
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
+    assert isinstance(stack, DTensor)
     placements = [Replicate() if placement.is_replicate() else Partial() for placement in stack.placements]
     return DTensor.from_local(sums, stack.device_mesh, placements, run_check=False).full_tensor()

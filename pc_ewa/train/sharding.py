@@ -77,7 +77,7 @@ def whole_state(state: State, world: World) -> State:
 
     gathered: State = tree_map(gather, state)
     if hasattr(state, "_metadata"):  # the versions of the modules, which torch keeps beside the weights
-        gathered._metadata = state._metadata
+        gathered._metadata = state._metadata  # type: ignore[attr-defined]
     return gathered
 
 
