@@ -20,6 +20,12 @@ from pc_ewa.train.sharding import check_sharding
 
 MakeExperiment = Callable[..., Experiment]
 
+
+def in_two_processes(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test of the fixture `runs`."""
+    return needs_sharding(pytest.mark.slow(test))
+
+
 # 20 of 21 samples are a batch: batch norms see 10 in each process, of which the noise of rounding is not magnified.
 TOY = ["train.batch_size=20", "train.steps=3", "train.eval_every=3", "train.save_every=1", "train.keep=3"]
 TOY += ["ewa.schedule=constant", "ewa.init=independent", "train.clip_grad=1"]
@@ -94,13 +100,13 @@ def check_tensors(actual: dict[str, Tensor], expected: dict[str, Tensor], atol: 
         torch.testing.assert_close(actual[key], value, rtol=1e-3, atol=atol, msg=lambda text, key=key: f"{key}: {text}")
 
 
-@needs_sharding
+@in_two_processes
 @pytest.mark.parametrize("name", ["", "gated ", "bert "])
 def test_shares_train_what_whole_models_train(runs: Path, name: str) -> None:
     assert_alike(runs / f"{name}fsdp", runs / f"{name}ddp")
 
 
-@needs_sharding
+@in_two_processes
 def test_the_first_step_is_that_of_one_process(runs: Path, experiment: MakeExperiment, tmp_path: Path) -> None:
     """Gradients, their clipped norm and the averaging of experts, before rounding grows."""
     run(experiment("train.accumulate=2", *TOY))
@@ -114,20 +120,20 @@ def test_the_first_step_is_that_of_one_process(runs: Path, experiment: MakeExper
     assert records(runs / "fsdp")[spread] == pytest.approx(records(tmp_path / "run")[spread], rel=1e-4)
 
 
-@needs_sharding
+@in_two_processes
 def test_a_killed_run_in_shares_ends_as_if_nothing_had_happened(runs: Path) -> None:
     one, two = content(runs / "fsdp to fsdp"), content(runs / "fsdp")
     for part in ("model", "optimizer"):
         assert_equal(one[part], two[part])
 
 
-@needs_sharding
+@in_two_processes
 @pytest.mark.parametrize("name", ["fsdp to ddp", "ddp to fsdp"])
 def test_a_run_goes_on_in_shares_or_whole(runs: Path, name: str) -> None:
     assert_alike(runs / name, runs / "ddp")
 
 
-@needs_sharding
+@in_two_processes
 def test_a_run_in_shares_goes_on_in_one_process(runs: Path, toy_config: Path) -> None:
     """Which sees whole batches in its norms, so that only the start is the same."""
     folder, seen = runs / "fsdp to alone", content(runs / "fsdp", 2)
@@ -139,7 +145,7 @@ def test_a_run_in_shares_goes_on_in_one_process(runs: Path, toy_config: Path) ->
     assert alone["processes"] == 1
 
 
-@needs_sharding
+@in_two_processes
 def test_merged_files_are_those_of_whole_models(runs: Path) -> None:
     for which in ("last", "best"):
         one, two = (content_of(runs / f"bert {name}/checkpoints/merged_{which}.pt") for name in ("fsdp", "ddp"))
