@@ -41,6 +41,32 @@ def add_config_overrides(parser: Parser, help: str = "change keys of the config,
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
+def add_what_files_lack(parser: Parser) -> None:
+    """Let a command take what checkpoints of others do not hold; `class_names` reads the second."""
+    parser.add_argument(
+        "--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one (official files)"
+    )
+    parser.add_argument("--class-names", metavar="FILE", help="a text file, one class a line, for those that name none")
+
+
+def class_names(options: argparse.Namespace) -> list[str] | None:
+    """Read the file of --class-names; None without it.
+
+    Raises:
+        ConfigError: a file that cannot be read, or that names no class.
+    """
+    if options.class_names is None:
+        return None
+    try:
+        with open(options.class_names, encoding="utf-8-sig") as file:
+            names = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--class-names {options.class_names}: {error}; give a text file, one class a line") from None
+    if not names:
+        raise ConfigError(f"--class-names {options.class_names} is empty; write one class a line")
+    return names
+
+
 def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None]], Callable[..., int]]:
     """Decorate the main function of a command; the result returns the exit code.
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc_ewa.cli.command import Parser, command
+from pc_ewa.cli.command import Parser, add_what_files_lack, class_names, command
 from pc_ewa.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def create_parser() -> Parser:
         "-o", "--output", metavar="FOLDER", help="segmenters: where the coloured PLY files go (default: parts)"
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read")
-    parser.add_argument("--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one")
+    add_what_files_lack(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: that of the run")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="clouds at once (default: 64)")
@@ -78,7 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     clouds, _ = as_inputs(options.inputs)
     check_outputs(options, [cloud.name for cloud in clouds])
-    model: Any = load_model(options.model, options.config, device=options.device, precision=options.precision)
+    model: Any = load_model(
+        options.model,
+        options.config,
+        class_names=class_names(options),
+        device=options.device,
+        precision=options.precision,
+    )
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)  # stdout has the table alone
     segments = model.task == "segment"
     if not segments and options.output is not None:
         raise ConfigError(f"-o {options.output} is for segmenters; --csv and --json take the classes")

@@ -38,7 +38,8 @@ def load_model(
             `save_pretrained` wrote; "owner/name" of the Hugging Face Hub; an official file of Point-MAE or Point-BERT,
             with `config`; or "furniture", which comes with the package.
         config: the experiment, a YAML file or the name of a bundled one, for files that hold none.
-        class_names: the classes, for files that do not name them; without them the dataset of the config is asked.
+        class_names: the classes, for files that do not name them; without them the dataset of the config is asked;
+            where its classes are published it need not be there.
         device: such as "cuda:1"; None for a GPU if there is one.
         precision: "bf16" for autocast; None for that of the run.
 
@@ -59,8 +60,7 @@ def load_model(
         raise ConfigError(f"precision={precision!r}; choose from {', '.join(get_args(Precision))}")
     place = find(source)
     if place.is_dir():
-        if config is not None or class_names is not None:
-            raise ConfigError(f"config and class_names are for files without them; {place} has its own {CONFIG}")
+        refuse_for_folder(place, config, class_names)
         model = read_folder(place)
     else:
         model = _of_checkpoint(place, config, class_names)
@@ -112,6 +112,12 @@ def find(source: str | Path) -> Path:
     )
 
 
+def refuse_for_folder(folder: Path, config: str | None, class_names: Sequence[str] | None) -> None:
+    """Raise ConfigError where a saved folder, which knows both, is told either."""
+    if config is not None or class_names is not None:
+        raise ConfigError(f"config and class_names are for files without them; {folder} has its own {CONFIG}")
+
+
 def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | None) -> PointModel:
     restored = restore(path, config, class_names=class_names)
     model: Any = restored.model
@@ -125,7 +131,7 @@ def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | 
     model.class_names = tuple(restored.class_names) or None
     parts_of = restored.clouds.get("parts_of") or _published_parts(restored.class_names)
     model.parts_of = checked_parts(path, parts_of, model)
-    model.training_record = _record(restored, path)
+    model.training_record, model.notes = _record(restored, path), tuple(restored.notes)
     return model
 
 

@@ -65,6 +65,7 @@ class PointModel(nn.Module):
         precision: "fp32", or "bf16" to predict in autocast.
         built_as: its name in MODELS and all arguments, as `create_model` got them.
         training_record: the config, data, metrics and licence of the run that it comes from, as far as they are known.
+        notes: what a user should know of the file that it was loaded from, a line each.
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
@@ -78,6 +79,7 @@ class PointModel(nn.Module):
     precision: Literal["fp32", "bf16"] = "fp32"
     built_as: Mapping[str, Any] | None = None
     training_record: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def predict(self, inputs: Any, **options: Any) -> Any:
         """Classify or segment clouds, files or folders of any size; see `pc_ewa.inference.predict`."""

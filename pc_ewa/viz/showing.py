@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def scene_of(what: Any, shapes: int | Sequence[int] | Tensor = 0, view: str | No
     if isinstance(what, str | Path):
         return cloud([Path(what)], **options)
     if isinstance(what, Clouds):
-        chosen = [int(shapes)] if isinstance(shapes, Integral) else [int(i) for i in shapes]
+        chosen = [int(shapes)] if isinstance(shapes, int | np.integer) else [int(i) for i in shapes]
         return _clouds(what, chosen)
     if isinstance(what, nn.Module):
         return _model(what, shapes, view, options)

@@ -90,9 +90,27 @@ def test_official_files_take_a_config_and_names(trained: Any, toy_config: Path, 
         pc_ewa.load_model(path, config=str(config))
     model = pc_ewa.load_model(path, config=str(config), class_names=["x", "y", "z"])
     assert model.class_names == ("x", "y", "z")
+    for names in (["x", "y"], list("wxyz")):
+        with pytest.raises(CheckpointError, match=r"official\.pth"):
+            pc_ewa.load_model(path, config=str(config), class_names=names)
     assert model.predict(torch.rand(60, 3)).label in "xyz"
     with pytest.raises(CheckpointError, match="--config"):
         pc_ewa.load_model(path)
+
+
+@pytest.mark.parametrize(("dataset", "stored"), [("modelnet40", 8192), ("scanobjectnn", 2048), ("modelnet10", 8192)])
+def test_official_files_need_no_dataset_whose_classes_are_published(dataset: str, stored: int, tmp_path: Path) -> None:
+    names = DATASETS[dataset].published.class_names
+    sizes = ", ".join(f"{key}: {SMALL[key]}" for key in SIZES)
+    config = tmp_path / "small.yaml"
+    data = f"{{name: {dataset}, num_points: 32, root: {tmp_path}}}"
+    config.write_text(f"data: {data}\nmodel: {{name: point_mae_classifier, {sizes}}}\n")
+    for head in (len(names), 40):  # the official files of ScanObjectNN have 40 outputs
+        torch.save(small("point_mae_classifier", num_classes=head).state_dict(), tmp_path / "weights.pth")
+        model = pc_ewa.load_model(tmp_path / "weights.pth", str(config))
+        assert model.class_names == names
+        assert model.preprocessing == Preprocessing(32, stored, up_axis="y")
+        assert len(model.notes) == (head > len(names))
 
 
 def test_a_segmenter_labels_as_it_is_measured(tiny: Any) -> None:
@@ -128,7 +146,8 @@ def test_an_official_segmenter_knows_the_published_parts(tmp_path: Path) -> None
         f"data: {{name: shapenetpart, num_points: 32}}\nmodel: {{name: point_mae_segmenter, depth: 3, {sizes}}}\n"
     )
     parts = DATASETS["shapenetpart"].parts
-    model = pc_ewa.load_model(tmp_path / "p.pth", str(config), class_names=[*parts])
+    model = pc_ewa.load_model(tmp_path / "p.pth", str(config))
+    assert model.class_names == tuple(parts)
     assert model.parts_of == tuple(map(tuple, parts.values()))
     found = model.predict(torch.rand(40, 3), category=[*parts][1])
     assert set(found.parts.tolist()) <= set(model.parts_of[1])
