@@ -41,6 +41,7 @@ class Accuracy:
         confusion: (classes, classes) counts: true class, predicted class.
         class_names: name of every class; without them classes are called by their positions.
         votes: more than 1 is a mean over so many draws of each cloud, and is labelled "voted" everywhere.
+        right: (samples,) booleans, which samples in the order of the dataset are classified correctly; None if unknown.
 
     Raises:
         ValueError: names that are not one for each class.
@@ -49,6 +50,7 @@ class Accuracy:
     confusion: Tensor
     class_names: tuple[str, ...] = ()
     votes: int = 1
+    right: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -181,14 +183,18 @@ def evaluate_classifier(
     device = device or next(model.parameters()).device
     classes = clouds.num_classes
     confusion, finite = torch.zeros(classes, classes, dtype=torch.int64, device=device), Finite(device)
+    right = torch.zeros(len(clouds), dtype=torch.uint8, device=device)
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             logits = finite.seen(predict(batch) if predict else model(batch.points))
             if logits.shape[1] != classes:
                 raise ValueError(f"the model has {logits.shape[1]} classes, {clouds.name} has {classes}")
-            cells = batch.labels * classes + logits.float().argmax(1)
+            predicted = logits.float().argmax(1)
+            right[batch.indices.start : batch.indices.stop] = predicted == batch.labels
+            cells = batch.labels * classes + predicted
             confusion += torch.bincount(cells, minlength=confusion.numel()).view_as(confusion)
     finite.check(model, clouds)
     if dist.is_initialized():
         dist.all_reduce(confusion)
-    return Accuracy(confusion.cpu(), clouds.class_names)
+        dist.all_reduce(right)  # each cloud was seen by one process
+    return Accuracy(confusion.cpu(), clouds.class_names, right=right.bool().cpu())

@@ -164,7 +164,7 @@ def _train_step(
     train = experiment.train
     rate = setup.learning_rate(step)
     for group in setup.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     metrics: dict[str, Tensor] = {}
     for part in range(train.accumulate):
         slot = world.rank * train.accumulate + part
