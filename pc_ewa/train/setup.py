@@ -150,14 +150,14 @@ def place(model: nn.Module, experiment: Experiment, world: World) -> str:
     Raises:
         ConfigError: a model that these processes cannot shard.
     """
-    if experiment.train.sharding == "none":
+    if experiment.train.sharding == "none" or world.size == 1:
         model.to(world.device)
-        return ""
+        return "" if experiment.train.sharding == "none" else ", whole: one process has no other to shard with"
     check_sharding(model, world)
-    if not dist.is_initialized():  # one process, or the check of a run of more
+    if dist.is_initialized():
+        shard(model, world)
+    else:  # the check of a run of several processes, by one
         model.to(world.device)
-        return ", sharded (FSDP2)" if world.size > 1 else ", whole: one process has no other to shard with"
-    shard(model, world)
     return ", sharded (FSDP2)"
 
 

@@ -68,7 +68,7 @@ def test_training_is_one_graph_that_is_compiled_once(kind: str, partition: str, 
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
-def test_batches_of_other_sizes_compile_twice_more_at_most(graphs: list) -> None:
+def test_batches_of_ever_other_sizes_do_not_compile_ever_again(graphs: list) -> None:
     """Once for sizes that the experts divide, once for those that they do not; all further ones are either."""
     model, x = upcycled("llama")
     compiled = compile_whole(model[:1], graphs)

@@ -159,13 +159,18 @@ def content_of(path: Path) -> dict[str, Tensor]:
     return weights
 
 
+@needs_sharding
 def test_experts_that_the_processes_do_not_divide_are_refused(experiment: MakeExperiment) -> None:
     made = experiment("train.sharding=fsdp", "train.batch_size=15")
     with pytest.raises(
         ConfigError, match=r"^train.sharding=fsdp over 5 processes: they divide no axis of .*fc1.weight \(2, 64, 16\)"
     ):
         check(made, processes=5)
-    assert "nothing was trained" in check(made.model_copy(update={"output": made.output + "2"}), processes=1)
+
+
+def test_one_process_trains_the_whole_model(experiment: MakeExperiment, tmp_path: Path) -> None:
+    run(experiment("train.sharding=fsdp", "train.steps=1"))
+    assert "on 1 x cpu, whole" in (tmp_path / "run" / "log.txt").read_text()
 
 
 def test_a_torch_that_cannot_shard_on_the_cpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
