@@ -1,6 +1,5 @@
 """A whole run, beginning to end: prepare, train, merge the experts, evaluate, report; into one run folder."""
 
-import copy
 import platform
 import sys
 import time
@@ -17,7 +16,7 @@ from pc_ewa.data.digest import short
 from pc_ewa.errors import CheckpointError
 from pc_ewa.eval import Accuracy, Score
 from pc_ewa.eval.right import pack_right
-from pc_ewa.ewa import expert_layers, has_gate
+from pc_ewa.ewa import expert_layers, has_gate, whole_copy
 from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.checkpoints.read import read_weights
 from pc_ewa.text import printable
@@ -135,7 +134,7 @@ class _Run:
                 self.folder.copy_merged("last", "best")
             summary |= {f"{name}_best": value for name, value in last.items()}
         elif progress.best_step is not None:
-            model = copy.deepcopy(setup.model)
+            model = whole_copy(setup.model)
             # A checkpoint of a run with averaged weights holds these, if there were any by then.
             model.load_state_dict(read_weights(self.folder.checkpoints.best))
             best = self._measure(model, "best")

@@ -17,8 +17,9 @@ from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.models.checkpoints.write import save_atomically
 from pc_ewa.yaml_config import parse_yaml
 
-# Keys of a config that may change when a run resumes: they do not touch what is computed, and a folder may be moved.
-_FREE = ("wandb", "output")
+# Keys of a config that may change when a run resumes: they do not touch what is computed, checkpoints are whole however
+# a model was sharded, and a folder may be moved.
+_FREE = ("wandb", "output", "train.sharding")
 # Keys of summaries and results that earlier versions wrote under other names.
 _RENAMED = {
     "headline": "main_metric",
