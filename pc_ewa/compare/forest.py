@@ -48,8 +48,8 @@ def forest_rows(experiments: Sequence[Results], default: str = "ewa") -> list[Ro
             if (name == shown or own) and found and found.low is not None and found.high is not None:
                 variants = results["variants"]
                 label = f"{variants[name]['title']}, against {variants[reference(results, name)]['title']}"
-                points = (100 * value for value in (found.mean, found.low, found.high))
-                rows.append(Row(results["title"], label, *points, found.seeds, _color(finding(results, name))))
+                mean, low, high = (100 * value for value in (found.mean, found.low, found.high))
+                rows.append(Row(results["title"], label, mean, low, high, found.seeds, _color(finding(results, name))))
     return rows
 
 
@@ -79,7 +79,7 @@ def draw_forest(rows: Sequence[Row], file: IO[bytes], effect: float = 0.5) -> No
         y = len(rows) - 1 - place
         axis.plot([row.low, row.high], [y, y], color=row.color, linewidth=3, solid_capstyle="butt")
         axis.plot(row.mean, y, "o", color=row.color, markersize=9)
-        texts = {"size": 11, "transform": axis.get_yaxis_transform(), "va": "center"}
+        texts: dict[str, Any] = {"size": 11, "transform": axis.get_yaxis_transform(), "va": "center"}
         axis.text(-0.02, y + 0.17, _literal(row.experiment), ha="right", weight="bold", **texts)
         axis.text(-0.02, y - 0.2, _literal(row.label), ha="right", **texts)
         numbers = f"{row.mean:+.1f} ({row.low:+.1f} to {row.high:+.1f})"

@@ -173,14 +173,18 @@ def _compared(
             entry["difference"] = {state: found._asdict() for state, found in found_differences(results, name).items()}
     tested = [_tested(by_seed) for by_seed in summaries.values()]
     first = next((s for by_seed in summaries.values() for s in by_seed.values()), {})
+    total = max((count for count in tested if count), default=None)
     own = [s.get("test_standard_error_merged") for s in summaries.get(baseline, {}).values()]
     errors = [error for error in own if error is not None]
     return {
         "main_metric": metric.key,
         "higher_is_better": metric.higher_is_better,
-        "test_samples": max((count for count in tested if count), default=None),
+        "test_samples": total,
         "val_samples": first.get("val_samples"),
-        "standard_error": statistics.fmean(errors) if errors else None,
+        # Of all folds of a seed together, where there are any.
+        "standard_error": statistics.fmean(errors) * (first["test_samples"] / total) ** 0.5
+        if errors and total
+        else None,
         **results,
     }
 
