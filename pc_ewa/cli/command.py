@@ -5,7 +5,9 @@ from __future__ import annotations  # as in package.py
 import argparse
 import errno
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pc_ewa.errors import ConfigError, exit_on_error
@@ -65,6 +67,26 @@ def class_names(options: argparse.Namespace) -> list[str] | None:
     if not names:
         raise ConfigError(f"--class-names {options.class_names} is empty; write one class a line")
     return names
+
+
+def refuse_overwriting(written: Mapping[str, str | Path | None], read: Iterable[str | Path | None]) -> None:
+    """Refuse to write over a file that is read, or two outputs into one file.
+
+    Args:
+        written: where each option writes, None for nowhere.
+        read: every file that is read.
+
+    Raises:
+        ConfigError: a place that is among both, or named twice.
+    """
+    options: dict[str, str] = {}
+    for option, place in written.items():
+        if place is not None and options.setdefault(os.path.realpath(place), option) != option:
+            first = options[os.path.realpath(place)]
+            raise ConfigError(f"{first} and {option} are both {place}; choose another for one of them")
+    for name in read:
+        if name is not None and (option := options.get(os.path.realpath(name), "")):
+            raise ConfigError(f"{option}: {name} is one of the files to read; choose another place for what is written")
 
 
 def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None]], Callable[..., int]]:

@@ -1,5 +1,6 @@
 """A trained model by the name of whatever holds it: a checkpoint, a run, a saved folder, a repository of the Hub."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -21,6 +22,8 @@ Precision = Literal["fp32", "bf16"]
 
 # Where a run or its data lay on one machine, and what another may do otherwise.
 _NOT_RECORDED = ("output", "device", "init_from", "tokenizer", "wandb")
+# Endings of files, whose names are never asked of the Hub; "owner/vit-1.5" is.
+_FILES = (".pt", ".pth", ".safetensors", ".onnx", ".pt2", ".h5", ".yaml", ".json", ".bin", ".ckpt", ".pkl", ".zip")
 
 
 def load_model(
@@ -80,10 +83,10 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, device: 
     Raises:
         CheckpointError: nothing there, files that are damaged, or that do not fit each other.
     """
-    path = Path(source).expanduser()
-    if path.exists() and not (path / CONFIG).is_file():
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path) and not os.path.isfile(path / CONFIG):
         raise CheckpointError(f"{path} has no {CONFIG}, so save_pretrained did not write it; load_model reads the rest")
-    place = download(str(source), revision) if revision is not None and not path.exists() else find(source)
+    place = download(str(source), revision) if revision is not None and not os.path.exists(path) else find(source)
     return read_folder(place).to(choose_device(device or "auto"))
 
 
@@ -93,18 +96,19 @@ def find(source: str | Path) -> Path:
     Raises:
         CheckpointError: nothing there.
     """
-    path, name = Path(source).expanduser(), str(source)
-    if path.is_file() or (path / CONFIG).is_file():
+    # os.path takes every name; pathlib raises where one is too long, or begins with the "~" of nobody.
+    path, name = Path(os.path.expanduser(source)), str(source)
+    if os.path.isfile(path) or os.path.isfile(path / CONFIG):
         return path
     run = RunFolder(path)
     for checkpoint in (run.merged("last"), run.checkpoints.last):
-        if checkpoint.is_file():
+        if os.path.isfile(checkpoint):
             return checkpoint
     if name in bundled_models():  # a folder of that name may hold the scans
         return bundled_models()[name]
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"{path} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix not in _FILES:
         return download(name)
     raise CheckpointError(
         f"{name} is not a file or a folder; give a checkpoint, a run folder, a folder of save_pretrained, owner/name "

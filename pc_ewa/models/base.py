@@ -12,6 +12,7 @@ from torch import nn
 from pc_ewa.errors import ConfigError
 
 _UP_AXES = ("x", "y", "z")
+_MOST_POINTS = 1 << 24  # of a cloud: a file that asks for more is damaged, and no memory holds it
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,20 @@ class Preprocessing:
             unknown = value is None and name == "stored_points"
             if not unknown and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigError(f"{name}={value!r}; give a whole number of at least {least}")
+            if not unknown and value > _MOST_POINTS:
+                raise ConfigError(f"{name}={value}; allowed are at most {_MOST_POINTS} points")
         if not isinstance(self.normalize, bool):
             raise ConfigError(f"normalize={self.normalize!r}; choose true or false")
         if self.sampling not in ("farthest", "random"):
             raise ConfigError(f"sampling={self.sampling!r}; choose from farthest, random")
         if self.up_axis not in (None, *_UP_AXES):
             raise ConfigError(f"up_axis={self.up_axis!r}; choose from {', '.join(_UP_AXES)}")
+
+
+def least_points(model: nn.Module) -> int:
+    """Return the number of points below which a model has not enough for its patches and levels."""
+    sizes: list[int] = [model.num_groups, model.group_size, *getattr(model, "levels", ())]  # type: ignore[list-item]
+    return max(sizes)
 
 
 class PointModel(nn.Module):

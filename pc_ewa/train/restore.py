@@ -11,7 +11,7 @@ from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.data import DATASETS
 from pc_ewa.errors import CheckpointError
 from pc_ewa.models import create_model
-from pc_ewa.models.checkpoints.bounds import no_larger_than
+from pc_ewa.models.checkpoints.bounds import no_larger_than, refuse_depth
 from pc_ewa.models.checkpoints.keys import COUNTER, fit_head, rename_keys
 from pc_ewa.models.checkpoints.read import check_finite, read_content
 from pc_ewa.streams import stream
@@ -51,7 +51,7 @@ def restore(
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
-    _check_depth(path, experiment, len(content["base_model"]))
+    refuse_depth(experiment.model.arguments, len(content["base_model"]), path)
     with no_larger_than(content["base_model"].values(), path):
         restored = _untrained(experiment, content, class_names)
     model = restored.model
@@ -126,13 +126,6 @@ def _published(experiment: Experiment) -> tuple[Sequence[str] | None, dict[str, 
     if dataset.parts:
         about["parts_of"] = [[*dataset.parts[name]] for name in published.class_names]
     return published.class_names, about
-
-
-def _check_depth(path: str | Path, experiment: Experiment, tensors: int) -> None:
-    """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer."""
-    for key, value in experiment.model.arguments.items():
-        if key.endswith("depth") and isinstance(value, int) and value > tensors:
-            raise CheckpointError(f"{path} does not fit model.{key}={value} of its config: it has {tensors} tensors")
 
 
 def _model_in(content: dict[str, Any]) -> object:

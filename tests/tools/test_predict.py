@@ -183,12 +183,28 @@ def test_nothing_that_is_read_is_written_over(tool: Tool, model: Path, tmp_path:
     for arguments in (
         [scan, "--csv", scan],
         [scan, "--csv", "a.out", "--json", "./a.out"],
+        [scan, "--csv", "a.svg", "--picture", "./a.svg"],
+        [scan, "--json", model / "config.json"],
         [tmp_path, "--category", "cube", "-o", tmp_path / "parts"],
         [tmp_path, "--csv", tmp_path / "out.csv"],
     ):
         result = tool("predict", model, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert scan.read_bytes() == CLOUDS["plain.xyz"]
+    for name in ("a.npy", "a.npy.ply"):
+        (tmp_path / name).write_bytes(npy(POINTS) if name == "a.npy" else MESHES["ascii.ply"])
+    both = [tmp_path / "a.npy", tmp_path / "a.npy.ply", "--category", "cube", "-o", tmp_path]
+    assert "a.npy.ply is one of the files to read" in tool("predict", model, *both).err
+    weights = tmp_path / "weights.pt"
+    weights.write_text("mine")
+    for command in (
+        ["predict", weights, scan, "--csv"],
+        ["evaluate", weights, "--json"],
+        ["evaluate", weights, "--errors"],
+    ):
+        assert "weights.pt is one of the files to read" in tool(*command, weights).err
+    assert "--json and --errors" in tool("evaluate", weights, "--errors", "e.csv", "--json", "e.csv").err
+    assert weights.read_text() == "mine"
 
 
 def test_an_empty_folder_and_an_odd_name(tool: Tool, model: Path, tmp_path: Path) -> None:
