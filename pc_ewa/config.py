@@ -14,7 +14,8 @@ from pc_ewa.data import DATASETS
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS
-from pc_ewa.validation import arguments_of, check_arguments, choose, describe, refuse_switch
+from pc_ewa.trackers import TRACKERS
+from pc_ewa.validation import arguments_of, check_arguments, choose, describe, nearest, refuse_switch
 from pc_ewa.yaml_config import apply_overrides, check_size, read_yaml
 
 # Arguments of models that the data decides, and that are not for the config to say again.
@@ -136,13 +137,6 @@ class Train(_Section):
     keep: PositiveInt = 2  # newest checkpoints, besides best.pt
 
 
-class Wandb(_Section):
-    """Weights & Biases; "offline" needs no account and nothing leaves the machine until `wandb sync`."""
-
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "pc-ewa"
-
-
 class Probe(_Section):
     """A linear SVM on the frozen features while pre-training; it is logged, and never chooses a checkpoint."""
 
@@ -151,7 +145,12 @@ class Probe(_Section):
 
 
 class Experiment(_Section):
-    """Everything a run depends on; config.yaml in a run folder shows it with every default."""
+    """Everything a run depends on; config.yaml in a run folder shows it with every default.
+
+    It also takes a section for each of TRACKERS, which plays no part in what is computed; null switches one off.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     output: str  # the run folder
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -169,7 +168,12 @@ class Experiment(_Section):
     probe: Probe | None = None
     augment: Augment = Augment()
     train: Train = Train()
-    wandb: Wandb = Wandb()
+
+    @property
+    def trackers(self) -> dict[str, dict[str, Any]]:
+        """The sections of the trackers that are not switched off."""
+        sections = self.__pydantic_extra__ or {}
+        return {name: section for name, section in sections.items() if section is not None}
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Experiment":
@@ -206,10 +210,15 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 def resolve(content: dict[str, Any]) -> Experiment:
     """Check a config given as plain values, and fill in every default, those of model and dataset too."""
     check_size(content)
+    problems = []
     try:
         experiment = Experiment.model_validate(content)
     except pydantic.ValidationError as error:
-        raise ConfigError(describe(error, Experiment)) from None
+        problems.append(describe(error, Experiment))
+    known = [*Experiment.model_fields, *TRACKERS]
+    problems += [f"unknown key {str(key)!r}; {nearest(str(key), known)}" for key in content if key not in known]
+    if problems:
+        raise ConfigError("; ".join(problems))
     model = experiment.model
     model_class = choose("model.name", model.name, MODELS)
     defaults = getattr(model_class, "official_arguments", {}) if experiment.recipe == "official" else {}
@@ -225,6 +234,7 @@ def resolve(content: dict[str, Any]) -> Experiment:
             "data": _resolve_data(experiment.data, "data"),
             "ewa": experiment.ewa and _resolve_ewa(experiment.ewa),
             "probe": probe and probe.model_copy(update={"data": _resolve_data(probe.data, "probe.data")}),
+            **{name: _resolve_tracker(name, content) for name in TRACKERS},
         }
     )
 
@@ -259,6 +269,17 @@ def _resolve_ewa(ewa: Ewa) -> Ewa:
         except ValueError as error:  # the message begins with the argument
             raise ConfigError(f"ewa.{error}") from None
     return Ewa(**arguments)
+
+
+def _resolve_tracker(name: str, content: dict[str, Any]) -> dict[str, Any] | None:
+    """Check the section of a tracker, and fill in its defaults; None switches it off."""
+    tracker = TRACKERS[name]
+    section = content.get(name, {} if tracker.by_default else None)
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{name}={section!r}: should be a section of keys, {{}} for the defaults, or null for none")
+    return check_arguments(name, tracker, section, skip=["run"])
 
 
 def _resolve_data(data: Data, where: str) -> Data:

@@ -27,7 +27,7 @@ Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .js
 FOLDER/NAME.runs.jsonl as soon as it finishes, and what is in that file is not run again: sittings and machines add up.
 A run takes as many threads as there are cores for each job; OMP_NUM_THREADS=1 pins it to one.
 
-Of folders, those whose configs differ only in seed, output and wandb count as one setting:
+Of folders, those whose configs differ only in seed, output and trackers count as one setting:
   for seed in 0 1 2; do
     pc-ewa train quickstart seed=$seed output=runs/ewa_$seed
     pc-ewa train quickstart seed=$seed ewa=null output=runs/dense_$seed

@@ -17,12 +17,13 @@ from pc_ewa.compare.sweep import validation_scores, why_left_out
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval.metric import Metric
 from pc_ewa.files import read_json
+from pc_ewa.trackers import TRACKERS
 from pc_ewa.train.objectives import metric_of
 from pc_ewa.train.run_folder import RunFolder, with_current_keys
 
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
 _NEEDED = ("title", "main_metric", "higher_is_better", "baseline", "variants")
-_MAY_DIFFER = ("seed", "output", "wandb")  # between the runs of one setting
+_MAY_DIFFER = ("seed", "output", *TRACKERS)  # between the runs of one setting
 _ABSOLUTE = re.compile(r"(?<![\w.\-/])/(?:[^\s/:,;'\"\[\]]+/)+")
 
 Summary = Mapping[str, Any]  # of a finished run
@@ -90,7 +91,7 @@ def collect(
 def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
     """Put finished runs together as `collect` does, whoever started them; the first setting is the baseline.
 
-    Runs whose configs differ only in seed, output and wandb are one setting.
+    Runs whose configs differ only in seed, output and trackers are one setting.
 
     Raises:
         CheckpointError: a folder that holds no finished run, or a damaged one.

@@ -198,9 +198,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     for key in ("config", "data", "metrics"):  # what the card and `pc-ewa export` look into
         if not isinstance(part := (training or {}).get(key), dict | None):
             raise CheckpointError(f"{path} has training.{key} {str(part)[:60]}; expected a section")
-    if data := (training or {}).get("data"):
-        if not all(isinstance(data.get(key), str) for key in ("title", "licence")):
-            raise CheckpointError(f"{path} has training.data {str(data)[:60]}; expected a title and a licence")
+    data = (training or {}).get("data")
+    if data and not all(isinstance(data.get(key), str) for key in ("title", "licence")):
+        raise CheckpointError(f"{path} has training.data {str(data)[:60]}; expected a title and a licence")
     if content.get("format") != _FORMAT:
         found = content.get("format")
         raise CheckpointError(f"{path} has format {found!r}, and this version reads {_FORMAT}; update pc-ewa")

@@ -25,13 +25,14 @@ from pc_ewa.train.distributed import (
     parallel_model,
     sync_batchnorm_statistics,
 )
+from pc_ewa.train.meter import Meter, peak_memory
 from pc_ewa.train.objectives import with_balance
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.run_folder import Checkpoints
 from pc_ewa.train.setup import Setup
 from pc_ewa.train.sharding import load_model, load_optimizer, whole, whole_state
 from pc_ewa.train.signals import first_signal, stop_signals
-from pc_ewa.train.tracking import Meter, Tracker, peak_memory
+from pc_ewa.train.tracking import Tracker
 
 LOG_EVERY = 10  # optimizer steps
 

@@ -86,7 +86,10 @@ def test_the_runs_are_what_a_user_would_type(plan: Make, toy_config: Path) -> No
     )
     experiment = made.resolve(run)
     assert (experiment.seed, experiment.train.lr, experiment.train.steps) == (1, 0.01, 3)
-    assert (experiment.output, experiment.wandb.mode) == ("runs/compare/toys/ewa/lr_0.01/seed_1", "disabled")
+    assert (experiment.output, experiment.trackers["wandb"]["mode"]) == (
+        "runs/compare/toys/ewa/lr_0.01/seed_1",
+        "disabled",
+    )
 
 
 def test_without_a_sweep_there_is_no_folder_for_its_value(plan: Make) -> None:

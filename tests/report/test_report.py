@@ -219,12 +219,12 @@ def test_after_a_run_there_is_a_line_whatever_happens(
     monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: "page")
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
-    assert report_after(run) == f"report page: {run / 'report.html'}"
+    assert report_after(run) == (run / "report.html", f"report page: {run / 'report.html'}")
     assert (run / "report.html").read_text() == "page"
-    assert report_after(tmp_path / "none").startswith("no report page: ")
+    assert report_after(tmp_path / "none")[1].startswith("no report page: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: __import__("matplotlib"))
-    assert "matplotlib" in report_after(run)
+    assert "matplotlib" in report_after(run)[1]
 
 
 @pytest.mark.parametrize(
