@@ -51,6 +51,19 @@ class Data(_OpenSection):
     sampling: Literal["farthest", "random"] = "farthest"  # how they are cut; "random" is for pre-training
     normalize: bool = True  # centre and scale each cloud into the unit sphere
     val_fraction: Fraction = 0.1  # of each class, where there is no "val" split; 0: train on all, the last step counts
+    train_per_class: PositiveInt | None = None  # few shapes of each class: the same ones, whatever the run's seed
+    val_per_class: PositiveInt | None = None  # in place of val_fraction; these too are the same for every seed
+    cv_folds: Annotated[int, Field(ge=2)] | None = None  # cross-validation: train and test, dealt anew into as many
+    cv_fold: Annotated[int, Field(ge=0)] | None = None  # the one that is the test, from 0
+
+    @pydantic.model_validator(mode="after")
+    def _check_folds(self) -> "Data":
+        fold, folds = self.cv_fold, self.cv_folds
+        if (fold is None) != (folds is None):
+            raise ValueError(f"cv_folds={folds} with cv_fold={fold}; set both, as in cv_folds=5 cv_fold=0, or none")
+        if fold is not None and folds is not None and fold >= folds:
+            raise ValueError(f"cv_fold={fold} of cv_folds={folds}; choose 0 to {folds - 1}")
+        return self
 
 
 class Model(_OpenSection):
@@ -95,6 +108,13 @@ class Augment(_Section):
     jitter: NonNegativeFloat = 0.0  # standard deviation of the noise of each point
 
 
+class SlowFfn(_Section):
+    """A lower learning rate for some FFNs of a dense model, as if they were merged from experts (docs/theory.md)."""
+
+    factor: PositiveFloat  # of the learning rate
+    layers: str | list[int] = "every-2"  # as in the ewa section
+
+
 class Train(_Section):
     """The loop; the defaults are Point-MAE's fine-tuning recipe, with a validation part cut from train."""
 
@@ -103,12 +123,15 @@ class Train(_Section):
     batch_size: Annotated[int, Field(ge=2)] = 32  # shapes per optimizer step, over all processes
     accumulate: PositiveInt = 1  # parts of a process's batch, one after the other, to save memory
     lr: PositiveFloat = 5e-4
+    slow_ffn: SlowFfn | None = None  # of a dense model: FFNs whose learning rate is another
     min_lr: NonNegativeFloat = 1e-6  # where warm-up starts and the cosine ends
     warmup: Fraction = 1 / 30  # share of training
     weight_decay: NonNegativeFloat = 0.05
     clip_grad: PositiveFloat | None = 10.0  # norm; null leaves gradients as they are
     label_smoothing: Fraction = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
+    # Of several processes: each holds the whole model (DDP), or a share of it and of its optimizer (FSDP2).
+    sharding: Literal["none", "fsdp"] = "none"
     eval_every: PositiveInt = 1  # epochs from one validation to the next
     save_every: PositiveInt | None = None  # steps; null saves after each validation
     keep: PositiveInt = 2  # newest checkpoints, besides best.pt
@@ -160,6 +183,8 @@ class Experiment(_Section):
             )
         if self.train.min_lr > self.train.lr:
             raise ValueError(f"train.min_lr={self.train.min_lr} is above train.lr={self.train.lr}")
+        if self.train.slow_ffn and self.ewa:
+            raise ValueError("train.slow_ffn with ewa: it is for dense models; set one of them to null")
         if self.augment.scale and self.augment.scale[0] > self.augment.scale[1]:
             raise ValueError(f"augment.scale={list(self.augment.scale)}; give the smaller factor first")
         if self.recipe == "official" and self.train.steps:

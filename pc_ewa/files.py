@@ -21,6 +21,8 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         WriteError: the file cannot be written.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():  # a rename would put a file in its place
+        raise WriteError(f"cannot write {path}: it is a device or a pipe; choose a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _new_file(temporary) as file:

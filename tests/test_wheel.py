@@ -17,6 +17,7 @@ import pytest
 
 from pc_ewa import package
 
+pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parent.parent
 SOURCES = (
     *("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"),

@@ -8,4 +8,4 @@ setup requirements.txt requirements-dev.txt
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest -n auto --dist worksteal "$@"
+exec "$PYTHON" -m pytest -n auto --dist worksteal -m "slow or not slow" "$@"

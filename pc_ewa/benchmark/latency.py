@@ -2,20 +2,20 @@
 
 import datetime
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pc_ewa.benchmark.contest import PAUSE, Contender, Score, Verdict, compete
 from pc_ewa.benchmark.report import Table, Target, as_markdown, as_text, hardware, number
+from pc_ewa.benchmark.ways import EAGER, WAYS, Files, cannot_run
 from pc_ewa.eval.metric import ACCURACY, INSTANCE_MIOU
-from pc_ewa.export import OnnxModel, OpenVinoModel, export_onnx, openvino_precisions, quantize
+from pc_ewa.export import export_onnx, quantize
 from pc_ewa.export.check import TOLERANCE
 from pc_ewa.export.source import knowledge
 from pc_ewa.export.source import measure as measure_on
@@ -24,29 +24,8 @@ from pc_ewa.package import version_of
 from pc_ewa.progress import progress
 from pc_ewa.train.restore import Restored
 
-EAGER = "PyTorch, eager"
-OPENVINO, OPENVINO_BF16 = "OpenVINO", "OpenVINO, bf16"
 EXACT_TARGET, TARGET = 1.4, 2.3  # times as fast as eager at batch 1
 LOSS = 0.2  # points of accuracy that the fastest may lose
-
-
-class Files(NamedTuple):
-    """The exported files of a model."""
-
-    exact: Path
-    int8: Path
-
-
-# Each makes a model from the network, its files and a number of threads. The others are compared with the first.
-WAYS: dict[str, Callable[[nn.Module, Files, int], nn.Module]] = {
-    EAGER: lambda model, files, threads: model,
-    "PyTorch, eager, bf16": lambda model, files, threads: Autocast(model),
-    "PyTorch, compiled": lambda model, files, threads: compiled(model),
-    "onnxruntime": lambda model, files, threads: OnnxModel(files.exact, threads),
-    "onnxruntime, int8": lambda model, files, threads: OnnxModel(files.int8, threads),
-    OPENVINO: lambda model, files, threads: OpenVinoModel(files.exact, "f32", threads),
-    OPENVINO_BF16: lambda model, files, threads: OpenVinoModel(files.exact, "bf16", threads),
-}
 
 
 @dataclass
@@ -59,6 +38,7 @@ class Plan:
         batches: numbers of clouds in a call.
         ways: names in WAYS; those that cannot run here are left out.
         exported: the model as ONNX, if it was exported already.
+        samples: the metric is measured on as many test samples, spread evenly; None for all.
         pause: seconds before each timing.
     """
 
@@ -67,16 +47,28 @@ class Plan:
     batches: Sequence[int] = (1, 32)
     ways: Sequence[str] = tuple(WAYS)
     exported: Path | None = None
+    samples: int | None = None
     pause: float = PAUSE
 
 
 @dataclass
 class Latency:
-    """What was measured: scores by threads, batch and way; the metric on the test set by way, and its name."""
+    """What was measured.
+
+    Attributes:
+        title: of the table.
+        metric: its name.
+        quality: the metric by way.
+        model: how it was trained.
+        missing: the ways that could not run.
+        scores: by threads and batch, and by way.
+    """
 
     title: str
     metric: str
     quality: dict[str, float]
+    model: str
+    missing: set[str]
     scores: dict[tuple[int, int], dict[str, Score]] = field(default_factory=dict)
 
     def table(self) -> Table:
@@ -112,6 +104,10 @@ class Latency:
             found.append(Target(what, loss, LOSS, " points", at_most=True, detail=f" ({way})"))
         return found
 
+    def left_out(self) -> str:
+        """Name the ways that could not run."""
+        return f"Without {' and '.join(sorted(self.missing))}: not installed, or not on this CPU"
+
     def _fastest(self, scores: dict[str, Score], exact: bool) -> tuple[str, float]:
         """Return the fastest way, of those that are exact or of all, and how many times as fast as eager it is."""
         running = {way: score for way, score in scores.items() if not score.problem}
@@ -123,26 +119,6 @@ class Latency:
         verdicts = [scores[way].verdict for scores in self.scores.values()]
         worst = max((float(verdict.note) for verdict in verdicts if verdict), default=None)
         return "-" if worst is None else f"{worst:.0e}"
-
-
-class Autocast(nn.Module):
-    """A model in bf16 autocast, whose scores are float32."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *tensors: Tensor) -> Tensor:
-        """Call the model."""
-        with torch.autocast("cpu", torch.bfloat16):
-            return self.model(*tensors).float()
-
-
-def compiled(model: nn.Module) -> nn.Module:
-    """Compile anew: the number of threads is a part of what is generated."""
-    torch.compiler.reset()
-    result: nn.Module = torch.compile(model)  # type: ignore[assignment]
-    return result
 
 
 def measure(restored: Restored, plan: Plan | None = None) -> Latency:
@@ -158,17 +134,16 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     metric = ACCURACY if model.task == "classify" else INSTANCE_MIOU
     title = f"{type(model).__name__}, {parameters:.1f} M parameters, {count} points: ms a call (times as fast as eager)"
-    precisions, wanted = openvino_precisions(), {OPENVINO: "f32", OPENVINO_BF16: "bf16"}
-    missing = {way for way in plan.ways if way in wanted and wanted[way] not in precisions}
+    missing = cannot_run() & {*plan.ways}
     ways = [way for way in plan.ways if way not in missing]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         files = _files(restored, plan, Path(folder))
         with _threads(max(plan.threads)):
             quality = {}
             for way in progress(ways, "measuring on the test set"):
-                score = measure_on(restored, WAYS[way](model, files, max(plan.threads)), "test")
+                score = measure_on(restored, WAYS[way](model, files, max(plan.threads)), "test", plan.samples)
                 quality[way] = score.metrics()[metric.key]
-        found = Latency(title, f"test {metric.title}", quality)
+        found = Latency(title, f"test {metric.title}", quality, _about(restored, score.samples), missing)
         for threads in plan.threads:
             with _threads(threads):
                 models = {way: WAYS[way](model, files, threads) for way in ways}
@@ -176,11 +151,21 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
                     found.scores[threads, batch] = _race(model, models, batch, count, plan)
     print(hardware(torch.device("cpu")), "\n")
     if missing:
-        print(f"without {' and '.join(sorted(missing))}: not installed, or not on this CPU\n")
+        print(f"{found.left_out()}\n")
     print(as_text(found.table()))
     for target in found.targets():
         print(target.describe())
     return found
+
+
+def _about(restored: Restored, samples: int) -> str:
+    """Say in a line how the model was trained, and on how much it was measured."""
+    experiment = restored.experiment
+    ewa = f"EWA with {experiment.ewa.arguments['num_experts']} experts" if experiment.ewa else "dense"
+    unit, count = ("step", experiment.train.steps) if experiment.train.steps else ("epoch", experiment.train.epochs)
+    duration = f"{count} {unit}{'' if count == 1 else 's'}"
+    trained = f"{experiment.model.name}, {ewa}, trained for {duration} on {experiment.data.name}"
+    return f"{trained}; measured on {samples} test samples"
 
 
 def page(found: Latency, command: str, plan: Plan) -> str:
@@ -195,6 +180,8 @@ def page(found: Latency, command: str, plan: Plan) -> str:
             f"```bash\n{command}\n```",
             "",
             f"- Hardware: {hardware(torch.device('cpu'))}; {versions}",
+            f"- Model: {found.model}",
+            *([f"- {found.left_out()}"] if found.missing else []),
             f"- Medians over {plan.rounds} rounds (3 for what takes more than 2 s), in which all take turns; ratios",
             "  are medians over the rounds too. Grouping is a part of every call. A way is exact if its scores are",
             f"  those of eager PyTorch to {TOLERANCE:g}.",

@@ -38,7 +38,7 @@ steps take turns, so that a drift of the speed of the machine falls on both; the
     "latency": """\
 Exports a trained model, measures what it reaches on the test set of its dataset, and times calls of one cloud and of
 32: PyTorch eager, in bf16 and compiled; onnxruntime exact and in 8 bits; OpenVINO, if it is installed, exact and in
-bf16. All take turns; ratios are medians over the rounds. Stop other work first.""",
+bf16, if this CPU can. All take turns; ratios are medians over the rounds. Stop other work first.""",
     "ops": """\
 In each round every contender runs once, in an order that rotates; ratios are medians over the rounds. Libraries that
 are not installed are listed; requirements-peers.txt has them all. PC_EWA_OPS chooses our backend, OMP_NUM_THREADS the
@@ -70,6 +70,7 @@ def create_parser(what: str | None = None) -> Parser:
         parser.add_argument("--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one")
         parser.add_argument("--rounds", type=int, default=9, help="how often each contender runs (default: 9)")
         parser.add_argument("--threads", type=int, action="append", help="threads, repeatable (default: 1 and 2)")
+        parser.add_argument("--samples", type=int, help="measure on as many test samples, spread evenly (default: all)")
         parser.add_argument("--batch", type=int, action="append", help="clouds, repeatable (default: 1 and 32)")
         parser.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
     elif what == "ops":
@@ -120,7 +121,7 @@ def time_step(options: argparse.Namespace, _: str) -> None:
 def time_latency(options: argparse.Namespace, arguments: str) -> None:
     """Check the arguments, then export, measure and time."""
     check_page(options.save)
-    for name in ("rounds", "threads", "batch"):
+    for name in ("rounds", "threads", "batch", "samples"):
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number < 1:
@@ -130,7 +131,7 @@ def time_latency(options: argparse.Namespace, arguments: str) -> None:
 
     restored = load(options.checkpoint, options.config, [*options.overrides, "train.precision=fp32", "device=cpu"])
     restored.splits()  # a dataset that is missing is known before any work
-    plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32))
+    plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32), samples=options.samples)
     found = measure(restored, plan)
     if options.save:
         options.save.write_text(page(found, f"pc-ewa benchmark {arguments}", plan), encoding="utf-8")

@@ -5,7 +5,9 @@ from __future__ import annotations  # as in package.py
 import argparse
 import errno
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pc_ewa.errors import ConfigError, exit_on_error
@@ -39,6 +41,52 @@ def add_config_overrides(parser: Parser, help: str = "change keys of the config,
     """Let a command take `key=value` arguments, which may stand anywhere among the others."""
     # Without a default argparse says that key=value is missing when another argument is.
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
+
+
+def add_what_files_lack(parser: Parser) -> None:
+    """Let a command take what checkpoints of others do not hold; `class_names` reads the second."""
+    parser.add_argument(
+        "--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one (official files)"
+    )
+    parser.add_argument("--class-names", metavar="FILE", help="a text file, one class a line, for those that name none")
+
+
+def class_names(options: argparse.Namespace) -> list[str] | None:
+    """Read the file of --class-names; None without it.
+
+    Raises:
+        ConfigError: a file that cannot be read, or that names no class.
+    """
+    if options.class_names is None:
+        return None
+    try:
+        with open(options.class_names, encoding="utf-8-sig") as file:
+            names = [line.strip() for line in file if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--class-names {options.class_names}: {error}; give a text file, one class a line") from None
+    if not names:
+        raise ConfigError(f"--class-names {options.class_names} is empty; write one class a line")
+    return names
+
+
+def refuse_overwriting(written: Mapping[str, str | Path | None], read: Iterable[str | Path | None]) -> None:
+    """Refuse to write over a file that is read, or two outputs into one file.
+
+    Args:
+        written: where each option writes, None for nowhere.
+        read: every file that is read.
+
+    Raises:
+        ConfigError: a place that is among both, or named twice.
+    """
+    options: dict[str, str] = {}
+    for option, place in written.items():
+        if place is not None and options.setdefault(os.path.realpath(place), option) != option:
+            first = options[os.path.realpath(place)]
+            raise ConfigError(f"{first} and {option} are both {place}; choose another for one of them")
+    for name in read:
+        if name is not None and (option := options.get(os.path.realpath(name), "")):
+            raise ConfigError(f"{option}: {name} is one of the files to read; choose another place for what is written")
 
 
 def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None]], Callable[..., int]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc_ewa.cli.command import Parser, add_config_overrides, command
+from pc_ewa.cli.command import Parser, add_config_overrides, command, refuse_overwriting
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.files import read_json, write_text
 
@@ -114,6 +114,7 @@ def check(options: argparse.Namespace) -> None:
     for place in (options.json, options.errors):
         if place:
             check_place(Path(place))
+    refuse_overwriting({"--json": options.json, "--errors": options.errors}, [options.checkpoint, options.config])
 
 
 def restored_from(options: argparse.Namespace) -> Restored:

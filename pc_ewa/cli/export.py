@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pc_ewa.cli.command import Parser, add_config_overrides, command
+from pc_ewa.cli.command import Parser, add_config_overrides, add_what_files_lack, class_names, command
 from pc_ewa.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ def create_parser() -> Parser:
         help="measure the file on this split of the run's dataset (default: test with --int8, else none)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    parser.add_argument(
-        "--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one (official files)"
-    )
+    add_what_files_lack(parser)
     return parser
 
 
@@ -63,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check(options, output)
     from pc_ewa.export.source import load
 
-    restored = load(options.checkpoint, options.config, options.overrides)
+    restored = load(options.checkpoint, options.config, options.overrides, class_names(options))
     for note in restored.notes:
         print(f"note: {note}")
     split = options.split or ("test" if options.int8 else "none")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pc_ewa.cli.command import Parser, add_config_overrides, command
+from pc_ewa.cli.command import Parser, add_config_overrides, add_what_files_lack, class_names, command
 from pc_ewa.errors import CheckpointError
 
 DESCRIPTION = """\
@@ -42,9 +42,7 @@ def create_parser() -> Parser:
         "when given, a checkpoint without mixtures is converted",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
-    parser.add_argument(
-        "--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one (official files)"
-    )
+    add_what_files_lack(parser)
     parser.add_argument(
         "--split", choices=("train", "val", "test"), help="also measure on this split of its dataset, before and after"
     )
@@ -84,7 +82,7 @@ def merge(options: argparse.Namespace, output: Path, written: Format) -> None:
     """Merge and write, and print what came out."""
     from pc_ewa.train.restore import restore
 
-    restored = restore(options.checkpoint, options.config, options.overrides)
+    restored = restore(options.checkpoint, options.config, options.overrides, class_names(options))
     params, mixtures = restored.num_parameters, restored.mixtures
     if not mixtures and not options.format:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pc_ewa.cli.command import Parser, command
+from pc_ewa.cli.command import Parser, add_what_files_lack, class_names, command, refuse_overwriting
 from pc_ewa.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def create_parser() -> Parser:
         "-o", "--output", metavar="FOLDER", help="segmenters: where the coloured PLY files go (default: parts)"
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read")
-    parser.add_argument("--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one")
+    add_what_files_lack(parser)
     parser.add_argument("--device", help="such as cpu or cuda:1 (default: a GPU if there is one)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="default: that of the run")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="clouds at once (default: 64)")
@@ -78,14 +78,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     clouds, _ = as_inputs(options.inputs)
     check_outputs(options, [cloud.name for cloud in clouds])
-    model: Any = load_model(options.model, options.config, device=options.device, precision=options.precision)
+    model: Any = load_model(
+        options.model,
+        options.config,
+        class_names=class_names(options),
+        device=options.device,
+        precision=options.precision,
+    )
+    for note in model.notes:
+        print(f"note: {note}", file=sys.stderr)  # stdout has the table alone
     segments = model.task == "segment"
     if not segments and options.output is not None:
         raise ConfigError(f"-o {options.output} is for segmenters; --csv and --json take the classes")
     skipped: list[tuple[Input, DataError]] = []
     found = predicted(model, clouds, options, None if options.strict else lambda *bad: skipped.append(bad))
     if segments:
-        rows, records = describe_parts(found, Path(options.output or PARTS))
+        rows, records = describe_parts(found, [cloud.name for cloud in clouds], Path(options.output or PARTS))
     else:
         rows, records = describe_classes(found, options.top)
     write(records, options)
@@ -119,11 +127,12 @@ def check(options: argparse.Namespace) -> None:
 
 def check_outputs(options: argparse.Namespace, names: Sequence[str]) -> None:
     """Refuse to write over a file that is read, or where the next call would read it."""
-    files = [os.path.realpath(path) for path in (options.csv, options.json) if path is not None]
-    if len(set(files)) < len(files):
-        raise ConfigError(f"--csv and --json are both {options.csv}; choose another for one of them")
-    for name in {os.path.realpath(name) for name in names} & set(files):
-        raise ConfigError(f"{name} is one of the files to read; choose another place for what is written")
+    written: dict[str, str | Path | None] = {f"--{name}": getattr(options, name) for name in ("csv", "json", "picture")}
+    if options.category is not None or options.output is not None:
+        for name in dict.fromkeys(names):
+            written[f"-o for {name}"] = parts_path(name, names, Path(options.output or PARTS))
+    saved = [Path(options.model, name) for name in ("config.json", "model.safetensors")]
+    refuse_overwriting(written, [options.model, *saved, options.config, options.class_names, *names])
     places = {} if options.csv is None else {"--csv": options.csv}  # a table with that ending is read as a cloud
     if options.output is not None or options.category is not None:
         places["-o"] = options.output or PARTS
@@ -161,17 +170,22 @@ def _record(name: str, label: str, probability: float, every: dict[str, float]) 
     return {"file": name, "class": label, "probability": probability, "probabilities": every}
 
 
-def describe_parts(found: Sequence[PartPrediction], folder: Path) -> tuple[list[list[str]], list[dict[str, Any]]]:
+def parts_path(name: str, names: Sequence[str], folder: Path) -> Path:
+    """Return where the parts of a file go: the place in `folder` that it has below what all files lie in."""
+    root = os.path.commonpath([os.path.dirname(os.path.abspath(other)) for other in names])
+    place = folder / Path(os.path.abspath(name)).relative_to(root)
+    return place.with_name(f"{place.name}.ply")
+
+
+def describe_parts(
+    found: Sequence[PartPrediction], names: Sequence[str], folder: Path
+) -> tuple[list[list[str]], list[dict[str, Any]]]:
     """Write a coloured file for each cloud; return the rows of the table, and everything for CSV and JSON."""
     from pc_ewa.inference.parts_file import write_parts
 
     rows, records = [], []
-    root = (
-        Path(os.path.commonpath([os.path.dirname(os.path.abspath(item.name)) for item in found])) if found else folder
-    )
     for prediction in found:
-        place = folder / Path(os.path.abspath(prediction.name)).relative_to(root)
-        path = place.with_name(f"{place.name}.ply")
+        path = parts_path(prediction.name, names, folder)
         write_parts(prediction, path)
         counts = dict(sorted(Counter(prediction.parts.tolist()).items()))
         rows.append([prediction.name, *(f"part {part}: {count}" for part, count in counts.items()), f"-> {path}"])

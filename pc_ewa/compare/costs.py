@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pc_ewa.compare.machine import hardware
 from pc_ewa.compare.plan import Plan, Run
-from pc_ewa.compare.results import hardware
 from pc_ewa.config import Experiment
 from pc_ewa.trackers import TRACKERS
 from pc_ewa.train.distributed import World, join_world

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pc_ewa.data.clouds import Clouds
+from pc_ewa.data.clouds import Clouds, UpAxis
 from pc_ewa.data.source import Source
 from pc_ewa.errors import DataError
 from pc_ewa.validation import check_arguments
@@ -33,6 +33,20 @@ class Archive(NamedTuple):
     digests: tuple[str, ...] = ()
 
 
+class Published(NamedTuple):
+    """The clouds that the weights of others were trained on: their files hold weights alone.
+
+    Attributes:
+        class_names: in the order of the labels.
+        num_points: of each stored cloud, from which those of the model are taken.
+        up_axis: the axis that points up.
+    """
+
+    class_names: tuple[str, ...]
+    num_points: int
+    up_axis: UpAxis = "y"
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Everything there is to know of a dataset.
@@ -51,6 +65,7 @@ class Dataset:
         drawn_from: the dataset that this one is drawn from where it has no files of its own.
         own_files: True for a format of the user's own files, which no listing has.
         parts: for part segmentation, the labels of the parts of each class, where they are published.
+        published: what models that were published on it know; None where there are none, or where it varies.
     """
 
     name: str
@@ -65,6 +80,7 @@ class Dataset:
     drawn_from: str | None = None
     own_files: bool = False
     parts: Mapping[str, range] = field(default_factory=dict)
+    published: Published | None = None
 
     def __post_init__(self) -> None:
         """Refuse an archive without a digest: `unpack` relies on its having been checked."""

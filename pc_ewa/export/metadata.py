@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from pc_ewa.errors import ConfigError
-from pc_ewa.export.trace import least_points
 from pc_ewa.models import MODELS
+from pc_ewa.models.base import least_points
 from pc_ewa.package import version
 
 

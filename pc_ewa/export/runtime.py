@@ -50,8 +50,8 @@ class OnnxModel(nn.Module):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the file says of itself, see `pc_ewa.export.metadata`."""
-        return {key: json.loads(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
+        """What the file says of itself, see `pc_ewa.export.metadata`; of files of others, text."""
+        return {key: _plain(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Map clouds (B, N, 3), and categories (B,) for a segmenter, to scores."""
@@ -123,6 +123,13 @@ class ProgramModel(nn.Module):
     def forward(self, *tensors: Tensor) -> Tensor:
         """Map clouds (B, N, 3), and categories (B,) for a segmenter, to scores."""
         return self._run(*tensors)
+
+
+def _plain(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def array(tensor: Tensor) -> NDArray[Any]:

@@ -1,5 +1,6 @@
 """From whatever holds a trained model to what is exported, and to the data that it is measured on."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +13,19 @@ from pc_ewa.config import DECIDED_BY_DATA, resolve
 from pc_ewa.data import own_files
 from pc_ewa.errors import ConfigError, Error
 from pc_ewa.eval import Score
-from pc_ewa.inference.load import find, load_model
+from pc_ewa.inference.load import find, load_model, refuse_for_folder
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.restore import Restored, Split, restore
+from pc_ewa.train.splits import Splits
 from pc_ewa.yaml_config import apply_overrides
 
 
-def load(source: str | Path, config: str | None = None, overrides: list[str] | None = None) -> Restored:
+def load(
+    source: str | Path,
+    config: str | None = None,
+    overrides: list[str] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Restored:
     """Load what `pc_ewa.load_model` takes, with the experiment; mixtures of experts are not merged.
 
     Raises:
@@ -26,7 +33,11 @@ def load(source: str | Path, config: str | None = None, overrides: list[str] | N
         ConfigError: a config or override that is wrong.
     """
     place = find(source)
-    restored = _of_folder(place, overrides or []) if place.is_dir() else restore(place, config, overrides)
+    if place.is_dir():
+        refuse_for_folder(place, config, class_names)
+        restored = _of_folder(place, overrides or [])
+    else:
+        restored = restore(place, config, overrides, class_names)
     if not restored.clouds and restored.experiment.data.name != own_files.NAME:
         with suppress(Error):  # a file of an earlier version: the data knows, if it is still there
             restored.ask_data()
@@ -40,15 +51,26 @@ def knowledge(restored: Restored) -> dict[str, Any]:
     return {"class_names": restored.class_names, "preprocessing": asdict(restored.preprocessing)}
 
 
-def measure(restored: Restored, exported: nn.Module, split: Split) -> Score:
+def measure(restored: Restored, exported: nn.Module, split: Split, samples: int | None = None) -> Score:
     """Measure an exported model on a split of the dataset that the run was trained on.
+
+    Args:
+        restored: the run's model.
+        exported: the exported one.
+        split: of the dataset.
+        samples: of the split, spread evenly over it; None for all.
 
     Raises:
         DataError: the dataset is missing.
         CheckpointError: it does not fit the model.
     """
     objective = create_objective(restored.experiment)
-    return objective.evaluate(exported, restored.splits(), split, torch.device("cpu"))
+    splits = restored.splits()
+    if samples is not None:
+        clouds = splits.named(split)
+        kept = clouds.select(torch.arange(min(samples, len(clouds))) * len(clouds) // min(samples, len(clouds)))
+        splits = Splits(**(splits._asdict() | {split: kept}))
+    return objective.evaluate(exported, splits, split, torch.device("cpu"))
 
 
 def _of_folder(folder: Path, overrides: list[str]) -> Restored:

@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.ewa import expert_layers, has_gate
 from pc_ewa.export.lowering import Lowering
+from pc_ewa.models.base import least_points
 from pc_ewa.package import version_of
 
 TASKS = ("classify", "segment")
@@ -42,12 +43,6 @@ def ready(model: nn.Module) -> nn.Module:
         does = f"is made to {task}" if task else "is not a model of pc_ewa"
         raise ConfigError(f"{type(model).__name__} {does}; export takes classifiers and segmenters")
     return copy.deepcopy(model).to("cpu", torch.float32).eval()
-
-
-def least_points(model: nn.Module) -> int:
-    """Return the number of points below which a model has not enough for its patches and levels."""
-    sizes: list[int] = [model.num_groups, model.group_size, *getattr(model, "levels", ())]  # type: ignore[list-item]
-    return max(sizes)
 
 
 def inputs(model: nn.Module, points: Tensor) -> tuple[Tensor, ...]:

@@ -16,8 +16,9 @@ from pc_ewa.eval import Score
 from pc_ewa.export.check import KINDS, TOLERANCE, largest_difference
 from pc_ewa.export.metadata import describe
 from pc_ewa.export.runtime import DESCRIPTION, OnnxModel, OpenVinoModel, ProgramModel
-from pc_ewa.export.trace import exporting, input_names, least_points, output_name, quiet, ready, trace
+from pc_ewa.export.trace import exporting, input_names, output_name, quiet, ready, trace
 from pc_ewa.files import write_whole
+from pc_ewa.models.base import least_points
 from pc_ewa.package import missing_package, version_of
 
 ENDINGS = (".onnx", ".pt2")
@@ -157,17 +158,20 @@ def quantize(
 
     Returns:
         The two scores, None without `measure`.
+
+    Raises:
+        CheckpointError: a source that onnxruntime cannot load.
     """
     path = check_path(path, ".onnx")
     _need_onnx()
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    metadata = OnnxModel(source).metadata | {"int8": True}  # first: it says in one line what is not ONNX
     with tempfile.TemporaryDirectory() as folder, quiet():
         small = Path(folder) / "small.onnx"
         quantize_dynamic(source, small, weight_type=QuantType.QInt8, op_types_to_quantize=_QUANTIZED)
         proto = onnx.load(small)
-    metadata = OnnxModel(source).metadata | {"int8": True}
     scores = None
     if measure:
         scores = Quantized(measure(OnnxModel(source)), measure(OnnxModel(proto.SerializeToString())))

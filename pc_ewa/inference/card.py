@@ -1,6 +1,7 @@
 """The model card of a saved folder: what a person wants to know before using a model."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ def model_card(about: Mapping[str, Any], name: str, notes: str = "") -> str:
     training = about.get("training") or {}
     sections = [
         _header(training.get("licence")),
-        f"# {name}",
+        f"# {' '.join(name.split())}",
         _what(about),
         _code(name),
         _listed("Classes", about.get("class_names") or []),
@@ -51,12 +52,12 @@ def _code(name: str) -> str:
 ```python
 import pc_ewa
 
-model = pc_ewa.load_model("{name}")
+model = pc_ewa.load_model({json.dumps(name, ensure_ascii=False)})
 prediction = model.predict("chair.ply")  # or an array (points, 3), a list, a folder
 print(prediction.label, prediction.top(3))
 ```
 
-or `pc-ewa predict {name} chair.ply`."""
+or `pc-ewa predict {shlex.quote(name)} chair.ply`."""
 
 
 def _listed(title: str, names: list[str]) -> str:
@@ -64,12 +65,13 @@ def _listed(title: str, names: list[str]) -> str:
 
 
 def _rows(title: str, values: Mapping[str, Any]) -> str:
-    rows = "\n".join(f"| {key} | {_cell(value)} |" for key, value in values.items())
+    rows = "\n".join(f"| {_cell(key)} | {_cell(value)} |" for key, value in values.items())
     return f"## {title}\n\n| | |\n|---|---|\n{rows}" if rows else ""
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "unknown" if value is None else str(value)
+    text = f"{value:.4g}" if isinstance(value, float) else "unknown" if value is None else str(value)
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -55,10 +55,10 @@ def as_inputs(inputs: Any) -> tuple[list[Input], bool]:
         DataError: another thing, a path that leads nowhere, or a folder without files of a known kind.
     """
     if isinstance(inputs, str | os.PathLike):
-        path = Path(os.fspath(inputs)).expanduser()
-        return (_of_folder(path), False) if path.is_dir() else ([_of_file(path)], True)
+        path = Path(os.path.expanduser(inputs))
+        return (_of_folder(path), False) if os.path.isdir(path) else ([_of_file(path)], True)
     if isinstance(inputs, Tensor | np.ndarray):
-        array = inputs.detach().cpu().numpy() if isinstance(inputs, Tensor) else inputs
+        array = _numbers(inputs) if isinstance(inputs, Tensor) else inputs
         if array.ndim == 3:
             return [_of_array(points, f"cloud {i}") for i, points in enumerate(array)], False
         return [_of_array(array, "cloud")], True
@@ -133,12 +133,22 @@ def _of_folder(folder: Path) -> list[Input]:
 
 
 def _of_file(path: Path) -> Input:
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib raises where a name is too long
         raise DataError(f"{path} is not a file or a folder; check the path")
     if path.suffix.lower() not in EXTENSIONS:
         raise DataError(f"{path} is of an unknown kind; known are {' '.join(EXTENSIONS)}")
     # Bytes that are not UTF-8 come as surrogates, which can be neither printed nor written.
     return Input(str(path).encode("utf-8", "replace").decode(), partial(read_shape, path))
+
+
+def _numbers(points: Tensor) -> NDArray[Any]:
+    """Return a tensor as an array; numpy knows no bfloat16 or float8."""
+    try:
+        points = points.detach().cpu()
+        return (points.double() if points.is_floating_point() else points).numpy()
+    except (TypeError, NotImplementedError, RuntimeError):
+        kind = f"{points.dtype} {points.layout} tensor on {points.device}".replace("torch.", "")
+        raise DataError(f"a {kind} has no coordinates to read; give a dense one of numbers") from None
 
 
 def _of_array(array: NDArray[Any], name: str) -> Input:
@@ -148,6 +158,8 @@ def _of_array(array: NDArray[Any], name: str) -> Input:
 def _shape_of_array(array: NDArray[Any], name: str) -> Shape:
     if array.ndim != 2 or array.shape[1] != 3 or array.dtype.kind not in "fiu":
         raise DataError(f"{name} is {array.shape} {array.dtype}; give x, y and z of each point: (points, 3) numbers")
+    if np.ma.is_masked(array):
+        raise DataError(f"{name} has masked coordinates; give the points that are left: np.ma.compress_rows(points)")
     if len(array) == 0:
         raise DataError(f"{name} has no points")
     points = array.astype(np.float64)

@@ -1,7 +1,10 @@
 """A trained model as a folder: config.json, model.safetensors with the official keys, README.md for people."""
 
 import json
+import os
+from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from pc_ewa.files import read_json, write_text, write_whole
 from pc_ewa.inference.card import model_card
 from pc_ewa.models import create_model
 from pc_ewa.models.base import PointModel, Preprocessing
-from pc_ewa.models.checkpoints.bounds import no_larger_than
+from pc_ewa.models.checkpoints.bounds import no_larger_than, refuse_depth
 from pc_ewa.models.checkpoints.read import check_finite, read_weights
 from pc_ewa.package import version
 from pc_ewa.validation import check_arguments
@@ -48,7 +51,9 @@ def save_pretrained(
         The folder.
 
     Raises:
-        CheckpointError: a model with experts, or one that was not built by `create_model`.
+        CheckpointError: a model with experts, one that was not built by `create_model`, or one that could not be loaded
+            again: weights that are not finite, names that are not one for each class.
+        ConfigError: metrics that JSON cannot hold.
         WriteError: a folder that cannot be written.
 
     Example:
@@ -59,18 +64,24 @@ def save_pretrained(
     """
     from safetensors.torch import save
 
+    model, folder = getattr(model, "_orig_mod", model), Path(os.path.expanduser(folder))  # of torch.compile
     _check_plain(model)
-    about, folder = _about(model, metrics, licence), Path(folder)
+    about = _about(model, metrics, licence)
+    check_names("the model", model, about["class_names"])
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    check_finite(weights, "the model")
     content = save(weights, {"format": "pt"})
+    config, card = _texts(about, repo or folder.resolve().name, notes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror}; choose another folder") from None
-    # The config comes last: a folder without it is not one of ours, whatever a crash left.
+    # The config goes first and comes last: a folder without it is not one of ours, whatever a crash left.
+    with suppress(OSError):  # writing says why
+        (folder / CONFIG).unlink(missing_ok=True)
     write_whole(folder / WEIGHTS, lambda file: file.write(content))
-    write_text(folder / CARD, model_card(about, repo or folder.name, notes))
-    write_text(folder / CONFIG, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_text(folder / CARD, card)
+    write_text(folder / CONFIG, config)
     return folder
 
 
@@ -83,6 +94,7 @@ def read_folder(folder: Path) -> PointModel:
     about = _read_config(folder / CONFIG)
     built_as, names, weights = dict(about["model"]), about.get("class_names"), read_weights(folder / WEIGHTS)
     check_finite(weights, folder / WEIGHTS)
+    refuse_depth(built_as, len(weights), folder / CONFIG)
     try:
         with no_larger_than(weights.values(), folder / CONFIG):
             model: Any = create_model(str(built_as.pop("name", None)), **built_as)
@@ -140,6 +152,8 @@ def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -
     if licence is not None:
         record = {**(record or {}), "licence": licence}
     names, preprocessing = getattr(model, "class_names", None), getattr(model, "preprocessing", None)
+    if not isinstance(preprocessing, Preprocessing | None):
+        raise ConfigError(f"model.preprocessing is a {type(preprocessing).__name__}; set a Preprocessing")
     return {
         "format": _FORMAT,
         "pc_ewa": version(),
@@ -153,6 +167,21 @@ def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -
     }
 
 
+def _texts(about: Mapping[str, Any], name: str, notes: str) -> tuple[str, str]:
+    """Write config.json and the card; numbers of numpy and torch become plain ones.
+
+    Raises:
+        ConfigError: values of another kind.
+    """
+    try:
+        text = json.dumps(about, indent=2, ensure_ascii=False, default=lambda value: value.item())
+        card = model_card(json.loads(text), name, notes)
+        (text + card).encode()  # before anything is replaced: text may hold what UTF-8 cannot
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{CONFIG} cannot hold this: {error}; give metrics that are numbers or text") from None
+    return text + "\n", card
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
@@ -164,6 +193,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no section model: pc_ewa.save_pretrained did not write it")
     if not isinstance(content.get("preprocessing"), dict | None):
         raise CheckpointError(f"{path} has preprocessing {str(content['preprocessing'])[:60]}; expected a section")
+    if not isinstance(training := content.get("training"), dict | None):
+        raise CheckpointError(f"{path} has training {str(training)[:60]}; expected a section")
+    for key in ("config", "data", "metrics"):  # what the card and `pc-ewa export` look into
+        if not isinstance(part := (training or {}).get(key), dict | None):
+            raise CheckpointError(f"{path} has training.{key} {str(part)[:60]}; expected a section")
+    data = (training or {}).get("data")
+    if data and not all(isinstance(data.get(key), str) for key in ("title", "licence")):
+        raise CheckpointError(f"{path} has training.data {str(data)[:60]}; expected a title and a licence")
     if content.get("format") != _FORMAT:
         found = content.get("format")
         raise CheckpointError(f"{path} has format {found!r}, and this version reads {_FORMAT}; update pc-ewa")
@@ -172,7 +209,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     return content
 
 
-def check_names(path: Path, model: Any, names: Any) -> None:
+def check_names(path: str | Path, model: Any, names: Any) -> None:
     """Refuse class names that are not one for each class of a model.
 
     Raises:
@@ -185,3 +222,5 @@ def check_names(path: Path, model: Any, names: Any) -> None:
     count = model.built_as.get(_COUNTS.get(getattr(model, "task", ""), ""), len(names))
     if count != len(names):
         raise CheckpointError(f"{path} has {len(names)} class_names for {count} classes")
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise CheckpointError(f"{path} names {twice[0]!r} twice among its classes; give each a name of its own")

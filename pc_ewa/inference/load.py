@@ -1,5 +1,6 @@
 """A trained model by the name of whatever holds it: a checkpoint, a run, a saved folder, a repository of the Hub."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -22,6 +23,8 @@ Precision = Literal["fp32", "bf16"]
 
 # Where a run or its data lay on one machine, and what another may do otherwise.
 _NOT_RECORDED = ("output", "device", "init_from", "tokenizer", *TRACKERS)
+# Endings of files, whose names are never asked of the Hub; "owner/vit-1.5" is.
+_FILES = (".pt", ".pth", ".safetensors", ".onnx", ".pt2", ".h5", ".yaml", ".json", ".bin", ".ckpt", ".pkl", ".zip")
 
 
 def load_model(
@@ -39,7 +42,8 @@ def load_model(
             `save_pretrained` wrote; "owner/name" of the Hugging Face Hub; an official file of Point-MAE or Point-BERT,
             with `config`; or "furniture", which comes with the package.
         config: the experiment, a YAML file or the name of a bundled one, for files that hold none.
-        class_names: the classes, for files that do not name them; without them the dataset of the config is asked.
+        class_names: the classes, for files that do not name them; without them the dataset of the config is asked;
+            where its classes are published it need not be there.
         device: such as "cuda:1"; None for a GPU if there is one.
         precision: "bf16" for autocast; None for that of the run.
 
@@ -60,8 +64,7 @@ def load_model(
         raise ConfigError(f"precision={precision!r}; choose from {', '.join(get_args(Precision))}")
     place = find(source)
     if place.is_dir():
-        if config is not None or class_names is not None:
-            raise ConfigError(f"config and class_names are for files without them; {place} has its own {CONFIG}")
+        refuse_for_folder(place, config, class_names)
         model = read_folder(place)
     else:
         model = _of_checkpoint(place, config, class_names)
@@ -81,10 +84,10 @@ def from_pretrained(source: str | Path, *, revision: str | None = None, device: 
     Raises:
         CheckpointError: nothing there, files that are damaged, or that do not fit each other.
     """
-    path = Path(source).expanduser()
-    if path.exists() and not (path / CONFIG).is_file():
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path) and not os.path.isfile(path / CONFIG):
         raise CheckpointError(f"{path} has no {CONFIG}, so save_pretrained did not write it; load_model reads the rest")
-    place = download(str(source), revision) if revision is not None and not path.exists() else find(source)
+    place = download(str(source), revision) if revision is not None and not os.path.exists(path) else find(source)
     return read_folder(place).to(choose_device(device or "auto"))
 
 
@@ -94,23 +97,30 @@ def find(source: str | Path) -> Path:
     Raises:
         CheckpointError: nothing there.
     """
-    path, name = Path(source).expanduser(), str(source)
-    if path.is_file() or (path / CONFIG).is_file():
+    # os.path takes every name; pathlib raises where one is too long, or begins with the "~" of nobody.
+    path, name = Path(os.path.expanduser(source)), str(source)
+    if os.path.isfile(path) or os.path.isfile(path / CONFIG):
         return path
     run = RunFolder(path)
     for checkpoint in (run.merged("last"), run.checkpoints.last):
-        if checkpoint.is_file():
+        if os.path.isfile(checkpoint):
             return checkpoint
     if name in bundled_models():  # a folder of that name may hold the scans
         return bundled_models()[name]
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"{path} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not path.suffix:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix not in _FILES:
         return download(name)
     raise CheckpointError(
         f"{name} is not a file or a folder; give a checkpoint, a run folder, a folder of save_pretrained, owner/name "
         f"of the Hub, or {', '.join(bundled_models())}"
     )
+
+
+def refuse_for_folder(folder: Path, config: str | None, class_names: Sequence[str] | None) -> None:
+    """Raise ConfigError where a saved folder, which knows both, is told either."""
+    if config is not None or class_names is not None:
+        raise ConfigError(f"config and class_names are for files without them; {folder} has its own {CONFIG}")
 
 
 def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | None) -> PointModel:
@@ -126,7 +136,7 @@ def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | 
     model.class_names = tuple(restored.class_names) or None
     parts_of = restored.clouds.get("parts_of") or _published_parts(restored.class_names)
     model.parts_of = checked_parts(path, parts_of, model)
-    model.training_record = _record(restored, path)
+    model.training_record, model.notes = _record(restored, path), tuple(restored.notes)
     return model
 
 

@@ -14,7 +14,7 @@ from pc_ewa.eval import EvalSettings
 from pc_ewa.eval.batches import evaluation_mode
 from pc_ewa.eval.segmentation import predict_parts
 from pc_ewa.inference.clouds import Input, Presented, as_inputs, check_up, present
-from pc_ewa.models.base import Preprocessing
+from pc_ewa.models.base import Preprocessing, least_points
 from pc_ewa.validation import nearest
 
 OnError = Callable[[Input, DataError], None]
@@ -50,7 +50,13 @@ class Prediction:
         return float(self.probabilities.max())
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
-        """Return the names of the `count` most probable classes and their probabilities, the highest first."""
+        """Return the names of the `count` most probable classes and their probabilities, the highest first.
+
+        Raises:
+            ConfigError: a count below 0.
+        """
+        if not isinstance(count, int) or count < 0:
+            raise ConfigError(f"top({count!r}); give a whole number of classes")
         values, index = self.probabilities.topk(min(count, len(self.class_names)))
         return [(self.class_names[i], value) for i, value in zip(index.tolist(), values.tolist(), strict=True)]
 
@@ -133,8 +139,8 @@ def predict_each(
     """
     preprocessing = check_ready(model)
     check_up(up, preprocessing)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size={batch_size}; give 1 or more")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size!r}; give a whole number of 1 or more")
     label = _category(model, category)
     for begin in range(0, len(clouds), batch_size):
         batch = []
@@ -164,6 +170,13 @@ def check_ready(model: nn.Module) -> Preprocessing:
             f"this {name} does not know its classes or how clouds were presented to it; load a trained one with "
             "pc_ewa.load_model, or set model.class_names and model.preprocessing"
         )
+    if not isinstance(preprocessing, Preprocessing):
+        raise ConfigError(f"model.preprocessing is a {type(preprocessing).__name__}; set a Preprocessing")
+    if preprocessing.num_points < (least := least_points(model)):
+        raise ConfigError(f"preprocessing.num_points={preprocessing.num_points}; this {name} needs at least {least}")
+    dtype = next(model.parameters()).dtype
+    if dtype != torch.float32:  # autocast needs such weights too
+        raise ConfigError(f'the weights of this {name} are {dtype}; use model.float(), with model.precision = "bf16"')
     return preprocessing
 
 
@@ -200,6 +213,8 @@ def _forward(
     if not scores.isfinite().all():  # the largest of such numbers is the first: answers would look sound
         raise OutputError(f"{type(model).__name__} puts out NaN or inf; look at its weights, or use precision=fp32")
     if label is None:
+        if len(model.class_names) != scores.shape[1]:
+            raise ConfigError(f"{len(model.class_names)} class_names for {scores.shape[1]} classes; set one for each")
         yield from (Prediction(cloud.name, row, model.class_names) for cloud, row in zip(batch, scores, strict=True))
         return
     for cloud, row in zip(batch, parts, strict=True):

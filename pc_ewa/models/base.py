@@ -12,6 +12,7 @@ from torch import nn
 from pc_ewa.errors import ConfigError
 
 _UP_AXES = ("x", "y", "z")
+_MOST_POINTS = 1 << 24  # of a cloud: a file that asks for more is damaged, and no memory holds it
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,20 @@ class Preprocessing:
             unknown = value is None and name == "stored_points"
             if not unknown and (not isinstance(value, int) or isinstance(value, bool) or value < least):
                 raise ConfigError(f"{name}={value!r}; give a whole number of at least {least}")
+            if not unknown and value > _MOST_POINTS:
+                raise ConfigError(f"{name}={value}; allowed are at most {_MOST_POINTS} points")
         if not isinstance(self.normalize, bool):
             raise ConfigError(f"normalize={self.normalize!r}; choose true or false")
         if self.sampling not in ("farthest", "random"):
             raise ConfigError(f"sampling={self.sampling!r}; choose from farthest, random")
         if self.up_axis not in (None, *_UP_AXES):
             raise ConfigError(f"up_axis={self.up_axis!r}; choose from {', '.join(_UP_AXES)}")
+
+
+def least_points(model: nn.Module) -> int:
+    """Return the number of points below which a model has not enough for its patches and levels."""
+    sizes: list[int] = [model.num_groups, model.group_size, *getattr(model, "levels", ())]  # type: ignore[list-item]
+    return max(sizes)
 
 
 class PointModel(nn.Module):
@@ -65,6 +74,7 @@ class PointModel(nn.Module):
         precision: "fp32", or "bf16" to predict in autocast.
         built_as: its name in MODELS and all arguments, as `create_model` got them.
         training_record: the config, data, metrics and licence of the run that it comes from, as far as they are known.
+        notes: what a user should know of the file that it was loaded from, a line each.
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
@@ -78,6 +88,7 @@ class PointModel(nn.Module):
     precision: Literal["fp32", "bf16"] = "fp32"
     built_as: Mapping[str, Any] | None = None
     training_record: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
 
     def predict(self, inputs: Any, **options: Any) -> Any:
         """Classify or segment clouds, files or folders of any size; see `pc_ewa.inference.predict`."""

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from pc_ewa.config import Experiment, load_experiment, resolve
+from pc_ewa.data import DATASETS
 from pc_ewa.errors import CheckpointError
 from pc_ewa.models import create_model
-from pc_ewa.models.checkpoints.bounds import no_larger_than
+from pc_ewa.models.checkpoints.bounds import no_larger_than, refuse_depth
 from pc_ewa.models.checkpoints.keys import COUNTER, fit_head, rename_keys
 from pc_ewa.models.checkpoints.read import check_finite, read_content
 from pc_ewa.streams import stream
@@ -36,7 +37,8 @@ def restore(
         path: the checkpoint.
         config: YAML file, for checkpoints that hold no config of ours.
         overrides: `key=value`, such as "data.root=/data".
-        class_names: the classes, for checkpoints that do not name them; without them the dataset is asked.
+        class_names: the classes, for checkpoints that do not name them; without them the dataset is asked, which need
+            not be there if its classes are published.
 
     Raises:
         CheckpointError: a file that is missing, damaged, without a config, or of another architecture.
@@ -49,7 +51,7 @@ def restore(
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
-    _check_depth(path, experiment, len(content["base_model"]))
+    refuse_depth(experiment.model.arguments, len(content["base_model"]), path)
     with no_larger_than(content["base_model"].values(), path):
         restored = _untrained(experiment, content, class_names)
     model = restored.model
@@ -67,6 +69,8 @@ def restore(
     except RuntimeError as error:
         reason = textwrap.shorten(str(error).split(":", 1)[-1], 200, placeholder=" ...")
         raise CheckpointError(f"{path} does not fit {experiment.model.name} as configured: {reason}") from None
+    if note and class_names is not None:
+        raise CheckpointError(f"{path} has more classes than the {len(class_names)} that were named; name them all")
     if note:
         restored.notes.append(note)
     if "averaged_models" in content and experiment.average:
@@ -90,6 +94,8 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
             raise CheckpointError(f"the checkpoint's {key} is a {type(value).__name__}, not a {kind.__name__}: damaged")
     if not all(isinstance(text, str) for text in [*(decided or {}), *(names or [])]):
         raise CheckpointError("the checkpoint's class_names or model_arguments are not named by text: damaged")
+    if class_names is None and names is None:
+        class_names, clouds = _published(experiment)
     if class_names is not None:
         argument = {"classify": "num_classes", "segment": "num_categories"}.get(str(experiment.task))
         decided, names = {argument: len(class_names)} if argument else {}, list(class_names)
@@ -109,11 +115,17 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
     return Restored(experiment, list(names), decided, model, clouds or {})
 
 
-def _check_depth(path: str | Path, experiment: Experiment, tensors: int) -> None:
-    """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer."""
-    for key, value in experiment.model.arguments.items():
-        if key.endswith("depth") and isinstance(value, int) and value > tensors:
-            raise CheckpointError(f"{path} does not fit model.{key}={value} of its config: it has {tensors} tensors")
+def _published(experiment: Experiment) -> tuple[Sequence[str] | None, dict[str, Any] | None]:
+    """Return the classes and what `Objective.about` says, where the experiment's dataset publishes both."""
+    dataset = DATASETS[experiment.data.name]
+    published = dataset.published
+    if published is None or isinstance(create_objective(experiment), Pretrain):
+        return None, None
+    num_points = experiment.data.arguments.get("stored_points", published.num_points)
+    about: dict[str, Any] = {"num_points": num_points, "up_axis": published.up_axis}
+    if dataset.parts:
+        about["parts_of"] = [[*dataset.parts[name]] for name in published.class_names]
+    return published.class_names, about
 
 
 def _model_in(content: dict[str, Any]) -> object:

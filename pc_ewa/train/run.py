@@ -1,6 +1,5 @@
 """A whole run, beginning to end: prepare, train, merge the experts, evaluate, report; into one run folder."""
 
-import copy
 import platform
 import sys
 import time
@@ -13,9 +12,11 @@ from torch import nn
 
 from pc_ewa.config import Experiment
 from pc_ewa.data import Clouds
+from pc_ewa.data.digest import short
 from pc_ewa.errors import CheckpointError
-from pc_ewa.eval import Score
-from pc_ewa.ewa import expert_layers, has_gate
+from pc_ewa.eval import Accuracy, Score
+from pc_ewa.eval.right import pack_right
+from pc_ewa.ewa import expert_layers, has_gate, whole_copy
 from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.checkpoints.read import read_weights
 from pc_ewa.text import printable
@@ -146,7 +147,7 @@ class _Run:
                 self.folder.copy_merged("last", "best")
             summary |= {f"{name}_best": value for name, value in last.items()}
         elif progress.best_step is not None:
-            model = copy.deepcopy(setup.model)
+            model = whole_copy(setup.model)
             # A checkpoint of a run with averaged weights holds these, if there were any by then.
             model.load_state_dict(read_weights(self.folder.checkpoints.best))
             best = self._measure(model, "best")
@@ -163,6 +164,7 @@ class _Run:
             "seed": experiment.seed,
             "steps": progress.step,
             "best_step": progress.best_step,
+            "data": short(self.setup.data),
             "val_samples": len(splits.val) if splits.val else 0,
             "val_is_cut_from_train": splits.val_is_cut,
             f"val_{metric}": progress.last_val,
@@ -178,7 +180,7 @@ class _Run:
             "peak_memory": progress.peak_memory,
         }
 
-    def _measure(self, model: nn.Module, which: Literal["last", "best"]) -> dict[str, float]:
+    def _measure(self, model: nn.Module, which: Literal["last", "best"]) -> dict[str, Any]:
         """Measure a state before and after merging, and write the merged model; one with gates is measured once."""
         unmerged = None
         if not has_gate(model.eval()):
@@ -190,8 +192,11 @@ class _Run:
                 names = list(setup.splits.train.class_names)
                 save_merged(merged_model, self.experiment, names, setup.model_arguments, setup.clouds, path)
         merged = self._on_test(merged_model)
-        metrics = {f"test_{name}_unmerged": value for name, value in (unmerged or merged).metrics().items()}
+        first = (unmerged or merged).metrics()
+        metrics: dict[str, Any] = {f"test_{name}_unmerged": value for name, value in first.items()}
         metrics |= {f"test_{name}_merged": value for name, value in merged.metrics().items()}
+        if isinstance(merged, Accuracy) and merged.right is not None:
+            metrics["test_right_merged"] = pack_right(merged.right)
         return metrics | self._svm(merged_model)
 
     def _svm(self, model: nn.Module) -> dict[str, float]:

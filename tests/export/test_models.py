@@ -45,6 +45,7 @@ def hundred_clouds(model: nn.Module, seed: int = 1) -> dict[str, list[torch.Tens
     return clouds
 
 
+@pytest.mark.slow
 def test_onnx_is_the_model_on_a_hundred_clouds(tmp_path: Path) -> None:
     """A segmenter; the tests of the tool export a classifier."""
     model = trained("point_mae_segmenter").train()
@@ -87,6 +88,14 @@ def test_pt2_is_the_model_and_has_no_op_of_ours(
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert "while_loop" in targets
     assert not [target for target in targets if "pc_ewa" in target]
+
+
+@pytest.mark.slow
+def test_a_segmenter_of_point_bert_is_exported_too(tmp_path: Path) -> None:
+    model = trained("point_bert_segmenter")
+    assert max(export(model, tmp_path / "a.pt2", preprocessing=PREPROCESSING).values()) < 1e-6
+    for clouds in hundred_clouds(ready(model)).values():
+        assert largest_difference(ready(model), ProgramModel(tmp_path / "a.pt2"), clouds) < 1e-6
 
 
 def test_only_what_is_right_is_written(

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -25,6 +26,8 @@ from pc_ewa.train import run
 from pc_ewa.train.restore import restore
 
 SIZES: dict[str, Any] = {"dim": 12, "depth": 2, "num_heads": 3, "num_groups": 4, "group_size": 4, "encoder_width": 8}
+
+MODEL: dict[str, Any] = {"name": "point_mae_classifier", "num_classes": 3, **SIZES}
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -90,9 +93,27 @@ def test_official_files_take_a_config_and_names(trained: Any, toy_config: Path, 
         pc_ewa.load_model(path, config=str(config))
     model = pc_ewa.load_model(path, config=str(config), class_names=["x", "y", "z"])
     assert model.class_names == ("x", "y", "z")
+    for names in (["x", "y"], list("wxyz")):
+        with pytest.raises(CheckpointError, match=r"official\.pth"):
+            pc_ewa.load_model(path, config=str(config), class_names=names)
     assert model.predict(torch.rand(60, 3)).label in "xyz"
     with pytest.raises(CheckpointError, match="--config"):
         pc_ewa.load_model(path)
+
+
+@pytest.mark.parametrize(("dataset", "stored"), [("modelnet40", 8192), ("scanobjectnn", 2048), ("modelnet10", 8192)])
+def test_official_files_need_no_dataset_whose_classes_are_published(dataset: str, stored: int, tmp_path: Path) -> None:
+    names = DATASETS[dataset].published.class_names
+    sizes = ", ".join(f"{key}: {SMALL[key]}" for key in SIZES)
+    config = tmp_path / "small.yaml"
+    data = f"{{name: {dataset}, num_points: 32, root: {tmp_path}}}"
+    config.write_text(f"data: {data}\nmodel: {{name: point_mae_classifier, {sizes}}}\n")
+    for head in (len(names), 40):  # the official files of ScanObjectNN have 40 outputs
+        torch.save(small("point_mae_classifier", num_classes=head).state_dict(), tmp_path / "weights.pth")
+        model = pc_ewa.load_model(tmp_path / "weights.pth", str(config))
+        assert model.class_names == names
+        assert model.preprocessing == Preprocessing(32, stored, up_axis="y")
+        assert len(model.notes) == (head > len(names))
 
 
 def test_a_segmenter_labels_as_it_is_measured(tiny: Any) -> None:
@@ -128,7 +149,8 @@ def test_an_official_segmenter_knows_the_published_parts(tmp_path: Path) -> None
         f"data: {{name: shapenetpart, num_points: 32}}\nmodel: {{name: point_mae_segmenter, depth: 3, {sizes}}}\n"
     )
     parts = DATASETS["shapenetpart"].parts
-    model = pc_ewa.load_model(tmp_path / "p.pth", str(config), class_names=[*parts])
+    model = pc_ewa.load_model(tmp_path / "p.pth", str(config))
+    assert model.class_names == tuple(parts)
     assert model.parts_of == tuple(map(tuple, parts.values()))
     found = model.predict(torch.rand(40, 3), category=[*parts][1])
     assert set(found.parts.tolist()) <= set(model.parts_of[1])
@@ -208,6 +230,12 @@ def test_experts_are_refused_with_the_way_out(tmp_path: Path) -> None:
         (lambda folder: edit(folder, preprocessing={"points": 3}), "points"),
         (lambda folder: edit(folder, preprocessing={"num_points": 0}), "num_points=0"),
         (lambda folder: edit(folder, preprocessing=[1]), "preprocessing"),
+        (lambda folder: edit(folder, model=MODEL | {"depth": 10**9}), "depth=1000000000"),
+        (lambda folder: edit(folder, preprocessing={"num_points": 16, "stored_points": 10**12}), "stored_points"),
+        (lambda folder: edit(folder, class_names=["a", "b", "a"]), "'a' twice"),
+        (lambda folder: edit(folder, training="x"), "training x"),
+        (lambda folder: edit(folder, training={"data": 5}), "training.data 5"),
+        (lambda folder: edit(folder, training={"data": {"name": "x"}}), "training.data"),
         (lambda folder: edit(folder, model={"name": "point_mae_clasifier"}), "'point_mae_classifier'"),
         (lambda folder: edit(folder, model={"name": "point_mae_classifier", "dim": "wide"}), "dim"),
         (lambda folder: edit(folder, model={"name": "point_mae_classifier", "num_classes": 3}), "does not fit"),
@@ -222,6 +250,58 @@ def test_a_damaged_folder_is_one_line(change: Any, fact: str, tmp_path: Path) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({"metrics": {"a": {1, 2}}}, {}),
+        ({"notes": "\ud800"}, {}),
+        ({}, {"class_names": ("a",)}),
+        ({}, {"preprocessing": {"num_points": 16}}),
+        ({}, {"class_names": ("a", "a", "b")}),
+        ({}, {"norm": torch.nn.LayerNorm(12).requires_grad_(False).apply(lambda norm: norm.weight.fill_(torch.nan))}),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_saved(options: Any, changes: Any, tmp_path: Path) -> None:
+    folder = made().save_pretrained(tmp_path / "saved")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(Error):
+        made(**changes).save_pretrained(folder, **options)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_save_that_is_cut_off_leaves_no_mixture_of_two_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made().save_pretrained(tmp_path / "saved")
+    monkeypatch.setattr("pc_ewa.inference.folder.write_text", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        made().save_pretrained(folder)
+    with pytest.raises(CheckpointError):
+        pc_ewa.load_model(folder)
+
+
+def test_numbers_of_numpy_and_compiled_models_are_saved(tmp_path: Path) -> None:
+    metrics = {"a": np.float32(0.5), "b": torch.tensor(2), "c|d": "e|f"}
+    compiled: Any = SimpleNamespace(_orig_mod=made())  # as torch.compile keeps it, which takes seconds to import
+    folder = pc_ewa.inference.save_pretrained(compiled, tmp_path / "saved", metrics=metrics)
+    again = pc_ewa.from_pretrained(folder, device="cpu")
+    check_same(again, made())
+    assert again.training_record == {"metrics": {"a": 0.5, "b": 2, "c|d": "e|f"}}
+
+
+@pytest.mark.parametrize("name", ["my model", 'sa"id', "."])
+def test_the_code_of_a_card_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    card = (made().save_pretrained(name) / "README.md").read_text()
+    monkeypatch.chdir(tmp_path if name == "." else tmp_path / "here")
+    np.save("chair.npy", np.random.default_rng(0).normal(size=(40, 3)))
+    code = card.split("```python\n")[1].split("```")[0].replace("chair.ply", "chair.npy")
+    known: dict[str, Any] = {}
+    exec(code, known)
+    assert known["prediction"].label in ("a", "b", "Stühle")
+
+
 def diverge(folder: Path) -> None:
     state = load_file(folder / "model.safetensors")
     state["norm.weight"][0] = torch.nan
@@ -234,10 +314,12 @@ def edit(folder: Path, **changes: Any) -> None:
 
 
 def test_places_with_nothing_are_one_line(trained: Any, tmp_path: Path) -> None:
-    for source in (tmp_path, tmp_path / "nowhere.pt", "furnitures"):
+    for source in (tmp_path, tmp_path / "nowhere.pt", "furnitures", "a" * 300, "~nobody/model", "me/model.pt"):
         with pytest.raises(CheckpointError) as caught:
             pc_ewa.load_model(source)
         assert str(source) in str(caught.value)
+        with pytest.raises(CheckpointError):
+            pc_ewa.from_pretrained(source)
     with pytest.raises(CheckpointError, match="load_model"):
         pc_ewa.from_pretrained(trained.folder)
     folder = made().save_pretrained(tmp_path / "saved")

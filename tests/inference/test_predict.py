@@ -178,6 +178,11 @@ def test_a_segmenter_labels_every_point_with_the_part_of_the_nearest_seen(name: 
         ([1.0, 2.0], ["float"]),
         (3, ["int"]),
         ("missing_kind.docx", ["missing_kind.docx"]),
+        ("~$lock.ply", ["~$lock.ply"]),
+        ("a" * 300 + ".ply", ["aaa.ply"]),
+        (torch.eye(3).to_sparse(), ["sparse"]),
+        (torch.empty(3, 3, device="meta"), ["meta"]),
+        (np.ma.masked_greater(np.eye(3), 0), ["masked"]),
     ],
 )
 def test_input_that_is_not_a_cloud_is_one_line(inputs: Any, facts: list[str]) -> None:
@@ -199,6 +204,36 @@ def test_bad_files_are_named_and_left_out_where_asked(tmp_path: Path, cloud: np.
     assert skipped == [str(tmp_path / "bad.ply"), str(tmp_path / "worse.npy")]
     with pytest.raises(DataError, match=r"bad\.ply"):
         classifier().predict(tmp_path)
+
+
+def test_tensors_of_types_that_numpy_lacks_are_taken(cloud: np.ndarray) -> None:
+    points = torch.from_numpy(cloud).bfloat16()
+    assert torch.equal(classifier().predict(points).logits, classifier().predict(points.float()).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "fact"),
+    [
+        (lambda model: model.half(), "float16"),
+        (lambda model: setattr(model, "class_names", NAMES[:2]), "2 class_names"),
+        (lambda model: setattr(model, "class_names", (*NAMES, "more")), "4 class_names"),
+        (lambda model: setattr(model, "preprocessing", {"num_points": 16}), "Preprocessing"),
+        (lambda model: setattr(model, "preprocessing", Preprocessing(3)), "at least 4"),
+    ],
+)
+def test_a_model_that_does_not_fit_itself_says_so(change: Any, fact: str, cloud: np.ndarray) -> None:
+    model = classifier()
+    change(model)
+    with pytest.raises(ConfigError, match=fact):
+        model.predict(cloud)
+
+
+@pytest.mark.parametrize("count", [-1, 2.5])
+def test_impossible_counts_are_refused(count: Any, cloud: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match=str(count)):
+        classifier().predict(cloud).top(count)
+    with pytest.raises(ConfigError, match=str(count)):
+        classifier().predict(cloud, batch_size=count)
 
 
 def test_models_that_cannot_predict_say_why(cloud: np.ndarray) -> None:

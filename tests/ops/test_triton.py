@@ -277,6 +277,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
 
 @needs_triton
 @pytest.mark.parametrize("compiled", [90], indirect=True)
+@pytest.mark.slow
 def test_compiled_kernels_neither_contract_nor_spill(compiled: list[Any]) -> None:
     """A fused multiply-add would round otherwise than the reference; a spill would be slow."""
     count = torch.tensor([1000, 900])

@@ -132,6 +132,7 @@ variants:
     return Path("toys.yaml")
 
 
+@pytest.mark.slow
 def test_a_comparison_from_its_file_to_its_table(tool: Tool, toys: Path) -> None:
     """What breaks is told, and the rest goes on; what is finished is never run again."""
     code, out, err = tool("compare", toys, "--check")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from pc_ewa.benchmark import contest, latency
+from pc_ewa.benchmark.ways import cannot_run
 from pc_ewa.data import load_dataset
 from pc_ewa.eval import EvalSettings
 from pc_ewa.export import OnnxModel, quantize
@@ -151,7 +153,8 @@ def test_latency_is_timed_beside_the_accuracy_that_is_kept(
     """Not compiled: that takes half a minute."""
     monkeypatch.setattr(contest, "BURST", 0)
     ways = [way for way in latency.WAYS if "compiled" not in way]
-    plan = latency.Plan(2, threads=(1,), batches=(1, 3), ways=ways, exported=exported, pause=0)
+    plan = latency.Plan(2, threads=(1,), batches=(1, 3), ways=ways, exported=exported, pause=0, samples=100)
+    monkeypatch.setattr(latency, "cannot_run", lambda: cannot_run() - {"PyTorch, eager, bf16"})  # slow will do
     found = latency.measure(load(trained.folder), plan)
     right = trained.summary["test_correct_merged"] / 12
     rows = {row[0]: row for row in found.table().rows}
@@ -162,6 +165,8 @@ def test_latency_is_timed_beside_the_accuracy_that_is_kept(
     assert rows["onnxruntime"][-1] == rows["PyTorch, eager"][-1] == f"{right:.2%}"
     assert [target.bound for target in found.targets()] == [1.4, 2.3, 0.2]
     assert "fastest exact way, times as fast as eager: at least 1.4x" in capsys.readouterr().out
+    few = latency.measure(load(trained.folder), replace(plan, samples=5, batches=(1,), ways=ways[:1]))
+    assert few.model.endswith("5 test samples")
     text = latency.page(found, "the command", plan)
     assert "| onnxruntime, int8 " in text
     assert "the command" in text

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from shape_files import CLOUDS, MESHES, POINTS, npy
 
 import pc_ewa
@@ -26,6 +27,32 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made: Any = pc_ewa.create_model("point_mae_classifier", num_classes=3, **SIZES)
     made.class_names, made.preprocessing = ("sphere", "cube", "torus"), Preprocessing(16, 32, up_axis="z")
     return made.save_pretrained(tmp_path_factory.mktemp("saved") / "model")
+
+
+def test_classes_of_files_without_names_are_told(tool: Tool, tmp_path: Path) -> None:
+    made = pc_ewa.create_model("point_mae_classifier", num_classes=3, **SIZES)
+    torch.save(made.state_dict(), tmp_path / "weights.pth")
+    np.save(tmp_path / "a.npy", POINTS)
+    sizes = ", ".join(f"{key}: {value}" for key, value in SIZES.items())
+    data = "{name: hdf5, path: elsewhere.h5, num_points: 16}"
+    (tmp_path / "config.yaml").write_text(f"data: {data}\nmodel: {{name: point_mae_classifier, {sizes}}}\n")
+    (tmp_path / "names.txt").write_text("sphere\r\n\nlämp\nold oak\n", encoding="utf-8-sig")
+    given = [tmp_path / "weights.pth", tmp_path / "a.npy", "--config", tmp_path / "config.yaml"]
+    assert "elsewhere.h5" in tool("predict", *given).err
+    result = tool("predict", *given, "--class-names", tmp_path / "names.txt")
+    assert (result.code, result.err) == (0, "")
+    assert all(name in result.out for name in ("sphere", "lämp", "old oak"))
+    for name, content in (
+        ("absent.txt", None),
+        ("empty.txt", b"\n"),
+        ("binary.txt", b"\xff\x00"),
+        ("two.txt", b"a\nb"),
+    ):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        code, out, err = tool("predict", *given, "--class-names", tmp_path / name)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert name in err or "weights.pth" in err
 
 
 @pytest.fixture
@@ -156,12 +183,28 @@ def test_nothing_that_is_read_is_written_over(tool: Tool, model: Path, tmp_path:
     for arguments in (
         [scan, "--csv", scan],
         [scan, "--csv", "a.out", "--json", "./a.out"],
+        [scan, "--csv", "a.svg", "--picture", "./a.svg"],
+        [scan, "--json", model / "config.json"],
         [tmp_path, "--category", "cube", "-o", tmp_path / "parts"],
         [tmp_path, "--csv", tmp_path / "out.csv"],
     ):
         result = tool("predict", model, *arguments)
         assert (result.code, result.out, result.err.count("\n")) == (2, "", 1)
     assert scan.read_bytes() == CLOUDS["plain.xyz"]
+    for name in ("a.npy", "a.npy.ply"):
+        (tmp_path / name).write_bytes(npy(POINTS) if name == "a.npy" else MESHES["ascii.ply"])
+    both = [tmp_path / "a.npy", tmp_path / "a.npy.ply", "--category", "cube", "-o", tmp_path]
+    assert "a.npy.ply is one of the files to read" in tool("predict", model, *both).err
+    weights = tmp_path / "weights.pt"
+    weights.write_text("mine")
+    for command in (
+        ["predict", weights, scan, "--csv"],
+        ["evaluate", weights, "--json"],
+        ["evaluate", weights, "--errors"],
+    ):
+        assert "weights.pt is one of the files to read" in tool(*command, weights).err
+    assert "--json and --errors" in tool("evaluate", weights, "--errors", "e.csv", "--json", "e.csv").err
+    assert weights.read_text() == "mine"
 
 
 def test_an_empty_folder_and_an_odd_name(tool: Tool, model: Path, tmp_path: Path) -> None:

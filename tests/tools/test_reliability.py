@@ -18,6 +18,7 @@ Tool = Callable[..., Any]
 HOSTILE = ("HDF5: external link", "pt: code in an archive", "YAML: aliases of aliases")
 
 
+@pytest.mark.slow
 def test_each_part_runs_and_holds(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     plan = Plan(kills=2, flips=4, cases=110, minutes=0.02, hostile=HOSTILE, steps=6)

@@ -25,6 +25,7 @@ MakeExperiment = Callable[..., Experiment]
 
 
 @pytest.mark.parametrize("gate", ["null", "{balance_weight: 0.5}"], ids=["dealt at random", "gated"])
+@pytest.mark.slow
 def test_two_processes_equal_one_that_accumulates(
     gate: str,
     repository: Path,
@@ -161,6 +162,7 @@ for child in children[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_frozen_process_is_named(one_thread_environment: dict[str, str]) -> None:
     environment = one_thread_environment | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = subprocess.run(

@@ -299,6 +299,7 @@ def test_the_schedule_of_the_dvae_follows_the_steps_that_are_done(
 # Two processes.
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_that_accumulates(
     tiny: MakeExperiment, tiny_configs: dict[str, Path], tokenizer: Path, tmp_path: Path
 ) -> None:

@@ -158,6 +158,7 @@ def moments(changes: list[str]) -> list[int]:
     ]
 
 
+@pytest.mark.slow
 def test_killed_before_any_change_of_names_the_run_ends_the_same(
     server: Server, reference: Reference, tmp_path: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_killed_before_any_change_of_names_the_run_ends_the_same(
         assert_same_run(folder, reference.folder)
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_writing_the_run_ends_the_same(
     server: Server, reference: Reference, tmp_path: Path
 ) -> None:
@@ -230,6 +232,7 @@ def test_a_signal_that_was_ignored_stays_ignored(
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.slow
 def test_a_run_killed_from_outside_resumes_by_the_same_command(
     repository: Path,
     toy_config: Path,

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from pc_ewa.data.clouds import Clouds
-from pc_ewa.data.dataset import Archive, Dataset
+from pc_ewa.data.dataset import Archive, Dataset, Published
 from pc_ewa.data.published.find import Format, load_prepared, open_source
-from pc_ewa.data.published.modelnet_common import Variant
+from pc_ewa.data.published.modelnet_common import CLASSES, Variant
 from pc_ewa.data.published.modelnet_hdf5 import shards
 from pc_ewa.data.published.modelnet_meshes import meshes
 from pc_ewa.data.published.modelnet_resampled import caches, resampled
@@ -59,6 +59,7 @@ def _dataset(variant: Variant, title: str, archives: tuple[Archive, ...], manual
         terms=TERMS,
         archives=archives,
         manual=manual,
+        published=Published(CLASSES[variant], num_points=8192),  # the FPS caches of Point-BERT
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pc_ewa.data.clouds import Clouds
 from pc_ewa.data.contained import names_of, open_hdf5, own_dataset
-from pc_ewa.data.dataset import Archive, Dataset
+from pc_ewa.data.dataset import Archive, Dataset, Published
 from pc_ewa.data.formats.text_files import FRESH
 from pc_ewa.data.published.find import load_prepared, open_source
 from pc_ewa.data.source import Item, Sample, Source, check_sample, resize
@@ -179,6 +179,7 @@ class _File:
 
 DATASET = Dataset(
     name=NAME,
+    published=Published(CLASS_NAMES, NUM_POINTS),
     load=load,
     source=source,
     file_name=file_name,

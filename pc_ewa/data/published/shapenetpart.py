@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pc_ewa.data.clouds import Clouds, MissingSplitError, join
-from pc_ewa.data.dataset import Dataset
+from pc_ewa.data.dataset import Dataset, Published
 from pc_ewa.data.formats.text_files import (
     FRESH,
     names_in,
@@ -230,4 +230,5 @@ DATASET = Dataset(
         "it to datasets/shapenetpart/shapenetcore_partanno_segmentation_benchmark_v0_normal"
     ),
     parts=PARTS,
+    published=Published(tuple(CATEGORIES), _DEFAULT_POINTS),
 )

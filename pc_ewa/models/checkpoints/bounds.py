@@ -1,8 +1,9 @@
 """Bounds on a model that a file describes: its config may ask for more than any memory holds."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
@@ -10,6 +11,22 @@ from torch.nn.modules import module as hooks
 from pc_ewa.errors import CheckpointError
 
 _SLACK = 10_000_000  # numbers; below that a model costs nothing, and a misfit gets a better message when it is loaded
+
+
+def refuse_depth(arguments: Mapping[str, Any], tensors: int, path: str | Path) -> None:
+    """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer.
+
+    Args:
+        arguments: of the model, as a file describes it.
+        tensors: how many the file has.
+        path: the file.
+
+    Raises:
+        CheckpointError: a depth above it.
+    """
+    for key, value in arguments.items():
+        if key.endswith("depth") and isinstance(value, int) and value > tensors:
+            raise CheckpointError(f"{path} does not fit model.{key}={value} of its config: it has {tensors} tensors")
 
 
 @contextmanager
