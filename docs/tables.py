@@ -1,7 +1,8 @@
 """Write the tables of README.md and docs/results.md from docs/results/*.json: python docs/tables.py [--check].
 
 Between `<!-- results -->` and `<!-- /results -->` goes one line per experiment, between `<!-- table NAME -->` and
-`<!-- /table -->` all of docs/results/NAME.json, with its curves where there is a NAME.png.
+`<!-- /table -->` all of docs/results/NAME.json, with its curves where there is a NAME.png. docs/results/forest.png
+shows the difference that EWA makes in each experiment.
 """
 
 import argparse
@@ -11,14 +12,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pc_ewa.compare.forest import band, digest, draw_forest, forest_rows
 from pc_ewa.compare.report import as_markdown, as_summary
 from pc_ewa.compare.results import read_results
 from pc_ewa.errors import ConfigError, exit_on_error
-from pc_ewa.files import write_text
+from pc_ewa.files import write_text, write_whole
 from pc_ewa.validation import choose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = ("README.md", "docs/results.md")
+FOREST = "forest.png"
 
 _SUMMARY = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", flags=re.DOTALL)
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- /table -->)", flags=re.DOTALL)
@@ -38,6 +41,12 @@ def main(arguments: list[str] | None = None, root: Path = REPOSITORY) -> None:
         if not check:
             write_text(root / page, fresh[page])
         print(f"{page} is stale: run python docs/tables.py" if check else f"{page} was rewritten")
+    rows, forest = forest_rows([*results.values()]), root / "docs/results" / FOREST
+    if rows and not (forest.is_file() and digest(rows).encode() in forest.read_bytes()):
+        stale.append(str(forest.relative_to(root)))
+        if not check:
+            write_whole(forest, lambda file: draw_forest(rows, file, band([*results.values()])))
+        print(f"{stale[-1]} is stale: run python docs/tables.py" if check else f"{stale[-1]} was drawn")
     if check and stale:
         sys.exit(1)
 

@@ -39,10 +39,10 @@ def publish(path: Path | None, variants: dict[str, Any], seeds: list[int], **abo
         path: the file, if there shall be one.
         variants: title, value, sweep and scores by name; differences are to "dense".
         seeds: of all variants.
-        about: name, title and command, and what else the file shall say.
+        about: name, title and command, and what else the file shall say; date and hardware if not those of now.
     """
-    results = {**about, "main_metric": "accuracy", "higher_is_better": True, "baseline": "dense"}
-    results |= {"date": date.today().isoformat(), "hardware": hardware(), "versions": {"torch": torch.__version__}}
+    results = {"date": date.today().isoformat(), "hardware": hardware(), "versions": {"torch": torch.__version__}}
+    results |= {**about, "main_metric": "accuracy", "higher_is_better": True, "baseline": "dense"}
     count = len(digits()["test"][0])
     errors = [(score * (1 - score) / count) ** 0.5 for score in variants["dense"]["scores"]["merged"].values()]
     results |= {"seeds": seeds, "test_samples": count, "standard_error": fmean(errors), "variants": variants}

@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/trainer_finetune"))
     options = parser.parse_args()
     data = digits()
-    for name, experts in (("dense", 1), ("EWA", options.experts)):
+    for name, experts in (("EWA", options.experts), ("dense", 1)):
         folder = finetune(data, options.output / name, options.epochs, experts)
         with torch.no_grad():
             model = ViTForImageClassification.from_pretrained(folder).eval()

@@ -14,7 +14,8 @@ from pc_ewa.data import DATASETS
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS
-from pc_ewa.validation import arguments_of, check_arguments, choose, describe, refuse_switch
+from pc_ewa.trackers import TRACKERS
+from pc_ewa.validation import arguments_of, check_arguments, choose, describe, nearest, refuse_switch
 from pc_ewa.yaml_config import apply_overrides, check_size, read_yaml
 
 # Arguments of models that the data decides, and that are not for the config to say again.
@@ -50,6 +51,19 @@ class Data(_OpenSection):
     sampling: Literal["farthest", "random"] = "farthest"  # how they are cut; "random" is for pre-training
     normalize: bool = True  # centre and scale each cloud into the unit sphere
     val_fraction: Fraction = 0.1  # of each class, where there is no "val" split; 0: train on all, the last step counts
+    train_per_class: PositiveInt | None = None  # few shapes of each class: the same ones, whatever the run's seed
+    val_per_class: PositiveInt | None = None  # in place of val_fraction; these too are the same for every seed
+    cv_folds: Annotated[int, Field(ge=2)] | None = None  # cross-validation: train and test, dealt anew into as many
+    cv_fold: Annotated[int, Field(ge=0)] | None = None  # the one that is the test, from 0
+
+    @pydantic.model_validator(mode="after")
+    def _check_folds(self) -> "Data":
+        fold, folds = self.cv_fold, self.cv_folds
+        if (fold is None) != (folds is None):
+            raise ValueError(f"cv_folds={folds} with cv_fold={fold}; set both, as in cv_folds=5 cv_fold=0, or none")
+        if fold is not None and folds is not None and fold >= folds:
+            raise ValueError(f"cv_fold={fold} of cv_folds={folds}; choose 0 to {folds - 1}")
+        return self
 
 
 class Model(_OpenSection):
@@ -94,6 +108,13 @@ class Augment(_Section):
     jitter: NonNegativeFloat = 0.0  # standard deviation of the noise of each point
 
 
+class SlowFfn(_Section):
+    """A lower learning rate for some FFNs of a dense model, as if they were merged from experts (docs/theory.md)."""
+
+    factor: PositiveFloat  # of the learning rate
+    layers: str | list[int] = "every-2"  # as in the ewa section
+
+
 class Train(_Section):
     """The loop; the defaults are Point-MAE's fine-tuning recipe, with a validation part cut from train."""
 
@@ -102,22 +123,18 @@ class Train(_Section):
     batch_size: Annotated[int, Field(ge=2)] = 32  # shapes per optimizer step, over all processes
     accumulate: PositiveInt = 1  # parts of a process's batch, one after the other, to save memory
     lr: PositiveFloat = 5e-4
+    slow_ffn: SlowFfn | None = None  # of a dense model: FFNs whose learning rate is another
     min_lr: NonNegativeFloat = 1e-6  # where warm-up starts and the cosine ends
     warmup: Fraction = 1 / 30  # share of training
     weight_decay: NonNegativeFloat = 0.05
     clip_grad: PositiveFloat | None = 10.0  # norm; null leaves gradients as they are
     label_smoothing: Fraction = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
+    # Of several processes: each holds the whole model (DDP), or a share of it and of its optimizer (FSDP2).
+    sharding: Literal["none", "fsdp"] = "none"
     eval_every: PositiveInt = 1  # epochs from one validation to the next
     save_every: PositiveInt | None = None  # steps; null saves after each validation
     keep: PositiveInt = 2  # newest checkpoints, besides best.pt
-
-
-class Wandb(_Section):
-    """Weights & Biases; "offline" needs no account and nothing leaves the machine until `wandb sync`."""
-
-    mode: Literal["offline", "online", "disabled"] = "offline"
-    project: str = "pc-ewa"
 
 
 class Probe(_Section):
@@ -128,7 +145,12 @@ class Probe(_Section):
 
 
 class Experiment(_Section):
-    """Everything a run depends on; config.yaml in a run folder shows it with every default."""
+    """Everything a run depends on; config.yaml in a run folder shows it with every default.
+
+    It also takes a section for each of TRACKERS, which plays no part in what is computed; null switches one off.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     output: str  # the run folder
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
@@ -146,7 +168,12 @@ class Experiment(_Section):
     probe: Probe | None = None
     augment: Augment = Augment()
     train: Train = Train()
-    wandb: Wandb = Wandb()
+
+    @property
+    def trackers(self) -> dict[str, dict[str, Any]]:
+        """The sections of the trackers that are not switched off."""
+        sections = self.__pydantic_extra__ or {}
+        return {name: section for name, section in sections.items() if section is not None}
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> "Experiment":
@@ -156,6 +183,8 @@ class Experiment(_Section):
             )
         if self.train.min_lr > self.train.lr:
             raise ValueError(f"train.min_lr={self.train.min_lr} is above train.lr={self.train.lr}")
+        if self.train.slow_ffn and self.ewa:
+            raise ValueError("train.slow_ffn with ewa: it is for dense models; set one of them to null")
         if self.augment.scale and self.augment.scale[0] > self.augment.scale[1]:
             raise ValueError(f"augment.scale={list(self.augment.scale)}; give the smaller factor first")
         if self.recipe == "official" and self.train.steps:
@@ -181,10 +210,15 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 def resolve(content: dict[str, Any]) -> Experiment:
     """Check a config given as plain values, and fill in every default, those of model and dataset too."""
     check_size(content)
+    problems = []
     try:
         experiment = Experiment.model_validate(content)
     except pydantic.ValidationError as error:
-        raise ConfigError(describe(error, Experiment)) from None
+        problems.append(describe(error, Experiment))
+    known = [*Experiment.model_fields, *TRACKERS]
+    problems += [f"unknown key {str(key)!r}; {nearest(str(key), known)}" for key in content if key not in known]
+    if problems:
+        raise ConfigError("; ".join(problems))
     model = experiment.model
     model_class = choose("model.name", model.name, MODELS)
     defaults = getattr(model_class, "official_arguments", {}) if experiment.recipe == "official" else {}
@@ -200,6 +234,7 @@ def resolve(content: dict[str, Any]) -> Experiment:
             "data": _resolve_data(experiment.data, "data"),
             "ewa": experiment.ewa and _resolve_ewa(experiment.ewa),
             "probe": probe and probe.model_copy(update={"data": _resolve_data(probe.data, "probe.data")}),
+            **{name: _resolve_tracker(name, content) for name in TRACKERS},
         }
     )
 
@@ -234,6 +269,17 @@ def _resolve_ewa(ewa: Ewa) -> Ewa:
         except ValueError as error:  # the message begins with the argument
             raise ConfigError(f"ewa.{error}") from None
     return Ewa(**arguments)
+
+
+def _resolve_tracker(name: str, content: dict[str, Any]) -> dict[str, Any] | None:
+    """Check the section of a tracker, and fill in its defaults; None switches it off."""
+    tracker = TRACKERS[name]
+    section = content.get(name, {} if tracker.by_default else None)
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{name}={section!r}: should be a section of keys, {{}} for the defaults, or null for none")
+    return check_arguments(name, tracker, section, skip=["run"])
 
 
 def _resolve_data(data: Data, where: str) -> Data:

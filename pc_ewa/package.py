@@ -34,6 +34,7 @@ OPTIONAL = {
     "onnxruntime": "export",
     "onnxscript": "export",
     "openvino": "openvino",
+    "tensorboard": "tensorboard",
 }
 CORE = ("torch", "numpy", "einops", "pydantic", "safetensors")
 _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
@@ -76,13 +77,18 @@ def version_of(module: str) -> str | None:
         return None
 
 
-def command() -> str:
-    """Return `pc-ewa` as this user types it: its path if the shell finds none, or that of another environment."""
-    script = Path(sys.executable).with_name("pc-ewa")
+def command(name: str = "pc-ewa", module: str = "pc_ewa") -> str:
+    """Return a command as this user types it: its path if the shell finds none, or that of another environment.
+
+    Args:
+        name: of the command.
+        module: what python runs by -m in its place.
+    """
+    script = Path(sys.executable).with_name(name)
     if not script.is_file():
-        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m pc_ewa"
-    found = shutil.which("pc-ewa")
-    return "pc-ewa" if found and Path(found).samefile(script) else shlex.quote(_from_here(script))
+        return f"{shlex.quote(_from_here(Path(sys.executable)))} -m {module}"
+    found = shutil.which(name)
+    return name if found and Path(found).samefile(script) else shlex.quote(_from_here(script))
 
 
 def _from_here(path: Path) -> str:

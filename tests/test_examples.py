@@ -23,20 +23,38 @@ def examples(repository: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def theory(examples: Path) -> ModuleType:
+def toy_vit(examples: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """any_vit.py with 2 blocks of width 8, which ablations.py and theory.py take too, and two learning rates."""
+    module = importlib.import_module("any_vit")
+    toy = {"num_hidden_layers": 2, "hidden_size": 8, "intermediate_size": 16}
+    for key, size in toy.items():  # in the one dict that they all have
+        monkeypatch.setitem(module.SIZE, key, size)
+    monkeypatch.setattr(module, "RATES", (1e-3, 4e-3))
+    return module
+
+
+@pytest.fixture
+def theory(toy_vit: ModuleType) -> ModuleType:
     return importlib.import_module("theory")
 
 
-def any_vit(examples: Path, monkeypatch: pytest.MonkeyPatch, *arguments: object, script: str = "any_vit.py") -> None:
-    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
-    runpy.run_path(str(examples / script), run_name="__main__")
+def call(module: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    """Run an example as its command line would, from its module."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+    module.main()
+
+
+def script(examples: Path, monkeypatch: pytest.MonkeyPatch, name: str, *arguments: object) -> None:
+    """Run an example as it is."""
+    monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+    runpy.run_path(str(examples / name), run_name="__main__")
 
 
 def test_any_vit_compares_with_dense_and_chooses_the_rate_on_validation(
-    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    toy_vit: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "digits.json"
-    any_vit(examples, monkeypatch, "--seeds", 2, "--epochs", 1, "--json", file)
+    call(toy_vit, monkeypatch, "--seeds", 2, "--epochs", 1, "--json", file)
     printed, results = capsys.readouterr().out, json.loads(file.read_text())
     verdicts = ("no difference beyond noise", "gain of", "loss of", "no difference: the same", "on each of 2 seeds")
     for title in ("RUP, β = 0", "EWA, linear to 0.3"):
@@ -47,6 +65,7 @@ def test_any_vit_compares_with_dense_and_chooses_the_rate_on_validation(
     assert results["test_samples"] == 899
     assert list(results["variants"]) == ["dense", "rup", "ewa"]
     for variant in results["variants"].values():
+        assert variant["sweep"].keys() == {"0.001", "0.004"}
         sums = {rate: sum(by_seed.values()) for rate, by_seed in variant["sweep"].items()}
         assert sums[f"{variant['value']:g}"] == max(sums.values())
         assert variant["scores"]["merged"].keys() == {"0", "1"}
@@ -55,11 +74,12 @@ def test_any_vit_compares_with_dense_and_chooses_the_rate_on_validation(
     assert str(tmp_path) not in file.read_text()
 
 
+@pytest.mark.usefixtures("toy_vit")
 def test_ablations_change_one_thing_at_a_time(
-    examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "ablations.json"
-    any_vit(examples, monkeypatch, "--seeds", 1, "--epochs", 1, "--json", file, script="ablations.py")
+    call(importlib.import_module("ablations"), monkeypatch, "--seeds", 1, "--epochs", 1, "--json", file)
     results = json.loads(file.read_text())
     assert results["summary"] is False
     assert "| all 4 FFNs" in capsys.readouterr().out
@@ -86,7 +106,7 @@ def test_any_vit_refuses_before_it_trains(
     examples: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: tuple[object, ...]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        any_vit(examples, monkeypatch, *wrong)
+        script(examples, monkeypatch, "any_vit.py", *wrong)
     assert stop.value.code == 2
     assert "must be at least 1, and the folder of --json must exist" in capsys.readouterr().err
 
@@ -94,9 +114,10 @@ def test_any_vit_refuses_before_it_trains(
 def test_trainer_finetune_saves_what_from_pretrained_takes(
     examples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("accelerate")
     for user in ("transformers.trainer", "pc_ewa.integrations.transformers"):  # a checkout has a folder `datasets`
         monkeypatch.setattr(f"{user}.is_datasets_available", lambda: False)
-    any_vit(examples, monkeypatch, "--epochs", 1, "--output", tmp_path, script="trainer_finetune.py")
+    script(examples, monkeypatch, "trainer_finetune.py", "--epochs", 1, "--output", tmp_path)
     printed = capsys.readouterr().out
     assert re.search(r"^dense: .*% val, .*% test$", printed, re.MULTILINE)
     assert re.search(r"^EWA: .*% val, .*% test$", printed, re.MULTILINE)
@@ -110,8 +131,10 @@ def test_timm_finetune_merges_to_the_keys_it_began_with(
 ) -> None:
     pytest.importorskip("timm")
     small = ("--model", "vit_tiny_patch16_224", "--options", "patch_size=4", "embed_dim=12", "depth=2", "num_heads=3")
-    any_vit(examples, monkeypatch, "--epochs", 1, *small, script="timm_finetune.py")
-    assert re.search(r"^EWA: .*% val, .*% test$", capsys.readouterr().out, re.MULTILINE)
+    script(examples, monkeypatch, "timm_finetune.py", "--epochs", 1, *small)
+    printed = capsys.readouterr().out
+    for name in ("dense", "EWA"):
+        assert re.search(rf"^{name}: .*% val, .*% test$", printed, re.MULTILINE)
 
 
 def test_examples_for_any_vit_are_short(examples: Path) -> None:

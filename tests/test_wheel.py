@@ -162,7 +162,20 @@ def test_the_extras_are_those_that_messages_name(wheel: Path, core: Environment)
         ), module
     required = {re.split(r"[<>=; ]", line)[0] for line in listed.requires or [] if "extra" not in line}
     assert required == set(package.CORE)
-    extras = {"data", "train", "compare", "viz", "export", "openvino", "docs", "formats", "hub", "trainers", "all"}
+    extras = {
+        "data",
+        "train",
+        "compare",
+        "viz",
+        "export",
+        "openvino",
+        "docs",
+        "formats",
+        "hub",
+        "tensorboard",
+        "trainers",
+        "all",
+    }
     assert set(listed.metadata.get_all("Provides-Extra")) == extras
     assert any(line.startswith("torch>=2.6") for line in listed.requires or []), "a range, never a pin"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pc_ewa.errors import ConfigError, exit_on_error
-from pc_ewa.package import check_python, missing_package
+from pc_ewa.package import MissingPackageError, check_python, missing_package
 
 
 class Parser(argparse.ArgumentParser):
@@ -109,6 +109,8 @@ def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None
             check_python()
             try:
                 main(arguments)
+            except MissingPackageError:  # it knows better which extra
+                raise
             except ModuleNotFoundError as error:
                 raise missing_package(error, f"pc-ewa {name}", extra) or error from None
             except OSError as error:

@@ -23,16 +23,19 @@ examples:
 
 A comparison runs its variants with the same seeds and the same sweep, whose value is chosen for each variant on
 validation. A finished run is never run again; one that breaks is reported, and the rest goes on (exit code 1).
-Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .json.
+Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .json. With --save each run is a line of
+FOLDER/NAME.runs.jsonl as soon as it finishes, and what is in that file is not run again: sittings and machines add up.
+A run takes as many threads as there are cores for each job; OMP_NUM_THREADS=1 pins it to one.
 
-Of folders, those whose configs differ only in seed, output and wandb count as one setting:
+Of folders, those whose configs differ only in seed, output and trackers count as one setting:
   for seed in 0 1 2; do
     pc-ewa train quickstart seed=$seed output=runs/ewa_$seed
     pc-ewa train quickstart seed=$seed ewa=null output=runs/dense_$seed
   done
   pc-ewa compare runs/dense_* runs/ewa_*
 
-± is the sample standard deviation over seeds; intervals are 95 % t intervals of differences paired by seed."""
+± is the sample standard deviation over seeds; intervals are 95 % t intervals of differences paired by seed.
+Verdicts are corrected for all planned comparisons (Holm)."""
 
 
 def create_parser() -> Parser:
@@ -48,7 +51,7 @@ def create_parser() -> Parser:
     parser.add_argument("--jobs", type=int, metavar="N", help="runs at a time (default: one per core; on a GPU 1)")
     parser.add_argument("--only", metavar="A,B", help="run these variants; the tables show all that is finished")
     parser.add_argument("--no-costs", action="store_true", help="do not measure parameters, FLOPs and times")
-    parser.add_argument("--save", metavar="FOLDER", help="also copy results and curves there, as docs/results has them")
+    parser.add_argument("--save", metavar="FOLDER", help="keep runs, results and curves there too")
     return parser
 
 

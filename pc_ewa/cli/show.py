@@ -29,11 +29,12 @@ examples:
   pc-ewa show patches quickstart shapes=[0,7] -o patches.png
   pc-ewa show experts runs/quickstart layers=2 -o experts.png
   pc-ewa show mistakes runs/quickstart count=4 -o mistakes.png
-  pc-ewa show attention runs/quickstart -o attention.html
+  pc-ewa show attention furniture -o attention.html              # the model that comes with the package
   pc-ewa show reconstruction runs/quickstart_pretrain/checkpoints/merged_last.pt -o masked.png
 
-A dataset is its name, a prepared .h5 file, a folder of shapes, or the config, run or checkpoint that it belongs to. A
-model is a run folder, a checkpoint, or a config for one that is not trained. The ending of the name decides: .png is
+A dataset is its name, a prepared .h5 file, a folder of shapes, or the config, run, checkpoint or saved model that it
+belongs to. A model is a run folder, a checkpoint, a folder of save_pretrained, "furniture", or a config for one that is
+not trained. The ending of the name decides: .png is
 drawn by open3d, or by matplotlib where open3d cannot draw; .svg and .pdf by matplotlib; .html, to turn the clouds in,
 by plotly. Without -o a window opens. Several pictures, one for each SOURCE, take as many -o."""
 

@@ -69,8 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if is_main_process():
             print(f"{options.config}: {found}")
         return
-    run(experiment)
-    if options.report and is_main_process():
+    if options.report:
         from pc_ewa.report import report_after
 
-        print(report_after(experiment.output))
+        run(experiment, report_after)
+    else:
+        run(experiment)

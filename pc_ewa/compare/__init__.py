@@ -1,6 +1,7 @@
 """Comparisons: variants of one experiment, each with the same seeds and the same small sweep, and what came out."""
 
 from pc_ewa.compare.plan import Plan, load_plan
-from pc_ewa.compare.run import Options, check_runs, compare, outline
+from pc_ewa.compare.preflight import check_runs
+from pc_ewa.compare.run import Options, compare, outline
 
 __all__ = ["Options", "Plan", "check_runs", "load_plan", "compare", "outline"]

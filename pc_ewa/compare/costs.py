@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from pc_ewa.compare.machine import hardware
 from pc_ewa.compare.plan import Plan, Run
-from pc_ewa.compare.results import hardware
 from pc_ewa.config import Experiment
+from pc_ewa.trackers import TRACKERS
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.restored import at_inference
@@ -156,7 +157,7 @@ def _seconds(work: Callable[[], object], world: World) -> float:
 def _key(experiments: Mapping[str, Experiment], baseline: str, where: str) -> str:
     """Name what is measured; seeds, folders and logging play no part."""
     settings = {
-        variant: experiment.model_dump(mode="json", exclude={"seed", "output", "wandb"})
+        variant: experiment.model_dump(mode="json", exclude={"seed", "output", *TRACKERS})
         for variant, experiment in experiments.items()
     }
     text = json.dumps([settings, baseline, where, hardware(), torch.__version__], sort_keys=True)

@@ -4,24 +4,33 @@ import math
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from pc_ewa.compare.power import LEVEL
 from pc_ewa.eval.metric import Metric
 
-CONFIDENCE = 0.95
+CONFIDENCE = 1 - LEVEL
 
 
 class Difference(NamedTuple):
-    """Mean of the paired differences over `seeds` seeds, and its interval; None with fewer than two seeds."""
+    """Mean of the paired differences over `seeds` pairs, and what t with n - 1 degrees of freedom says of it.
+
+    `low` and `high` are its 95 % interval, `std` the standard deviation of the pairs, `p` that of the two-sided t test,
+    `margin` the end farther from 0 of the 90 % interval: by two one-sided tests of 5 % (TOST) the true difference is
+    smaller than that, either way. All are None with fewer than two pairs.
+    """
 
     mean: float
     low: float | None
     high: float | None
     seeds: int
+    std: float | None = None
+    p: float | None = None
+    margin: float | None = None
 
 
-def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Difference | None:
-    """Compute the paired difference over the seeds that both have: mean and 95 % t interval (n - 1 degrees of freedom).
+def difference(scores: Mapping[Any, float], baseline: Mapping[Any, float]) -> Difference | None:
+    """Compute the paired difference over the seeds, or seeds and folds, that both have.
 
     Args:
         scores: score by seed.
@@ -37,12 +46,17 @@ def difference(scores: Mapping[int, float], baseline: Mapping[int, float]) -> Di
     mean = statistics.fmean(a - b for a, b in zip(mine, theirs, strict=True))
     if len(seeds) == 1:
         return Difference(mean, None, None, 1)
+    std = deviation([a - b for a, b in zip(mine, theirs, strict=True)])
     from scipy.stats import ttest_rel  # half a second, for those who compare
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of pairs that are nearly identical, which `verdict` tells
-        low, high = ttest_rel(mine, theirs).confidence_interval(CONFIDENCE)
-    return Difference(mean, float(low), float(high), len(seeds))
+        test = ttest_rel(mine, theirs)
+        low, high = map(float, test.confidence_interval(CONFIDENCE))
+        margin = max(map(abs, map(float, test.confidence_interval(2 * CONFIDENCE - 1))))
+    p = float(test.pvalue)
+    sound = math.isfinite(p)  # of pairs that are all the same it is not
+    return Difference(mean, low, high, len(seeds), std, p if sound else None, margin if sound else None)
 
 
 def write_score(value: float, metric: Metric, digits: int | None = None, sign: str = "") -> str:
@@ -51,17 +65,29 @@ def write_score(value: float, metric: Metric, digits: int | None = None, sign: s
     return f"{round((100 if metric.percent else 1) * value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0.0
 
 
+def deviation(values: Sequence[float]) -> float:
+    """Compute the sample standard deviation of two values or more; NaN where one is not finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+
+
 def mean_and_std(values: Sequence[float], metric: Metric) -> str:
     """Write mean ± sample standard deviation, without a unit; one value has no deviation."""
-    deviation = f" ± {write_score(statistics.stdev(values), metric)}" if len(values) > 1 else ""
-    return f"{write_score(statistics.fmean(values), metric)}{deviation}"
+    width = f" ± {write_score(deviation(values), metric)}" if len(values) > 1 else ""
+    return f"{write_score(statistics.fmean(values), metric)}{width}"
 
 
-def verdict(found: Difference | None, metric: Metric) -> str:
-    """Say what a difference shows: a gain, a loss, or nothing beyond noise; + is better."""
+def verdict(found: Difference | None, metric: Metric, p: float | None = None, effect: float | None = None) -> str:
+    """Say what a difference shows: a gain, a loss, the same, or nothing beyond noise; + is better.
+
+    Args:
+        found: the difference.
+        metric: of the scores.
+        p: that of the difference, corrected for all comparisons that it is one of; None is the one of it alone.
+        effect: the smallest one of interest: what is surely smaller is the same; None calls nothing so.
+    """
     if found is None:
         return "no seed in common"
-    mean, low, high, seeds = _better_positive(found, metric)
+    mean, low, high, seeds = _better_positive(found, metric)[:4]
     unit = " points" if metric.percent else ""
     if low is None or high is None:
         return f"one seed: {write_score(mean, metric, sign='+')}{unit}, no interval"
@@ -72,9 +98,14 @@ def verdict(found: Difference | None, metric: Metric) -> str:
             return f"no difference: the same score on each of {seeds} seeds"
         return f"{write_score(mean, metric, sign='+')}{unit} on each of {seeds} seeds: no interval"
     digits = _digits(low, high, metric)
-    if low <= 0 <= high:
+    weak = p is not None and p > LEVEL
+    if low <= 0 <= high or weak:
         shown, *bounds = (write_score(value, metric, digits, "+") for value in (mean, low, high))
-        return f"no difference beyond noise: {shown}{unit} ({' to '.join(bounds)})"
+        within = effect is not None and found.margin is not None and found.margin < effect
+        limit = write_score(effect or 0.0, metric)
+        words = f"the same within {limit}{unit}" if within else "no difference beyond noise"
+        corrected = "" if low <= 0 <= high or within else " after Holm's correction"
+        return f"{words}{corrected}: {shown}{unit} ({' to '.join(bounds)})"
     word, near, far = ("gain", low, high) if low > 0 else ("loss", -high, -low)
     shown, *bounds = (write_score(size, metric, digits) for size in (abs(mean), near, far))
     return f"{word} of {shown}{unit} ({' to '.join(bounds)})"
@@ -84,7 +115,7 @@ def interval(found: Difference | None, metric: Metric) -> str:
     """Write a difference and its interval in numbers alone; + is better."""
     if found is None:
         return ""
-    mean, low, high, _ = _better_positive(found, metric)
+    mean, low, high = _better_positive(found, metric)[:3]
     if low is None or high is None:
         return write_score(mean, metric, sign="+")
     shown, *bounds = (write_score(value, metric, _digits(low, high, metric), "+") for value in (mean, low, high))
@@ -96,7 +127,7 @@ def _better_positive(found: Difference, metric: Metric) -> Difference:
     if metric.higher_is_better:
         return found
     low, high = (None if bound is None else -bound for bound in (found.high, found.low))
-    return Difference(-found.mean, low, high, found.seeds)
+    return found._replace(mean=-found.mean, low=low, high=high)
 
 
 def _digits(low: float, high: float, metric: Metric) -> int:

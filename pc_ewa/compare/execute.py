@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from pc_ewa.compare.machine import cores
 from pc_ewa.compare.plan import Plan, Run
 
 _LOOK_EVERY = 0.1  # seconds
@@ -32,7 +33,8 @@ class Executor:
     """Runs what is not finished.
 
     `jobs` processes run at a time; `total` runs are expected, for what progress says. `broken` collects those that did
-    not reach their end: they are not tried again by the same executor. The processes inherit the descriptor `lock`: if
+    not reach their end: they are not tried again by the same executor. `landed` is called with each run that did, as
+    soon as it has. The processes inherit the descriptor `lock`: if
     this one is killed, the comparison stays locked until they have ended.
     """
 
@@ -40,6 +42,7 @@ class Executor:
     jobs: int
     total: int
     lock: int | None = None
+    landed: Callable[[Run], None] = lambda run: None
     broken: dict[Path, Broken] = field(default_factory=dict)
     done: int = 0
     began: float = field(default_factory=time.monotonic)
@@ -123,16 +126,13 @@ class Executor:
         left = (time.monotonic() - self.began) / self.done * (self.total - self.done)
         ahead = f"; about {duration(left)} left" if self.done < self.total else ""
         print(f"[{self.done}/{self.total}] {run.title}: {outcome}, {duration(seconds)}{ahead}", flush=True)
+        if summary is not None:
+            self.landed(run)
 
 
 def log_file(run: Run) -> Path:
     """Return where the output of a run goes while it runs; it stays if the run breaks."""
     return run.folder.with_name(f"{run.folder.name}.log")
-
-
-def cores() -> int:
-    """Count the cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def duration(seconds: float) -> str:

@@ -2,118 +2,37 @@
 
 import copy
 import json
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
+from pc_ewa.compare.comparison import Comparison, Number
 from pc_ewa.config import Experiment, resolve
 from pc_ewa.errors import ConfigError
 from pc_ewa.eval.metric import Metric
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.run_folder import RunFolder
-from pc_ewa.validation import choose, describe, refuse_switch
+from pc_ewa.validation import describe
 from pc_ewa.yaml_config import apply_overrides, read_yaml
-
-Number = int | float
-
-# What the command writes into the output folder beside the folders of the variants.
-RESULTS, TABLES, SCORES, COSTS = "results.json", "results.md", "results.csv", "costs.json"
-CURVES, POINTS, PICTURE = "curves.json", "curves.csv", "curves.png"
-FILES = (RESULTS, TABLES, SCORES, COSTS, CURVES, POINTS, PICTURE)
-
-
-def _each_once(kind: str, write: str = "") -> AfterValidator:
-    """Refuse a list in which two values are the same, as the format `write` writes them."""
-
-    def check(values: list[Number]) -> list[Number]:
-        if len({format(value, write) for value in values}) < len(values):
-            raise PydanticCustomError("twice", f"a {kind} is there twice; name each once")
-        return values
-
-    return AfterValidator(check)
-
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]  # of a folder
-Seeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1), _each_once("seed")]
-Values = Annotated[list[Number], Field(min_length=1), _each_once("value (to six digits)", "g")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-    _switch = pydantic.field_validator("*", mode="wrap")(refuse_switch)
-
-
-class Sweep(_Section):
-    """One key, tried at these values by every variant; validation chooses."""
-
-    key: str
-    values: Values
-    seeds: Seeds = [0]
-
-
-class Variant(_Section):
-    """One side of a comparison: a title for the tables, and changes of the experiment."""
-
-    title: str
-    changes: list[str] = []
-
-
-class Comparison(_Section):
-    """The keys of a comparison's YAML file."""
-
-    title: str
-    experiment: str  # the config that all variants share
-    changes: list[str] = []  # for all variants
-    output: str
-    seeds: Seeds
-    variants: Annotated[dict[Name, Variant], Field(min_length=1)]
-    baseline: str | None = None  # a key of variants; the first
-    highlight: str | None = None  # the one that a summary names beside the baseline; "ewa" if there is one
-    sweep: Sweep | None = None
-    summary: bool = True  # a row in the README; false: an ablation, which has its table alone
-
-    @pydantic.model_validator(mode="after")
-    def _check_names(self) -> "Comparison":
-        for key in ("baseline", "highlight"):
-            if getattr(self, key):
-                choose(key, getattr(self, key), self.variants)
-        for name in set(self.variants) & set(FILES):
-            raise ConfigError(f"variants.{name}: that is a file of the results; choose another name")
-        if "\0" in self.output:
-            raise ConfigError(f"output={self.output!r}: no folder has a NUL in its name; leave it out")
-        titles = [variant.title for variant in self.variants.values()]
-        if twice := [title for title in titles if titles.count(title) > 1]:
-            raise ConfigError(f"variants: the title {twice[0]!r} is there twice; give each its own")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _check_changes(self) -> "Comparison":
-        taken = {"seed": "seeds says which", "output": "every run has a folder of its own"}
-        if self.sweep:
-            if self.sweep.key in taken:
-                raise ConfigError(f"sweep.key={self.sweep.key}: {taken[self.sweep.key]}; choose another key")
-            taken[self.sweep.key] = "the sweep chooses it; leave it out, or set sweep=null"
-        own = {f"variants.{name}.changes": variant.changes for name, variant in self.variants.items()}
-        for where, changes in {"changes": self.changes, **own}.items():
-            for change in changes:
-                key = change.partition("=")[0]
-                if key in taken:
-                    raise ConfigError(f"{where}: {change}: {taken[key]}")
-        return self
 
 
 class Run(NamedTuple):
-    """One training run; `value` is that of the sweep, None without one."""
+    """One training run; `value` is that of the sweep, `fold` that of a cross-validation, None without one."""
 
     variant: str
     value: Number | None
     seed: int
     folder: Path
     overrides: tuple[str, ...]
+    fold: int | None = None
+
+    @property
+    def key(self) -> str:
+        """What pairs it with runs of other variants: the seed, or seed/fold."""
+        return pair_key(self.seed, self.fold)
 
     @property
     def files(self) -> RunFolder:
@@ -123,7 +42,17 @@ class Run(NamedTuple):
     @property
     def title(self) -> str:
         """Its name in a line of progress."""
-        return " ".join(self.folder.parts[-2:] if self.value is None else self.folder.parts[-3:])
+        return " ".join(self.folder.parts[-2 - (self.value is not None) - (self.fold is not None) :])
+
+
+def pair_key(seed: int, fold: int | None) -> str:
+    """Write what pairs runs of different variants, as it stands in results.json."""
+    return str(seed) if fold is None else f"{seed}/{fold}"
+
+
+def pair_keys(seeds: Sequence[int], folds: int | None) -> list[str]:
+    """Write the keys of all seeds, on all folds."""
+    return [pair_key(seed, fold) for seed in seeds for fold in (range(folds) if folds else [None])]
 
 
 class Plan:
@@ -140,35 +69,39 @@ class Plan:
         self.output = Path(comparison.output)
         self.variants = comparison.variants
         self.sweep, self.seeds = comparison.sweep, comparison.seeds
-        self.baseline = comparison.baseline or next(iter(self.variants))
+        self.baseline = comparison.baseline_name
         self.highlight = comparison.highlight or ("ewa" if "ewa" in self.variants else None)
         self._resolved: dict[Run, Experiment] = {}
 
-    def run(self, variant: str, value: Number | None, seed: int) -> Run:
-        """The run of a variant at a value of the sweep (None without one) with a seed."""
+    def run(self, variant: str, value: Number | None, seed: int, fold: int | None = None) -> Run:
+        """The run of a variant at a value of the sweep (None without one) with a seed, on a fold if there are any."""
         folder = self.output / variant
         changes = ["wandb.mode=disabled", *self.comparison.changes, *self.variants[variant].changes]
         if self.sweep and value is not None:
             folder /= f"{self.sweep.key.rpartition('.')[2]}_{value:g}"
             changes.append(f"{self.sweep.key}={value!r}")
+        folds = self.comparison.folds
+        if folds:
+            fold = fold or 0
+            folder /= f"fold_{fold}"
+            changes += [f"data.cv_folds={folds}", f"data.cv_fold={fold}"]
         folder /= f"seed_{seed}"
         changes += [f"seed={seed}", f"output={json.dumps(str(folder), ensure_ascii=False)}"]
-        return Run(variant, value, seed, folder, tuple(changes))
+        return Run(variant, value, seed, folder, tuple(changes), fold if folds else None)
 
     @property
     def values(self) -> list[Number | None]:
         """The values of the sweep, from the smallest; without one, only None."""
         return [*sorted(self.sweep.values)] if self.sweep else [None]
 
-    def sweep_runs(self) -> list[Run]:
-        """All runs that the sweep needs, one seed of all variants after the other."""
-        if self.sweep is None:
-            return []
-        return [self.run(v, value, seed) for seed in self.sweep.seeds for v in self.variants for value in self.values]
+    def runs(self, variant: str, value: Number | None, seeds: Sequence[int]) -> list[Run]:
+        """The runs of a variant at a value, one for each seed, or for each seed and fold."""
+        folds: Sequence[int | None] = range(self.comparison.folds) if self.comparison.folds else [None]
+        return [self.run(variant, value, seed, fold) for seed in seeds for fold in folds]
 
     def final_runs(self, variant: str, value: Number | None) -> list[Run]:
-        """The runs of a variant at the value chosen, one for each seed."""
-        return [self.run(variant, value, seed) for seed in self.seeds]
+        """The runs of a variant at the value chosen, one for each seed, or for each seed and fold."""
+        return self.runs(variant, value, self.seeds)
 
     def resolve(self, run: Run) -> Experiment:
         """Return the whole experiment of a run; the file is read once, and each run is checked once.
@@ -224,10 +157,32 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
     return plan
 
 
+def ends(plan: Plan) -> list[Number]:
+    """Return the values farthest out that extending the sweep can try."""
+    if plan.sweep is None or not plan.sweep.extend:
+        return []
+    low = high = sorted(plan.sweep.values)
+    for _ in range(plan.sweep.extend):
+        low, high = [beyond(low, "lowest"), *low], [*high, beyond(high, "highest")]
+    return [low[0], high[-1]]
+
+
+def beyond(values: Sequence[Number], side: str) -> Number:
+    """Return the value beyond one end ("lowest" or "highest") of ascending values, by the ratio of the two there.
+
+    Example:
+        >>> beyond([0.001, 0.002, 0.005], "lowest"), beyond([0.001, 0.002, 0.005], "highest")
+        (0.0005, 0.0125)
+    """
+    end, inner = (values[0], values[1]) if side == "lowest" else (values[-1], values[-2])
+    value = float(f"{end * end / inner:.6g}")  # six digits, as the folder of the run has them
+    return int(value) if isinstance(end, int) and value.is_integer() else value
+
+
 def _check_experiments(plan: Plan) -> None:
     """Resolve every variant at every value."""
     for variant in plan.variants:
-        for value in plan.values:
+        for value in (*plan.values, *ends(plan)):
             key = create_objective(plan.resolve(plan.run(variant, value, plan.seeds[0]))).main_metric.key
             if key != plan.metric.key:
                 measured = f"variant {variant} is measured by {key}, {plan.baseline} by {plan.metric.key}"

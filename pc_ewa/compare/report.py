@@ -5,19 +5,20 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pc_ewa.compare.difference import Difference, interval, mean_and_std, verdict, write_score
-from pc_ewa.compare.results import differences
+from pc_ewa.compare.difference import interval, mean_and_std, write_score
+from pc_ewa.compare.evidence import PRIMARY, Results, found_differences, reference
+from pc_ewa.compare.evidence import metric_of_results as _metric
+from pc_ewa.compare.findings import about_evidence, evidence_table, finding
+from pc_ewa.compare.markdown import table
+from pc_ewa.compare.plan import pair_keys
 from pc_ewa.compare.sweep import edge, left_out
-from pc_ewa.errors import ConfigError
 from pc_ewa.eval.metric import Metric
-from pc_ewa.train.objectives import metric_of
-
-Results = Mapping[str, Any]
 
 
 def as_markdown(results: Results) -> str:
     """Write everything: scores, costs, what they say, and where they come from."""
-    lines = [*_table(_scores_table(results)), "", *_costs(results), *(f"- {line}" for line in remarks(results))]
+    lines = [*table(_scores_table(results)), "", *evidence_table(results), *_costs(results)]
+    lines += [f"- {line}" for line in remarks(results)]
     source = provenance(results)
     return "\n".join([*lines, *(["", source] if source else [])]) + "\n"
 
@@ -31,12 +32,12 @@ def as_summary(experiments: Sequence[Results]) -> str:
     listed = [results for results in experiments if _is_listed(results)]
     for results in listed:
         metric, shown = _metric(results), _highlight(results)
-        scores = {v: _by_seed(results, v, "merged") for v in (results["baseline"], shown)}
-        found = found_differences(results, shown).get("merged")
+        scores = {v: _by_seed(results, v, PRIMARY) for v in (reference(results, shown), shown)}
+        found = found_differences(results, shown).get(PRIMARY)
         cells = [f"{results['variants'][v]['title']}: {_cell(s, metric)}" for v, s in scores.items()]
         seeds = str(found.seeds if found else 0)
-        rows.append([results["title"], _title(metric), *cells, seeds, f"**{verdict(found, metric)}**"])
-    return "\n".join([*_table(rows), "", *(f"- {r['title']}: {provenance(r)}" for r in listed)]) + "\n"
+        rows.append([results["title"], _title(metric), *cells, seeds, f"**{finding(results, shown)}**"])
+    return "\n".join([*table(rows), "", *(f"- {r['title']}: {provenance(r)}" for r in listed)]) + "\n"
 
 
 def as_csv(results: Results) -> str:
@@ -50,28 +51,12 @@ def as_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def found_differences(results: Results, variant: str) -> dict[str, Difference]:
-    """Return the differences of a variant to the baseline by state; computed where the file has none."""
-    entry, baseline = results["variants"][variant], results["variants"].get(results["baseline"])
-    if variant == results["baseline"] or baseline is None:
-        return {}
-    found = entry.get("difference")
-    found = differences(entry["scores"], baseline["scores"]) if found is None else found
-    return {state: Difference(**values) for state, values in found.items()}
-
-
 def remarks(results: Results) -> list[str]:
     """Say what a reader must know to read the tables."""
-    variants, baseline = results["variants"], results["baseline"]
     lines = ["± is the sample standard deviation over seeds; an interval is the 95 % t interval of paired differences."]
     if not results["higher_is_better"]:
         lines[0] += " Lower is better here; in differences + is better."
-    others = sum(name != baseline for name in variants)
-    if others > 1 and baseline in variants:
-        lines.append(
-            f"There are {others} comparisons with {variants[baseline]['title']}, and the intervals are not corrected "
-            "for that: where there is no effect, one interval in 20 excludes 0 by chance."
-        )
+    lines += about_evidence(results, _highlight(results))
     lines += [*_about_seeds(results), *_about_runs(results), *_about_sweep(results)]
     if results.get("standard_error"):
         title, error = _metric(results).title, _metric(results).format(results["standard_error"])
@@ -88,11 +73,17 @@ def provenance(results: Results) -> str:
     parts = [
         f"`{results['command']}`" if results.get("command") else "",
         f"seeds {seeds}" if seeds else "",
-        results.get("date") or "",
+        _days(results),
         results.get("hardware") or "",
         versions,
     ]
     return "; ".join(filter(None, parts))
+
+
+def _days(results: Results) -> str:
+    """Name the day of the last run, and of the first if that is another."""
+    last, days = results.get("date") or "", [place["first"] for place in results.get("sittings") or []]
+    return f"{min(days)} to {last}" if days and min(days) != last else last
 
 
 def _scores_table(results: Results) -> list[list[str]]:
@@ -111,8 +102,9 @@ def _scores_table(results: Results) -> list[list[str]]:
         found = found_differences(results, name)
         cells = [_cell(_by_seed(results, name, state), metric) for state in states.values()]
         value = variant.get("value")
-        words = "" if name == results["baseline"] else verdict(found.get("merged"), metric)
-        best = interval(found.get("merged_best"), metric)
+        own = "" if reference(results, name) == results["baseline"] else f"against {_reference(results, name)}: "
+        words = "" if name == results["baseline"] else f"{own}{finding(results, name)}"
+        best = interval(found.get(f"{PRIMARY}_best"), metric)
         rows.append([variant["title"], "" if value is None else f"{value:g}", *cells, words, best])
     kept = [index for index, column in enumerate(zip(*rows, strict=True)) if any(column[1:])]
     return [[row[index] for index in kept] for row in rows]
@@ -146,15 +138,27 @@ def _costs(results: Results) -> list[str]:
         f"Times are medians over rounds in which all take turns{where}; the ratio is the median of theirs. FLOPs: "
         "matrix products and convolutions of the merged model, a multiply-add as two."
     )
-    return [*_table(rows), "", f"- {note}"]
+    return [*table(rows), "", f"- {note}"]
 
 
 def _about_seeds(results: Results) -> list[str]:
-    expected = len(results.get("seeds") or [])
+    expected, folds = len(results.get("seeds") or []), results.get("folds") or 1
+    lines = []
+    if folds > 1:
+        key = (results.get("sweep") or {}).get("key")
+        shared = f" One {key} serves all: a shape that validates in one fold is tested in another." if key else ""
+        lines = [f"{folds} folds: each seed tests every shape once, and pairs are of a seed and a fold.{shared}"]
     finished = [
-        (variant["title"], len(variant["scores"].get("merged", {}))) for variant in results["variants"].values()
+        (variant["title"], _seeds_of(variant["scores"].get(PRIMARY, {}), folds))
+        for variant in results["variants"].values()
     ]
-    return [f"{title}: only {n} of {expected} seeds are finished." for title, n in finished if n < expected]
+    return [*lines, *(f"{title}: only {n} of {expected} seeds are finished." for title, n in finished if n < expected)]
+
+
+def _seeds_of(scores: Mapping[str, float], folds: int) -> int:
+    """Count the seeds whose folds are all there."""
+    seeds = [key.partition("/")[0] for key in scores]
+    return sum(seeds.count(seed) == folds for seed in set(seeds))
 
 
 def _about_runs(results: Results) -> list[str]:
@@ -183,10 +187,17 @@ def _about_sweep(results: Results) -> list[str]:
         f"{sweep['key']} was chosen for each variant from {values}, by the best mean validation "
         f"{_metric(results).title} after the last step, {seeds}. Test played no part."
     ]
+    beyond = [
+        f"{variant['title']} ({', '.join(others)})"
+        for variant in results["variants"].values()
+        if (others := _beyond(variant.get("sweep") or {}, sweep["values"]))
+    ]
+    if beyond:
+        lines.append(f"Tried beyond these, while the best lay at an end: {'; '.join(beyond)}.")
     unfit = [
         f"{variant['title']} ({', '.join(without)})"
         for variant in results["variants"].values()
-        if (without := left_out(variant.get("sweep") or {}, sweep["seeds"]))
+        if (without := left_out(variant.get("sweep") or {}, pair_keys(sweep["seeds"], results.get("folds"))))
     ]
     if unfit:
         lines.append(f"Left out of that choice, for runs that broke or have no finite score: {'; '.join(unfit)}.")
@@ -204,17 +215,19 @@ def _about_sweep(results: Results) -> list[str]:
     return lines
 
 
+def _beyond(sweep: Mapping[Any, object], values: Sequence[float]) -> list[str]:
+    """List the values that were tried beyond those of the plan; they are numbers, or texts as in results.json."""
+    tried = [f"{float(value):g}" for value in sweep]
+    return [value for value in tried if value not in {f"{planned:g}" for planned in values}]
+
+
 def _highlight(results: Results) -> str:
     return str(results.get("highlight") or "ewa")
 
 
-def _metric(results: Results) -> Metric:
-    """Return the metric of results; one that no objective here has is written as it is."""
-    key, higher_is_better = results["main_metric"], results["higher_is_better"]
-    try:
-        return metric_of(key)._replace(higher_is_better=higher_is_better)
-    except ConfigError:
-        return Metric(key, key, higher_is_better, percent=False)
+def _reference(results: Results, variant: str) -> str:
+    name = reference(results, variant)
+    return str(results["variants"].get(name, {}).get("title", name))
 
 
 def _is_listed(results: Results) -> bool:
@@ -232,11 +245,3 @@ def _by_seed(results: Results, variant: str, state: str) -> dict[str, float]:
 
 def _cell(scores: Mapping[str, float], metric: Metric) -> str:
     return mean_and_std(list(scores.values()), metric) if scores else ""
-
-
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Write a table of Markdown, aligned, so that it reads well as text too."""
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]

@@ -1,30 +1,29 @@
 """The results of a comparison as plain values, which tables and docs are made from; no path of a machine is in them."""
 
-import datetime
 import json
 import os
-import platform
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from pc_ewa.compare.difference import difference
-from pc_ewa.compare.execute import Broken, cores
+from pc_ewa.compare.evidence import compared, found_differences
+from pc_ewa.compare.execute import Broken
+from pc_ewa.compare.machine import hardware
 from pc_ewa.compare.plan import Plan, Run
+from pc_ewa.compare.sittings import sittings
 from pc_ewa.compare.sweep import validation_scores, why_left_out
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval.metric import Metric
 from pc_ewa.files import read_json
+from pc_ewa.trackers import TRACKERS
 from pc_ewa.train.objectives import metric_of
 from pc_ewa.train.run_folder import RunFolder, with_current_keys
 
 STATES = ("merged", "merged_best", "unmerged", "unmerged_best")
 _NEEDED = ("title", "main_metric", "higher_is_better", "baseline", "variants")
-_MAY_DIFFER = ("seed", "output", "wandb")  # between the runs of one setting
+_MAY_DIFFER = ("seed", "output", *TRACKERS)  # between the runs of one setting
 _ABSOLUTE = re.compile(r"(?<![\w.\-/])/(?:[^\s/:,;'\"\[\]]+/)+")
 
 Summary = Mapping[str, Any]  # of a finished run
@@ -41,22 +40,24 @@ def collect(
         costs: what `measure_costs` returned.
         broken: runs that did not reach their end, by folder.
     """
-    summaries = {v: {run.seed: run.files.summary() or {} for run in found} for v, found in runs.items()}
+    summaries = {v: {run.key: run.files.summary() or {} for run in found} for v, found in runs.items()}
     variants = {}
     for name, by_seed in summaries.items():
-        changes, value = plan.variants[name].changes, runs[name][0].value
-        entry: dict[str, Any] = {"title": plan.variants[name].title, "changes": changes, "value": value}
+        variant, value = plan.variants[name], runs[name][0].value
+        entry: dict[str, Any] = {"title": variant.title, "changes": variant.changes, "value": value}
+        if variant.against:
+            entry["against"] = variant.against
         if plan.sweep:
-            entry["sweep"] = {
-                f"{value:g}": {str(seed): score for seed, score in scores.items()}
-                for value, scores in validation_scores(plan, name).items()
-            }
+            entry["sweep"] = {f"{value:g}": scores for value, scores in validation_scores(plan, name, broken).items()}
         entry["scores"] = _scores(plan.metric.key, by_seed)
+        if right := _right(by_seed):
+            entry["right"] = right
         if costs:
             peaks = [s["peak_memory"] for s in by_seed.values() if s.get("peak_memory")]
             peak = int(statistics.median(peaks)) if peaks else None
             entry["costs"] = {**costs["variants"][name], "peak_memory": peak}
         variants[name] = entry
+    places = sittings(run for found in runs.values() for run in found)
     return without_paths(
         {
             "name": plan.name,
@@ -67,11 +68,15 @@ def collect(
             "highlight": plan.highlight,
             "command": plan.command,
             "summary": plan.comparison.summary,
-            "date": _last_day([run for found in runs.values() for run in found]),
-            "hardware": hardware(),
+            "effect": plan.comparison.effect,
+            "comparisons": plan.comparison.comparisons or _all_but(plan.baseline, plan.variants),
+            "date": max((place["last"] for place in places), default=None),
+            "hardware": _each_once(places, "hardware") or hardware(),
             "costs_measured_on": costs["where"] if costs else None,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "versions": {name: version for name in ("python", "torch") if (version := _each_once(places, name))},
+            "sittings": places,
             "seeds": list(plan.seeds),
+            "folds": plan.comparison.folds,
             "sweep": plan.sweep.model_dump() if plan.sweep else None,
             "left_out": [
                 {"title": variant.title, "why": why_left_out(plan, name, broken)}
@@ -86,7 +91,7 @@ def collect(
 def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
     """Put finished runs together as `collect` does, whoever started them; the first setting is the baseline.
 
-    Runs whose configs differ only in seed, output and wandb are one setting.
+    Runs whose configs differ only in seed, output and trackers are one setting.
 
     Raises:
         CheckpointError: a folder that holds no finished run, or a damaged one.
@@ -116,6 +121,7 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
             "title": f"{name} and alike" if len(by_seed) > 1 else name,
             # A state that some run lacks, such as the best of one without a validation part, has no mean.
             "scores": {s: v for s, v in _scores(keys[baseline], by_seed).items() if len(v) == len(by_seed)},
+            "right": _right(by_seed),
             "runs": {
                 "mixtures": next(iter(by_seed.values()))["mixtures"],
                 "gated": next(iter(by_seed.values())).get("gated", False),
@@ -147,30 +153,6 @@ def read_results(path: Path) -> dict[str, Any]:
     return content
 
 
-def differences(
-    scores: Mapping[str, Mapping[Any, float]], baseline: Mapping[str, Mapping[Any, float]]
-) -> dict[str, dict[str, Any]]:
-    """Pair scores with the baseline's, of the merged model after the last step and of the best by validation."""
-    found = {
-        state: difference(scores[state], baseline[state])
-        for state in ("merged", "merged_best")
-        if state in scores and state in baseline
-    }
-    return {state: entry._asdict() for state, entry in found.items() if entry}
-
-
-def hardware() -> str:
-    """Name processor, cores and GPU; no name of a machine."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        processor = models[0].strip() if models else processor
-    count = cores()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{processor}, {count} core{'s' if count > 1 else ''}{gpu}"
-
-
 def without_paths(value: Any) -> Any:
     """Replace absolute paths in every text by their last part; those in the current folder become relative."""
     if isinstance(value, dict):
@@ -183,24 +165,38 @@ def without_paths(value: Any) -> Any:
 
 
 def _compared(
-    metric: Metric, baseline: str, variants: dict[str, dict[str, Any]], summaries: Mapping[str, Mapping[int, Summary]]
+    metric: Metric, baseline: str, variants: dict[str, dict[str, Any]], summaries: Mapping[str, Mapping[Any, Summary]]
 ) -> dict[str, Any]:
     """Return the part of the results that tables compare, with the differences of the variants to the baseline."""
+    results: dict[str, Any] = {"baseline": baseline, "variants": variants}
     for name, entry in variants.items():
-        if name != baseline and baseline in variants:
-            entry["difference"] = differences(entry["scores"], variants[baseline]["scores"])
+        if name in compared(results):
+            entry["difference"] = {state: found._asdict() for state, found in found_differences(results, name).items()}
+    tested = [_tested(by_seed) for by_seed in summaries.values()]
     first = next((s for by_seed in summaries.values() for s in by_seed.values()), {})
+    total = max((count for count in tested if count), default=None)
     own = [s.get("test_standard_error_merged") for s in summaries.get(baseline, {}).values()]
     errors = [error for error in own if error is not None]
     return {
         "main_metric": metric.key,
         "higher_is_better": metric.higher_is_better,
-        "baseline": baseline,
-        "test_samples": first.get("test_samples"),
+        "test_samples": total,
         "val_samples": first.get("val_samples"),
-        "standard_error": statistics.fmean(errors) if errors else None,
-        "variants": variants,
+        # Of all folds of a seed together, where there are any.
+        "standard_error": statistics.fmean(errors) * (first["test_samples"] / total) ** 0.5
+        if errors and total
+        else None,
+        **results,
     }
+
+
+def _tested(by_seed: Mapping[Any, Summary]) -> int | None:
+    """Count the test samples of the runs of one seed: those of all its folds."""
+    counts: dict[str, int] = {}
+    for key, summary in by_seed.items():
+        seed = str(key).partition("/")[0]
+        counts[seed] = counts.get(seed, 0) + (summary.get("test_samples") or 0)
+    return max(counts.values(), default=None)
 
 
 def _read_run(folder: Path) -> tuple[str, Summary]:
@@ -223,13 +219,22 @@ def _lost(summary: Summary) -> int | None:
     return None if before is None or after is None or summary.get("gated") else before - after
 
 
-def _last_day(runs: Sequence[Run]) -> str | None:
-    """Return the day on which the last of finished runs ended."""
-    ended = [run.files.finished_at for run in runs]
-    return datetime.date.fromtimestamp(max(ended)).isoformat() if ended else None
+def _each_once(places: Sequence[Mapping[str, Any]], key: str) -> str:
+    """Name what the runs ran on."""
+    return " and ".join(dict.fromkeys(place[key] for place in places if place[key]))
 
 
-def _scores(key: str, summaries: Mapping[int, Summary]) -> dict[str, dict[str, float]]:
+def _all_but(baseline: str, variants: Iterable[str]) -> list[str]:
+    return [name for name in variants if name != baseline]
+
+
+def _right(summaries: Mapping[Any, Summary]) -> dict[str, str]:
+    """Return which test samples each run got right, as far as the runs kept it."""
+    kept = {str(key): summary.get("test_right_merged") for key, summary in summaries.items()}
+    return {key: right for key, right in kept.items() if right}
+
+
+def _scores(key: str, summaries: Mapping[Any, Summary]) -> dict[str, dict[str, float]]:
     """Return the metric by state and seed; "val" and "val_best" are of validation, all others of test."""
     metrics = {state: f"test_{key}_{state}" for state in STATES} | {"val": f"val_{key}", "val_best": f"val_{key}_best"}
     return {

@@ -1,25 +1,26 @@
 """A whole comparison: check this machine, run the sweep and all seeds, write costs, curves and tables."""
 
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pc_ewa.compare.comparison import COSTS, CURVES, PICTURE, POINTS, RESULTS, SCORES, TABLES
 from pc_ewa.compare.costs import measure_costs
 from pc_ewa.compare.curves import make_curves
-from pc_ewa.compare.execute import Broken, Executor, cores
-from pc_ewa.compare.plan import COSTS, CURVES, FILES, PICTURE, POINTS, RESULTS, SCORES, TABLES, Plan, Run
+from pc_ewa.compare.execute import Broken, Executor
+from pc_ewa.compare.ledger import Ledger
+from pc_ewa.compare.machine import cores
+from pc_ewa.compare.plan import Plan, Run
+from pc_ewa.compare.preflight import check_runs, check_save, copied
 from pc_ewa.compare.report import as_csv, as_markdown
 from pc_ewa.compare.results import collect
-from pc_ewa.compare.sweep import final_runs, is_settled
-from pc_ewa.config import Experiment
-from pc_ewa.errors import ConfigError, Error
+from pc_ewa.compare.sittings import check_same_data
+from pc_ewa.compare.sweep import final_runs, is_settled, sweep_runs
+from pc_ewa.errors import Error
 from pc_ewa.files import lock_folder, read_json, write_text, write_whole
 from pc_ewa.train.distributed import choose_device
-from pc_ewa.train.run_folder import RunFolder
-from pc_ewa.train.setup import check_initial_weights
-from pc_ewa.train.splits import load_splits
 
 _OTHERS = "another comparison, or by runs still going on of one that was killed"
 
@@ -50,43 +51,6 @@ def outline(plan: Plan, only: tuple[str, ...] = ()) -> str:
     return "\n".join(lines)
 
 
-def check_runs(plan: Plan) -> None:
-    """Check the run folders, the files that runs start from, the data, and a validation part if there is a sweep.
-
-    Raises:
-        Error: what is missing or in the way, or a run folder that holds a run with other settings.
-    """
-    _check_folders(plan)
-    has_validation: dict[str, bool] = {}
-    for variant in plan.variants:
-        check_initial_weights(plan.resolve(plan.run(variant, plan.values[0], plan.seeds[0])))
-        for value in plan.values:
-            experiment = plan.resolve(plan.run(variant, value, plan.seeds[0]))
-            if not _load_data(experiment, has_validation) and plan.sweep:
-                raise ConfigError(
-                    f"variant {variant}: the sweep needs a validation part to choose on, but data.val_fraction=0; "
-                    "raise it or set sweep=null"
-                )
-
-
-def check_save(folder: Path, name: str) -> None:
-    """Make the folder that gets copies of the results of the comparison `name`.
-
-    Raises:
-        ConfigError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        problem = "" if os.access(folder, os.W_OK) else "it cannot be written"
-    except OSError as error:
-        problem = str(error.strerror)
-    taken = [path for file in (RESULTS, PICTURE) if (path := _copied(name, file, folder)).is_dir()]
-    if taken:
-        problem = f"{taken[0]} is a folder"
-    if problem:
-        raise ConfigError(f"--save {folder}: {problem}; name a folder for the copies")
-
-
 def compare(plan: Plan, options: Options) -> list[Broken]:
     """Make a comparison, or go on with one: what is finished is never run again.
 
@@ -101,7 +65,9 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
     if options.save:
         check_save(options.save, plan.name)
     with lock_folder(plan.output, _OTHERS) as lock:
+        ledger = _open_ledger(plan, options)
         executor = Executor(plan, _jobs(plan, options), 0, lock)
+        executor.landed = partial(_land, plan, options, executor, ledger)
         done = sum(run.files.is_finished for run in {run for runs in _wanted(plan, options.only) for run in runs})
         executor.total = _total(plan, options.only) - done
         if executor.total:
@@ -109,16 +75,40 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
                 f"{plan.comparison.title}: {done} runs done, {executor.total} to do, {executor.jobs} at a time",
                 flush=True,
             )
-        executor.execute(_wanted(plan, options.only)[0])
+        # What a sweep finds may ask for values beyond its ends.
+        while runs := _to_do(_wanted(plan, options.only, executor.broken)[0], executor):
+            executor.total = executor.done + _left(plan, options.only, executor)
+            executor.execute(runs)
         executor.execute(_wanted(plan, options.only, executor.broken)[1])
         report(plan, options, executor.broken)
     return list(executor.broken.values())
 
 
+def _open_ledger(plan: Plan, options: Options) -> Ledger | None:
+    """Take up the runs of other sittings and machines, and add those that were finished without a ledger."""
+    ledger = Ledger(plan, options.save) if options.save else None
+    told = ledger.restore() if ledger else []
+    finished = [run for runs in _wanted(plan, ()) for run in runs if run.files.is_finished]
+    check_same_data(plan, finished)
+    for run in finished:
+        if ledger:
+            ledger.add(run)
+    for line in told:
+        print(line, flush=True)
+    return ledger
+
+
+def _land(plan: Plan, options: Options, executor: Executor, ledger: Ledger | None, run: Run) -> None:
+    """Write what a run that has just finished adds: its line of the ledger, and the results so far."""
+    if ledger and options.save:
+        ledger.add(run)
+        _write(plan, collect(plan, _finished(plan, executor.broken), None, executor.broken))
+        _copy(plan, options.save)
+
+
 def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
     """Write and print what the finished runs show; `broken` are those, by folder, that are not waited for."""
-    runs = {v: [r for r in final if r.files.is_finished] for v, final in final_runs(plan, broken).items()}
-    runs = {variant: finished for variant, finished in runs.items() if finished}
+    runs = _finished(plan, broken)
     results = collect(plan, runs, None, broken)
     _write(plan, results)  # before a measurement that may fail
     if runs:
@@ -133,26 +123,10 @@ def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
     print(f"\n{as_markdown(results)}\nresults, curves: {plan.output}{copies}")
 
 
-def _check_folders(plan: Plan) -> None:
-    # Where no run has begun there is no config to differ from, and any experiment will do: can it be written?
-    RunFolder(plan.output).check(plan.experiment)
-    for name in FILES:
-        if (plan.output / name).is_dir():
-            raise ConfigError(f"{plan.output / name} is a folder, where the results go; move it or set output=...")
-    for variant in plan.variants:
-        for value in plan.values:
-            for seed in sorted({*plan.seeds, *(plan.sweep.seeds if plan.sweep else [])}):
-                run = plan.run(variant, value, seed)
-                run.files.check(plan.resolve(run) if run.files.is_begun else plan.experiment)
-
-
-def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:
-    """Load what was not loaded yet; returns whether the experiment has a validation part."""
-    for data in (experiment.data, *([experiment.probe.data] if experiment.probe else [])):
-        key = data.model_dump_json()
-        if key not in has_validation:
-            has_validation[key] = load_splits(data, experiment.seed).val is not None
-    return has_validation[experiment.data.model_dump_json()]
+def _finished(plan: Plan, broken: Collection[Path]) -> dict[str, list[Run]]:
+    """Return the finished runs of every variant at its final setting, where there are any."""
+    runs = {v: [r for r in final if r.files.is_finished] for v, final in final_runs(plan, broken).items()}
+    return {variant: finished for variant, finished in runs.items() if finished}
 
 
 def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> Mapping[str, Any] | None:
@@ -196,17 +170,12 @@ def _copy(plan: Plan, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in (RESULTS, PICTURE):
         if (plan.output / name).is_file():
-            _copy_file(plan.output / name, _copied(plan.name, name, folder))
+            _copy_file(plan.output / name, copied(plan.name, name, folder))
 
 
 def _copy_file(source: Path, target: Path) -> None:
     content = source.read_bytes()
     write_whole(target, lambda file: file.write(content))
-
-
-def _copied(name: str, file: str, folder: Path) -> Path:
-    """Return the path of a copy of a file of the comparison `name`."""
-    return folder / f"{name}{Path(file).suffix}"
 
 
 def _variants(plan: Plan, only: tuple[str, ...]) -> list[str]:
@@ -218,14 +187,28 @@ def _wanted(plan: Plan, only: tuple[str, ...], broken: Collection[Path] = ()) ->
     variants = _variants(plan, only)
     final = final_runs(plan, broken)
     by_seed = zip(*(final[variant] for variant in variants if variant in final), strict=True)
-    return [run for run in plan.sweep_runs() if run.variant in variants], [run for runs in by_seed for run in runs]
+    swept = [run for run in sweep_runs(plan, broken) if run.variant in variants]
+    return swept, [run for runs in by_seed for run in runs]
 
 
 def _total(plan: Plan, only: tuple[str, ...]) -> int:
     """Count the runs in all: those of the sweep serve as final ones where value and seed are the same."""
+    swept, variants = plan.sweep.seeds if plan.sweep else [], _variants(plan, only)
+    final = len(set(plan.seeds) - set(swept)) * (plan.comparison.folds or 1) * len(variants)
+    return final + sum(run.variant in variants for run in sweep_runs(plan))
+
+
+def _to_do(runs: Sequence[Run], executor: Executor) -> list[Run]:
+    return [run for run in runs if not run.files.is_finished and run.folder not in executor.broken]
+
+
+def _left(plan: Plan, only: tuple[str, ...], executor: Executor) -> int:
+    """Count the runs still to do, as far as the sweep is known."""
+    settled = {run for runs in _wanted(plan, only, executor.broken) for run in runs}
+    waiting = [v for v in _variants(plan, only) if not is_settled(plan, v, executor.broken)]
     swept = plan.sweep.seeds if plan.sweep else []
-    each = len(plan.values) * len(swept) + len(set(plan.seeds) - set(swept))
-    return each * len(_variants(plan, only))
+    final = len(set(plan.seeds) - set(swept)) * (plan.comparison.folds or 1) * len(waiting)
+    return final + len(_to_do([*settled], executor))
 
 
 def _jobs(plan: Plan, options: Options) -> int:

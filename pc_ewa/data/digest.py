@@ -1,6 +1,7 @@
 """Digests of the data that a run saw, and the difference between two of them in words."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,11 @@ def digest(splits: Mapping[str, Clouds]) -> Digest:
     """
     names = next((clouds.class_names for clouds in splits.values()), ())
     return {"classes": list(names), "splits": {split: _of_split(clouds) for split, clouds in splits.items()}}
+
+
+def short(whole: Digest) -> str:
+    """Return a digest as 16 characters, for those who only ask if two are the same."""
+    return hashlib.blake2b(json.dumps(whole, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _of_split(clouds: Clouds) -> dict[str, int | str]:

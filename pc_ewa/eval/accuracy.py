@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
@@ -41,6 +42,8 @@ class Accuracy:
         confusion: (classes, classes) counts: true class, predicted class.
         class_names: name of every class; without them classes are called by their positions.
         votes: more than 1 is a mean over so many draws of each cloud, and is labelled "voted" everywhere.
+        right: (samples,) booleans, which samples in the order of the dataset are classified correctly; None if unknown.
+        loss: mean cross-entropy over the samples, without label smoothing; None where there were no logits.
 
     Raises:
         ValueError: names that are not one for each class.
@@ -49,6 +52,8 @@ class Accuracy:
     confusion: Tensor
     class_names: tuple[str, ...] = ()
     votes: int = 1
+    right: Tensor | None = None
+    loss: float | None = None
 
     def __post_init__(self) -> None:
         """Check the names."""
@@ -99,14 +104,15 @@ class Accuracy:
         return tuple(sorted(pairs, key=lambda pair: -pair.samples))
 
     def metrics(self) -> dict[str, float]:
-        """Numbers by name: accuracy, mean_class_accuracy, correct, standard_error, and votes if there were any."""
+        """Numbers by name: accuracy, mean_class_accuracy, correct, standard_error; loss and votes if there were any."""
         metrics: dict[str, float] = {
             "accuracy": self.overall,
             "mean_class_accuracy": self.mean_class,
             "correct": self.correct,
             "standard_error": self.standard_error,
         }
-        return metrics | ({"votes": self.votes} if self.votes > 1 else {})
+        loss = {} if self.loss is None else {"loss": self.loss}
+        return metrics | loss | ({"votes": self.votes} if self.votes > 1 else {})
 
     def describe(self) -> str:
         """The accuracy in a few words."""
@@ -181,14 +187,22 @@ def evaluate_classifier(
     device = device or next(model.parameters()).device
     classes = clouds.num_classes
     confusion, finite = torch.zeros(classes, classes, dtype=torch.int64, device=device), Finite(device)
+    right = torch.zeros(len(clouds), dtype=torch.uint8, device=device)
+    losses = torch.zeros(len(clouds), dtype=torch.float64, device=device)  # each, so that any sharing has the same sum
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             logits = finite.seen(predict(batch) if predict else model(batch.points))
             if logits.shape[1] != classes:
                 raise ValueError(f"the model has {logits.shape[1]} classes, {clouds.name} has {classes}")
-            cells = batch.labels * classes + logits.float().argmax(1)
+            predicted = logits.float().argmax(1)
+            right[batch.indices.start : batch.indices.stop] = predicted == batch.labels
+            cells = batch.labels * classes + predicted
             confusion += torch.bincount(cells, minlength=confusion.numel()).view_as(confusion)
+            each = F.cross_entropy(logits.float(), batch.labels, reduction="none")
+            losses[batch.indices.start : batch.indices.stop] = each.double()
     finite.check(model, clouds)
     if dist.is_initialized():
         dist.all_reduce(confusion)
-    return Accuracy(confusion.cpu(), clouds.class_names)
+        dist.all_reduce(right)  # each cloud was seen by one process
+        dist.all_reduce(losses)
+    return Accuracy(confusion.cpu(), clouds.class_names, loss=float(losses.mean()), right=right.bool().cpu())

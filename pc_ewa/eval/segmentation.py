@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
@@ -25,6 +26,7 @@ class Segmentation:
         class_names: names of the categories, also of those without a shape here.
         points_right: number of points given their part.
         points: number of points.
+        loss: mean negative log-likelihood of the true parts over the points, as in training; None if unknown.
     """
 
     ious: Tensor
@@ -32,6 +34,7 @@ class Segmentation:
     class_names: tuple[str, ...]
     points_right: int
     points: int
+    loss: float | None = None
 
     @property
     def samples(self) -> int:
@@ -66,8 +69,9 @@ class Segmentation:
         return float(self.ious.std()) / math.sqrt(self.samples) if self.samples > 1 else math.nan
 
     def metrics(self) -> dict[str, float]:
-        """The means by name; the standard error only where there is one."""
+        """The means by name; loss and standard error only where there is one."""
         means = {"instance_miou": self.instance_miou, "class_miou": self.class_miou, "accuracy": self.accuracy}
+        means |= {} if self.loss is None else {"loss": self.loss}
         return means | ({"standard_error": self.standard_error} if self.samples > 1 else {})
 
     def describe(self) -> str:
@@ -150,20 +154,25 @@ def evaluate_segmenter(
     if len(parts_of) != clouds.num_classes:
         raise ValueError(f"parts of {len(parts_of)} categories for {clouds.num_classes} of {clouds.name}; give as many")
     device = device or next(model.parameters()).device
-    ious = torch.zeros(len(clouds), dtype=torch.float64, device=device)
+    ious, losses = torch.zeros(2, len(clouds), dtype=torch.float64, device=device)
     right, finite = torch.zeros((), dtype=torch.int64, device=device), Finite(device)
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             truth = clouds.part_labels(batch.indices).to(device).gather(1, batch.point_index)
-            predicted = predict_parts(finite.seen(model(batch.points, batch.labels)), batch.labels, parts_of)
-            ious[batch.indices.start : batch.indices.stop] = shape_ious(predicted, truth, batch.labels, parts_of)
+            scores = finite.seen(model(batch.points, batch.labels))
+            predicted = predict_parts(scores, batch.labels, parts_of)
+            here = slice(batch.indices.start, batch.indices.stop)
+            ious[here] = shape_ious(predicted, truth, batch.labels, parts_of)
+            losses[here] = F.nll_loss(scores.float().mT, truth, reduction="none").double().mean(1)
             right += (predicted == truth).sum()
     finite.check(model, clouds)
     if dist.is_initialized():  # every cloud was measured by one process and is 0 in the others
         dist.all_reduce(ious)
+        dist.all_reduce(losses)
         dist.all_reduce(right)
     points = len(clouds) * settings.num_points
-    return Segmentation(ious.cpu(), clouds.labels.cpu(), clouds.class_names, int(right), points)
+    loss = float(losses.mean())
+    return Segmentation(ious.cpu(), clouds.labels.cpu(), clouds.class_names, int(right), points, loss)
 
 
 def predict_parts(scores: Tensor, categories: Tensor, parts_of: Sequence[Sequence[int]]) -> Tensor:

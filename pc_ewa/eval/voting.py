@@ -1,5 +1,7 @@
 """Voting: the mean of the logits over several random draws of each cloud."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -63,4 +65,4 @@ def evaluate_voted(
         return torch.stack(logits).mean(0)
 
     accuracy = evaluate_classifier(model, clouds, settings, device=device, title=title, predict=predict)
-    return Accuracy(accuracy.confusion, accuracy.class_names, votes)
+    return replace(accuracy, votes=votes)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -14,9 +13,6 @@ from pc_ewa.ewa.experts import Mixture
 from pc_ewa.ewa.schedules import Schedule, ShareRate
 from pc_ewa.ewa.stacks import merge_stack
 from pc_ewa.ewa.statistics import LayerStatistics, local_stacks, measure
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import Shard
 
 
 class ExpertAverager:
@@ -83,6 +79,7 @@ class ExpertAverager:
         self.steps_done = 0
         self._hook: RemovableHandle | None = None
         self._lr: float | None = None  # of the latest step
+        self._is_first = False  # whether the next step is the first since attach()
 
     def attach(self, optimizer: Optimizer) -> "ExpertAverager":
         """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it.
@@ -90,13 +87,18 @@ class ExpertAverager:
         A wrapper that holds the optimizer as `optimizer`, such as accelerate's, is unwrapped.
 
         Raises:
-            ValueError: attached already (the experts would be averaged twice a step), not an optimizer, or an
-                optimizer that lacks experts which train: it was built before `upcycle`, or of another model.
+            ValueError: attached already (the experts would be averaged twice a step), not an optimizer, experts sharded
+                otherwise than by `expert_shard_placement`, or an optimizer that lacks experts which train: it was built
+                before `upcycle` or `fully_shard`, or of another model.
         """
         if self._hook:
             raise ValueError("the averager is attached to an optimizer already; detach() it first")
         inner = _unwrapped(optimizer)
+        for layer in self.layers.values():
+            list(local_stacks(layer))  # raises for experts that cannot be averaged here
         self._check_held(inner)
+        if not any(stack.requires_grad for stack in self._stacks().values()):
+            warnings.warn("all experts are frozen (requires_grad=False): averaging changes nothing", stacklevel=2)
         others = [getattr(hook, "__self__", None) for hook in inner._optimizer_step_post_hooks.values()]
         if any(isinstance(each, ExpertAverager) and each._averages_with(self) for each in others):
             raise ValueError("another averager of these experts is attached to the optimizer; detach() it first")
@@ -108,6 +110,7 @@ class ExpertAverager:
             )
         self._hook = inner.register_step_post_hook(self._after_optimizer_step)
         self._lr = self._learning_rate(inner)
+        self._is_first = True
         return self
 
     def detach(self) -> None:
@@ -165,12 +168,12 @@ class ExpertAverager:
             return
         for layer in self.layers.values():
             gamma = 1 - (1 - share_rate * layer.num_experts / (layer.num_experts - 1)) ** self.every
-            for stack in local_stacks(layer):
+            for _, stack in local_stacks(layer):
                 stack.lerp_(merge_stack(stack).expand_as(stack), gamma)
 
     @torch.no_grad()
     def statistics(self) -> dict[str, LayerStatistics]:
-        """Measure every mixture; under sharding, the part of the weights on this rank."""
+        """Measure every mixture; under sharding all processes call it together, and each gets the same."""
         rate = self.share_rate_at(max(0, self.steps_done - 1), self._lr or 0.0)
         return {name: measure(layer, rate) for name, layer in self.layers.items()}
 
@@ -187,19 +190,25 @@ class ExpertAverager:
     def _check_held(self, optimizer: Optimizer) -> None:
         """Raise ValueError unless the optimizer has every expert that trains."""
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        stacks = {f"{name}.{key}".lstrip("."): p for name, m in self.layers.items() for key, p in m.named_parameters()}
-        trained = {name: stack for name, stack in stacks.items() if stack.requires_grad}
+        trained = {name: stack for name, stack in self._stacks().items() if stack.requires_grad}
         absent = [name for name, stack in trained.items() if id(stack) not in held]
         if absent:
             raise ValueError(
                 f"{len(absent)} of {len(trained)} parameters of the mixtures are not in the optimizer, such as "
-                f"{absent[0]}, and it would not train them; build it after upcycle(), from model.parameters() "
-                "(with several optimizers, call averager.step() after them instead of attaching)"
+                f"{absent[0]}, and it would not train them; build it after upcycle() and fully_shard(), from "
+                "model.parameters() (with several optimizers, call averager.step() after them instead of attaching)"
             )
-        if not trained:
-            warnings.warn("all experts are frozen (requires_grad=False): averaging changes nothing", stacklevel=3)
 
-    def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: object) -> None:
+    def _stacks(self) -> dict[str, nn.Parameter]:
+        """Every parameter of the mixtures by its name, gates too."""
+        return {f"{name}.{key}".lstrip("."): p for name, m in self.layers.items() for key, p in m.named_parameters()}
+
+    def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: Mapping[str, object]) -> None:
+        if _only_makes_state(optimizer, kwargs):
+            return
+        if self._is_first:
+            self._check_held(optimizer)  # fully_shard() after attach() has put other parameters in their place
+        self._is_first = False
         # Fused optimizers run under a GradScaler even when they skip the update inside their kernel.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is None or not bool(found_inf):
@@ -216,6 +225,11 @@ def _unwrapped(optimizer: object) -> Optimizer:
             "something wraps it"
         )
     return optimizer
+
+
+def _only_makes_state(optimizer: Optimizer, kwargs: Mapping[str, object]) -> bool:
+    """Return True for the step by which torch.distributed.checkpoint makes the state of an optimizer that has none."""
+    return kwargs == {"closure": None} and not any(group.get("lr") for group in optimizer.param_groups)
 
 
 def _check_stacks(layers: dict[str, Mixture]) -> None:
@@ -237,14 +251,3 @@ def _check_share_rate(share_rate: float, layers: dict[str, Mixture]) -> None:
     if not 0 <= share_rate <= limit:
         where = f" in {name}" if any(layer.num_experts > count for layer in layers.values()) else ""
         raise ValueError(f"share_rate={share_rate} with {count} experts{where}; choose 0 to (N-1)/N = {limit}")
-
-
-def expert_shard_placement(parameter: nn.Parameter) -> "Shard":
-    """`shard_placement_fn` for FSDP2: splits stacked experts on axis 1, so that averaging stays local.
-
-    Shard every mixture with it first, `fully_shard(layer, shard_placement_fn=expert_shard_placement)` for each layer of
-    `expert_layers(model)`, and then the model as usual.
-    """
-    from torch.distributed.tensor import Shard  # half a second to import, and few need it
-
-    return Shard(1)

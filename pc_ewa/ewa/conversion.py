@@ -1,6 +1,5 @@
 """Dense model <-> mixtures of experts, in place: upcycles some of its FFNs, merges them back."""
 
-import copy
 import logging
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from pc_ewa.ewa.experts import ExpertFFN, Mixture, PartitionScope
 from pc_ewa.ewa.find_ffns import FFNChoice, Layers, find_ffns, select_layers
 from pc_ewa.ewa.gated import CANNOT_MERGE, Gate, GatedFFN, has_gate
+from pc_ewa.ewa.sharding import is_sharded, whole_copy
 from pc_ewa.ewa.sites import check_not_shared, ffn_at, replace_ffn, restore_ffn
 from pc_ewa.ewa.stacks import Init, merge_stack
 
@@ -54,12 +54,15 @@ def upcycle(
 
     Raises:
         ValueError: no FFN found, a named module that is not an FFN, FFNs that share parameters, a selection that is
-            empty or out of range, a model that has mixtures already, or a partition by "sample" with a gate.
+            empty or out of range, a model that has mixtures already or is sharded, or a partition by "sample" with a
+            gate.
     """
     if has_gate(model):
         raise ValueError("the model has gated mixtures of experts already; start from a dense model")
     if expert_layers(model):
         raise ValueError("the model has mixtures of experts already; merge_experts() it before upcycling again")
+    if is_sharded(model):
+        raise ValueError("the model is sharded over processes; upcycle() it before fully_shard()")
     if not isinstance(gate, Gate | None):
         raise ValueError(f"gate={gate!r}; give a Gate(), with capacity_factor and balance_weight, or None")
     if gate and partition != "batch":
@@ -90,12 +93,17 @@ def merge_experts(model: Model) -> Model:
     old one holds the experts.
 
     Raises:
-        ValueError: a gated or a sharded mixture, or the model is itself an `ExpertFFN`; call its `fuse()`.
+        ValueError: a gated or a sharded mixture (see `whole_copy`), or the model is itself an `ExpertFFN`; call its
+            `fuse()`.
     """
     if isinstance(model, ExpertFFN):
         raise ValueError("the model is itself one mixture; ffn = model.fuse() gives its merged FFN")
     mixtures = _ungated(model)
-    _check_whole(mixtures)
+    if mixtures and is_sharded(model):
+        raise ValueError(
+            f"the {type(model).__name__} is sharded over processes, of which none has all of its weights; on all of "
+            "them, merge_experts(whole_copy(model)), or dense_state_dict(model)"
+        )
     for name, mixture in mixtures.items():
         host_name, _, slot = name.rpartition(".")
         restore_ffn(model.get_submodule(host_name), slot, mixture.fuse())
@@ -109,11 +117,13 @@ def merge_experts(model: Model) -> Model:
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The merged weights under the host's own keys; the model goes on training as it is.
 
+    If it is sharded over processes, all of them call it together, and each gets the whole weights.
+
     Raises:
-        ValueError: as in `merge_experts`.
+        ValueError: a gated mixture, or the model is itself an `ExpertFFN`.
     """
-    _check_whole(_ungated(model))
-    return merge_experts(copy.deepcopy(model)).state_dict()
+    _ungated(model)  # before anything is gathered
+    return merge_experts(whole_copy(model)).state_dict()
 
 
 def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -146,15 +156,6 @@ def _ungated(model: nn.Module) -> dict[str, ExpertFFN]:
             raise ValueError(CANNOT_MERGE.format(name or f"a {type(mixture).__name__}"))
         mixtures[name] = mixture
     return mixtures
-
-
-def _check_whole(mixtures: dict[str, ExpertFFN]) -> None:
-    """Raise ValueError if a mixture is sharded over processes (FSDP2), where no process has all of its experts."""
-    for name, mixture in mixtures.items():
-        if any(hasattr(stack, "placements") for stack in mixture.parameters()):
-            raise ValueError(
-                f"{name} is sharded over processes; load the full state_dict into a whole model to merge it"
-            )
 
 
 def _leave_fast_paths(model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from pc_ewa.ewa.probe import TokenForm, find_token_form
 from pc_ewa.ewa.routing import combine, dispatch, uniform_partition
+from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.ewa.stacks import (
     ExpertLinear,
     Init,
@@ -89,6 +90,13 @@ class Mixture(nn.Module):
             return self.experts(x)
         return self._call(tuple(merge_stack(stack) for stack in self.experts.parameters()), x)
 
+    def returned(self, x: Tensor) -> Tensor:
+        """Return the output as the host may have it: where FSDP2 shards the mixture by itself, memory of its own.
+
+        FSDP2 hangs its hooks on what a module returns. Added to in place, as some hosts do, a view would lose them.
+        """
+        return x.clone() if hasattr(self, "reshard") else x
+
     def _call(self, parameters: tuple[Tensor, ...], x: Tensor) -> Tensor:
         names = [name for name, _ in self.experts.named_parameters()]
         return functional_call(self.experts, dict(zip(names, parameters, strict=True)), x)
@@ -124,8 +132,8 @@ class ExpertFFN(Mixture):
             return self.map_by_mean(x)
         if self.form.axis == 1:
             pixels = x.flatten(2).transpose(1, 2)
-            return self._deal(pixels, x.dim()).transpose(1, 2).reshape(x.shape)
-        return self._deal(x, x.dim())
+            return self.returned(self._deal(pixels, x.dim()).transpose(1, 2).reshape(x.shape))
+        return self.returned(self._deal(x, x.dim()))
 
     def _deal(self, x: Tensor, dims: int) -> Tensor:
         rows = 1 if self.partition == "batch" else x.shape[:-2].numel()
@@ -134,7 +142,13 @@ class ExpertFFN(Mixture):
         return combine(self.map_groups(dispatch(tokens, dealt), dims), dealt).reshape(x.shape)
 
     def fuse(self) -> nn.Module:
-        """Return the plain FFN, of the host's class, whose weights are the mean of the experts."""
+        """Return the plain FFN, of the host's class, whose weights are the mean of the experts.
+
+        Raises:
+            ValueError: experts that are sharded over processes.
+        """
+        if is_sharded(self):
+            raise ValueError("the experts are sharded over processes; on all of them, whole_copy(mixture).fuse()")
         return fuse_stacks(self.experts)
 
     def extra_repr(self) -> str:

@@ -78,13 +78,14 @@ class GatedFFN(Mixture):
         if self.training:
             balance = self._balance(probabilities, chosen)
             # Within a backward, activation checkpointing runs this again: that graph would only hold on to memory.
-            if torch._C._current_graph_task_id() == -1:
+            # Compiled, what it runs again is a graph, and not this.
+            if torch.compiler.is_compiling() or torch._C._current_graph_task_id() == -1:
                 self.balance = balance
             output = self._within_capacity(tokens, chosen, dims)
         else:
             output = self._one_by_one(tokens, chosen, dims)
         output = probabilities.gather(1, chosen[:, None]).to(output.dtype) * output
-        return output.reshape(last.shape).movedim(-1, self.form.axis)
+        return self.returned(output.reshape(last.shape).movedim(-1, self.form.axis))
 
     def _probabilities(self, tokens: Tensor) -> Tensor:
         """Compute the probability of each expert for each token, (T, N)."""

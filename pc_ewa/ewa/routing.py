@@ -24,10 +24,10 @@ def uniform_partition(rows: int, tokens: int, num_experts: int, device: torch.de
     Group sizes differ by at most one; when the experts do not divide the tokens, chance decides who gets one more.
     Draws from torch's default generator, whose state activation checkpointing saves and restores.
     """
-    share, rest = divmod(tokens, num_experts)
+    share, rest = tokens // num_experts, tokens % num_experts  # torch.compile knows no divmod of sizes that change
     order = torch.rand(rows, tokens, device=device).argsort(1)
     slotted = order[:, : share * num_experts].view(rows, num_experts, share)
-    if rest:
+    if rest > 0:
         lucky = torch.rand(rows, num_experts, device=device).argsort(1)[:, :rest]
         last = order.new_full((rows, num_experts), tokens).scatter_(1, lucky, order[:, -rest:])
         slotted = torch.cat([slotted, last[:, :, None]], dim=2)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pc_ewa.ewa.experts import Mixture
+from pc_ewa.ewa.sharding import local_stack
 
 
 class LayerStatistics(NamedTuple):
@@ -21,25 +22,47 @@ class LayerStatistics(NamedTuple):
     share_rate: float
 
 
+@torch.no_grad()
 def measure(layer: Mixture, share_rate: float) -> LayerStatistics:
-    """Measure one mixture; under sharding, the part of the weights on this rank."""
-    experts = torch.cat([stack.detach().flatten(1).double() for stack in local_stacks(layer)], dim=1)
-    mean = experts.mean(0)
-    spread = ((experts - mean).norm(dim=1) / mean.norm().clamp_min(torch.finfo(mean.dtype).tiny)).mean()
-    unit = torch.nn.functional.normalize(experts, dim=1)
-    cosines = unit @ unit.T
+    """Measure one mixture; under sharding by all processes together, and over all of its weights."""
     count = layer.num_experts
+    parts = [_over_shards(stack, _sums(local)) for stack, local in local_stacks(layer)]
+    mean, deviations, products = torch.split(torch.stack(parts).sum(0), [1, count, count * count])
+    spread = (deviations.sqrt() / mean.sqrt().clamp_min(torch.finfo(mean.dtype).tiny)).mean()
+    products = products.view(count, count)
+    norms = products.diagonal().sqrt().clamp_min(1e-12)
+    cosines = products / norms / norms[:, None]
     cosine = (cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
     return LayerStatistics(spread.item(), cosine.item(), share_rate)
 
 
-def local_stacks(layer: Mixture) -> Iterator[Tensor]:
-    """Give the stacked parameters of a mixture, without a gate's; of sharded ones (DTensor), the part on this rank."""
+def local_stacks(layer: Mixture) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give the stacked parameters of a mixture, without a gate's, and what this process holds of them (N, ...).
+
+    Raises:
+        ValueError: experts that are sharded otherwise than by `expert_shard_placement`.
+    """
+    if callable(reshard := getattr(layer, "reshard", None)):
+        reshard()  # after a forward without a backward FSDP2 leaves copies in the place of the parameters
     for stack in layer.experts.parameters():
-        placements = getattr(stack, "placements", None)
-        if placements is None:
-            yield stack
-        elif any(placement.is_shard(0) for placement in placements):
-            raise ValueError("experts sharded on axis 0; pass shard_placement_fn=expert_shard_placement to fully_shard")
-        else:
-            yield stack.to_local()  # type: ignore[attr-defined]
+        yield stack, local_stack(stack, layer.num_experts)
+
+
+def _sums(stack: Tensor) -> Tensor:
+    """Return what adds up over parts of the weights: ‖W̄‖², all ‖W_i - W̄‖² and all products W_i·W_j."""
+    experts = stack.detach().flatten(1).double()
+    mean = experts.mean(0)
+    # Not from the products: of experts that are close, nothing would be left of the difference.
+    deviations = (experts - mean).square().sum(1)
+    return torch.cat([mean.square().sum()[None], deviations, (experts @ experts.T).flatten()])
+
+
+def _over_shards(stack: Tensor, sums: Tensor) -> Tensor:
+    """Add up the sums of all processes among which a stack is sharded; those that hold copies count once."""
+    if not hasattr(stack, "placements"):
+        return sums
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    assert isinstance(stack, DTensor)
+    placements = [Replicate() if placement.is_replicate() else Partial() for placement in stack.placements]
+    return DTensor.from_local(sums, stack.device_mesh, placements, run_check=False).full_tensor()

@@ -17,6 +17,7 @@ from pc_ewa.inference.folder import CONFIG
 from pc_ewa.inference.load import find, load_model, refuse_for_folder
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.restore import Restored, Split, restore
+from pc_ewa.train.splits import Splits
 from pc_ewa.yaml_config import apply_overrides
 
 
@@ -69,7 +70,7 @@ def measure(restored: Restored, exported: nn.Module, split: Split, samples: int 
     if samples is not None:
         clouds = splits.named(split)
         kept = clouds.select(torch.arange(min(samples, len(clouds))) * len(clouds) // min(samples, len(clouds)))
-        splits = splits._replace(**{split: kept})
+        splits = Splits(**(splits._asdict() | {split: kept}))
     return objective.evaluate(exported, splits, split, torch.device("cpu"))
 
 

@@ -15,6 +15,7 @@ from pc_ewa.ewa import has_gate
 from pc_ewa.inference.folder import CONFIG, check_names, checked_parts, read_folder
 from pc_ewa.inference.hub import download
 from pc_ewa.models.base import PointModel
+from pc_ewa.trackers import TRACKERS
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.restore import Restored, restore
 from pc_ewa.train.run_folder import RunFolder
@@ -22,7 +23,7 @@ from pc_ewa.train.run_folder import RunFolder
 Precision = Literal["fp32", "bf16"]
 
 # Where a run or its data lay on one machine, and what another may do otherwise.
-_NOT_RECORDED = ("output", "device", "init_from", "tokenizer", "wandb")
+_NOT_RECORDED = ("output", "device", "init_from", "tokenizer", *TRACKERS)
 # Endings of files, whose names are never asked of the Hub; "owner/vit-1.5" is.
 _FILES = (
     ".pt",

@@ -1,13 +1,12 @@
 """EWA in a loop of one's own with Hugging Face's accelerate."""
 
-import copy
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from pc_ewa.errors import TrainingError
-from pc_ewa.ewa import ExpertAverager, expert_layers, merge_experts
+from pc_ewa.ewa import ExpertAverager, expert_layers, merge_experts, whole_copy
 from pc_ewa.integrations.recipe import Recipe, summary
 from pc_ewa.package import missing_package
 
@@ -67,5 +66,5 @@ def save_merged(accelerator: Accelerator, model: nn.Module, folder: str, **optio
     Raises:
         ValueError: as in `merge_experts`.
     """
-    merged = merge_experts(copy.deepcopy(accelerator.unwrap_model(model)))
+    merged = merge_experts(whole_copy(accelerator.unwrap_model(model)))
     accelerator.save_model(merged, folder, **options)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from pc_ewa.errors import ConfigError, TrainingError
 from pc_ewa.ewa import ExpertAverager, dense_state_dict, expert_layers, has_gate, upcycle
+from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.validation import arguments_of, nearest
 
 # What a trainer gives, and what it cannot make dense again.
@@ -75,5 +76,14 @@ def summary(averager: ExpertAverager) -> dict[str, float]:
 
 
 def with_dense_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the experts under their own keys, and the merged FFNs under the host's: either loads."""
+    """Return the experts under their own keys, and the merged FFNs under the host's: either loads.
+
+    Raises:
+        TrainingError: a sharded model, which one process alone cannot save.
+    """
+    if is_sharded(model):
+        raise TrainingError(
+            "the model is sharded, and the process that saves has a part of it; on all processes, make "
+            "pc_ewa.ewa.whole_copy(model), and save that"
+        )
     return dense_state_dict(model) | model.state_dict()

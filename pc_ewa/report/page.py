@@ -34,19 +34,22 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
     write_text(path, page(runs))
 
 
-def report_after(folder: str | Path) -> str:
-    """Write report.html into the folder of a run that has just ended, and say so in a line.
+def report_after(folder: str | Path) -> tuple[Path | None, str]:
+    """Write report.html into the folder of a run that has just ended.
 
-    What cannot be shown never spoils what was trained: the line then has the reason.
+    What cannot be shown never spoils what was trained.
+
+    Returns:
+        The path, None where the page could not be written; and a line that says so, with the reason.
     """
     path = Path(folder) / "report.html"
     try:
         write_report([folder], path)
     except ModuleNotFoundError as error:
-        return f"no report page: {missing_package(error, 'pc-ewa report', 'compare') or error}"
+        return None, f"no report page: {missing_package(error, 'pc-ewa report', 'compare') or error}"
     except Error as error:
-        return f"no report page: {error}"
-    return f"report page: {path}"
+        return None, f"no report page: {error}"
+    return path, f"report page: {path}"
 
 
 def check_report(folders: Sequence[Path], path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from pc_ewa.config import Experiment
+from pc_ewa.eval import Segmentation
 from pc_ewa.ewa import expert_layers
 from pc_ewa.report.subjects import Subjects
 from pc_ewa.train.run_folder import RunFolder
@@ -44,6 +45,11 @@ class Pictures:
     def judgement(self) -> Judgement | None:
         """Judge the test shapes by the merged model of the last step; None without a classifier."""
         return self._judgement if self.has_model and self._task == "classify" else None
+
+    def parts_score(self) -> Segmentation | None:
+        """Measure the same model on the parts of the test shapes; None without a segmenter."""
+        score = self._subjects.score() if self.has_model and self._task == "segment" else None
+        return score if isinstance(score, Segmentation) else None
 
     def scenes(self) -> Iterator[tuple[str, Scene]]:
         """Make the scenes that suit the model, with their titles."""

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from pc_ewa.errors import Error
-from pc_ewa.eval import Accuracy
+from pc_ewa.eval import Accuracy, Segmentation
 from pc_ewa.eval.metric import Metric
 from pc_ewa.files import read_json
 from pc_ewa.report.charts import chart_svg
@@ -20,6 +20,8 @@ from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.viz import Chart
 from pc_ewa.viz.views.spread import spread_lines
+
+_STEEP = 30  # a largest value so many times the smallest is drawn on a logarithmic axis
 
 
 def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
@@ -34,7 +36,7 @@ def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
     if summary is None:
         yield element("p", "This run has not come to its end: what there is so far.", class_="note")
     else:
-        yield section("Test", headline(summary, metric))
+        yield section("Test", headline(summary, metric), *about_errors(summary))
     charts = [chart_svg(chart, log) for chart, log in curves(run.metrics(), metric)]
     if charts:
         yield section("Training", element("div", *charts, class_="charts"))
@@ -45,6 +47,9 @@ def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
             yield section(
                 "Confusions", element("p", "Rows: true class. Columns: taken for."), confusion(judgement.accuracy)
             )
+        parts = pictures.parts_score()
+        if parts is not None:
+            yield section("Classes", per_category(parts))
         for title, scene in pictures.scenes():
             yield section(title, live(scene))
     except Error as error:  # such as data that have been moved: the rest of the page is worth having
@@ -68,6 +73,13 @@ def headline(summary: Mapping[str, Any], metric: Metric) -> Html:
     return table(rows)
 
 
+def about_errors(summary: Mapping[str, Any]) -> list[Html]:
+    """Say what stands behind ±; nothing where no standard error was measured."""
+    if not any(key.startswith("test_standard_error") for key in summary):
+        return []
+    return [element("p", f"± is the standard error over the {summary['test_samples']} test samples.")]
+
+
 def _score(summary: Mapping[str, Any], metric: Metric, state: str) -> str:
     value, error = (summary.get(f"test_{name}_{state}") for name in (metric.key, "standard_error"))
     if value is None:
@@ -79,7 +91,7 @@ def curves(lines: Sequence[Mapping[str, Any]], metric: Metric) -> Iterator[tuple
     """Make the charts that there are numbers for, and whether each is logarithmic."""
     val = f"val_{metric.key}"
     own = {"training": _line(lines, "loss"), "validation": _line(lines, "val_loss")}
-    wanted = [("loss", "loss", own, False)]
+    wanted = [("loss", "loss", own, _is_steep(own))]
     if metric.key != "loss":
         scale = 100 if metric.percent else 1
         scores = {"training": _line(lines, metric.key, scale), "validation": _line(lines, val, scale)}
@@ -93,6 +105,12 @@ def curves(lines: Sequence[Mapping[str, Any]], metric: Metric) -> Iterator[tuple
             yield Chart(title, "steps", y_title, there), log
 
 
+def _is_steep(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bool:
+    """Return True for lines whose end would lie flat on the axis."""
+    values = [y for _, ys in lines.values() for y in ys]
+    return bool(values) and max(values) > _STEEP * min(values)
+
+
 def _line(lines: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> tuple[list[float], list[float]]:
     found = [(line["step"], scale * line[key]) for line in lines if isinstance(line.get(key), int | float)]
     return [x for x, _ in found], [y for _, y in found]
@@ -104,6 +122,14 @@ def per_class(accuracy: Accuracy) -> Html:
     for name, samples, correct in accuracy.per_class:
         rows.append([name, f"{correct / samples:.0%}" if samples else "", str(correct), str(samples)])
     rows.append(["all", f"{accuracy.overall:.1%}", str(accuracy.correct), str(accuracy.samples)])
+    return table(rows)
+
+
+def per_category(score: Segmentation) -> Html:
+    """Tabulate the mean IoU of the samples of each category."""
+    rows = [["class", "mean IoU", "samples"]]
+    rows += [[name, f"{iou:.1%}", str(samples)] for name, (iou, samples) in score.per_class.items()]
+    rows.append(["all", f"{score.instance_miou:.1%}", str(score.samples)])
     return table(rows)
 
 

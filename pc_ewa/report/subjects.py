@@ -1,8 +1,8 @@
-"""What a view asks for, found from a path or a name: a run, a checkpoint, a config, a dataset or files."""
+"""What a view asks for, found from a path or a name: a run, checkpoint, saved model, config, dataset or files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -10,18 +10,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pc_ewa.bundled import bundled_configs, bundled_models, find_config
 from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.data import DATASETS, Clouds, MissingSplitError, load_dataset
 from pc_ewa.data.formats.readers import EXTENSIONS
 from pc_ewa.errors import ConfigError, DataError
-from pc_ewa.eval import EvalSettings
+from pc_ewa.eval import EvalSettings, Score
 from pc_ewa.models.checkpoints.read import read_content
+from pc_ewa.report.saved import restore_saved, saved_config, saved_folder
 from pc_ewa.train.batches import augment
 from pc_ewa.train.objectives import create_objective
 from pc_ewa.train.restore import Restored, restore, untrained
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import put_experts
 from pc_ewa.train.splits import Splits, load_splits
+from pc_ewa.validation import choose
 from pc_ewa.yaml_config import apply_overrides
 
 _WEIGHTS = (".pt", ".pth", ".safetensors")
@@ -32,7 +35,8 @@ class Subjects:
     """The subjects of a view by their names in `pc_ewa.viz.view.SUBJECTS`, each loaded when it is asked for.
 
     Args:
-        sources: files of shapes; or one dataset, config, run folder or checkpoint.
+        sources: files of shapes; or one dataset, config, run folder, checkpoint, folder of `save_pretrained`, or
+            "furniture".
         overrides: changes of its config.
         split: the part of the dataset to show.
         config: the config of a checkpoint that holds none.
@@ -107,6 +111,10 @@ class Subjects:
         self._restored.place()
         return self._restored.model
 
+    def score(self) -> Score:
+        """Measure the network on the split, by what it is made for."""
+        return self._restored.evaluate(self._split)
+
     @property
     def settings(self) -> EvalSettings:
         """The presentation of clouds, as the validation of the experiment has it."""
@@ -124,7 +132,10 @@ class Subjects:
             restored = restore(self._checkpoint(), None, self._overrides)
         elif self._path.suffix in _WEIGHTS:
             restored = restore(self._path, self._config, self._overrides)
+        elif folder := saved_folder(self._source):
+            restored = restore_saved(folder, self._config, self._overrides)
         else:
+            self._check_config("run, checkpoint, model or config")
             restored = untrained(self._source, self._overrides)
             if self._experts and restored.experiment.ewa:
                 put_experts(restored.model, restored.experiment)
@@ -148,11 +159,20 @@ class Subjects:
             if self._config or not isinstance(content, dict):
                 return load_experiment(self._config or "", self._overrides)
             return resolve(apply_overrides(content, self._overrides))
-        data = self._dataset()
+        folder, data = saved_folder(self._source), self._dataset()
+        if folder and (data is None or folder == self._path):  # a folder of shapes may have the name of a model
+            return saved_config(folder, self._config, self._overrides)
         if data is None:
+            self._check_config("dataset, run or config", DATASETS)
             return load_experiment(self._source, self._overrides)
         content = {"output": "runs/show", "data": data, "model": {"name": "point_mae_classifier"}}
         return resolve(apply_overrides(content, self._overrides))
+
+    def _check_config(self, kinds: str, others: Iterable[str] = ()) -> None:
+        """Refuse a source that is nothing, and name what is nearest."""
+        if find_config(self._source) is None:
+            known = sorted({*bundled_configs(), *bundled_models(), *others})
+            choose(kinds, self._source, dict.fromkeys(known))
 
     def _dataset(self) -> dict[str, str] | None:
         """Read the source as a dataset: by name, as a prepared file or as a folder; None if it is none of them."""

@@ -5,7 +5,7 @@ import inspect
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError, TrainingError
+from pc_ewa.ewa.sharding import is_sharded
 
 PATIENCE = datetime.timedelta(minutes=3)  # with a process that is silent in the middle of the work
 LONG_PATIENCE = datetime.timedelta(hours=2)  # while one of them works alone, as on a linear SVM
@@ -126,14 +127,24 @@ def _existing_device(device: str, local_rank: int | None) -> torch.device:
 
 
 def parallel_model(model: nn.Module, world: World) -> nn.Module:
-    """Wrap a model so that its gradients are averaged over the processes; one process needs no wrapper."""
-    if world.size == 1:
+    """Wrap a model so that its gradients are averaged over the processes; one process, or FSDP2, needs no wrapper."""
+    if world.size == 1 or is_sharded(model):
         return model
     # Running statistics are averaged before they are used, not broadcast at every step. Newer torch renamed the switch.
     known = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {switch: False}
     return DistributedDataParallel(model, **options)
+
+
+def gradients_wait(parallel: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Put off the averaging of gradients over the processes until the `last` part of a batch.
+
+    FSDP2 averages those of every part, and so need not keep them whole.
+    """
+    if last or not isinstance(parallel, DistributedDataParallel):
+        return nullcontext()
+    return parallel.no_sync()
 
 
 def sync_batchnorm_statistics(model: nn.Module) -> None:
@@ -150,9 +161,18 @@ def sync_batchnorm_statistics(model: nn.Module) -> None:
                         statistic /= dist.get_world_size()
 
 
+def least_of_all(number: int, device: torch.device) -> int:
+    """Return the least of the numbers that the processes give."""
+    if not dist.is_initialized():
+        return number
+    least = torch.tensor(number, device=device)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return int(least)
+
+
 def check_replicas(model: nn.Module) -> None:
-    """Raise TrainingError unless all processes hold the same weights, bit for bit."""
-    if dist.is_initialized():
+    """Raise TrainingError unless all processes hold the same weights, bit for bit, or shares of one model."""
+    if dist.is_initialized() and not is_sharded(model):
         total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
         bounds = torch.stack([total, -total])  # the maximum of both is the largest and the smallest total
         dist.all_reduce(bounds, dist.ReduceOp.MAX)

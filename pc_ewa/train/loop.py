@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +13,26 @@ from torch import Tensor, nn
 from pc_ewa.config import Experiment
 from pc_ewa.data import describe_change
 from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
+from pc_ewa.ewa.sharding import local_part
 from pc_ewa.ops.checks import NotFiniteError
 from pc_ewa.progress import bar
-from pc_ewa.train.distributed import World, check_replicas, others_wait, parallel_model, sync_batchnorm_statistics
+from pc_ewa.train.distributed import (
+    World,
+    check_replicas,
+    gradients_wait,
+    least_of_all,
+    others_wait,
+    parallel_model,
+    sync_batchnorm_statistics,
+)
+from pc_ewa.train.meter import Meter, peak_memory
 from pc_ewa.train.objectives import with_balance
 from pc_ewa.train.probe import SVMProbe
 from pc_ewa.train.run_folder import Checkpoints
 from pc_ewa.train.setup import Setup
+from pc_ewa.train.sharding import load_model, load_optimizer, whole, whole_state
 from pc_ewa.train.signals import first_signal, stop_signals
-from pc_ewa.train.tracking import Meter, Tracker, peak_memory
+from pc_ewa.train.tracking import Tracker
 
 LOG_EVERY = 10  # optimizer steps
 
@@ -53,8 +64,8 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
             f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or choose another output"
         )
     try:
-        setup.model.load_state_dict(content["model"])
-        setup.optimizer.load_state_dict(content["optimizer"])
+        load_model(setup.model, content["model"])
+        load_optimizer(setup.optimizer, content["optimizer"])
         progress = _progress(content["progress"], setup.total_steps)
         if setup.weight_average:
             setup.weight_average.load(content)
@@ -154,15 +165,13 @@ def _train_step(
     train = experiment.train
     rate = setup.learning_rate(step)
     for group in setup.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("factor", 1.0)
     metrics: dict[str, Tensor] = {}
     for part in range(train.accumulate):
         slot = world.rank * train.accumulate + part
         batch = setup.batches.draw(step, slot)
         setup.batches.seed_model(step, slot)
-        last = part == train.accumulate - 1
-        waiting = nullcontext() if last or world.size == 1 else parallel.no_sync()  # type: ignore[operator]
-        with waiting:
+        with gradients_wait(parallel, part == train.accumulate - 1):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 output = setup.objective.loss(parallel, batch, step)
             if experiment.ewa and experiment.ewa.arguments["gate"]:
@@ -170,7 +179,7 @@ def _train_step(
             (output.loss / train.accumulate).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
             metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / train.accumulate
-    norm = nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf)
+    norm = whole(nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf))
     if not math.isfinite(norm.item()):
         raise NotFiniteError(f"loss {metrics['loss'].item():.4g}, gradient norm {norm.item():.4g}")
     setup.optimizer.step()  # the averager runs in its post-step hook
@@ -224,8 +233,10 @@ def _save(
 ) -> None:
     sync_batchnorm_statistics(setup.model)
     check_replicas(setup.model)
-    # On all processes: it gathers statistics.
+    # On all processes: they gather statistics, and what is sharded.
     averaged = setup.weight_average.state(progress.step) if setup.weight_average else {}
+    model = whole_state(setup.model.state_dict(), world)
+    optimizer = whole_state(setup.optimizer.state_dict(), world)
     progress.peak_memory = max(progress.peak_memory, peak_memory(world.device))
     progress.meter = meter.state()
     if world.is_main:
@@ -233,8 +244,8 @@ def _save(
             {
                 **averaged,
                 "progress": vars(progress),
-                "model": setup.model.state_dict(),
-                "optimizer": setup.optimizer.state_dict(),
+                "model": model,
+                "optimizer": optimizer,
                 "config": experiment.model_dump(mode="json"),
                 "class_names": list(setup.splits.train.class_names),
                 "model_arguments": setup.model_arguments,
@@ -248,12 +259,15 @@ def _save(
 
 def _check_weights(model: nn.Module) -> None:
     """Raise NotFiniteError for a step that made weights NaN or inf of gradients that were finite."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise NotFiniteError(f"{name} holds NaN or inf")
+    names, values = zip(*model.state_dict().items(), strict=True)
+    bad = (i for i, v in enumerate(map(local_part, values)) if v.is_floating_point() and not v.isfinite().all())
+    first = least_of_all(next(bad, len(names)), values[0].device)
+    if first < len(names):
+        raise NotFiniteError(f"{names[first]} holds NaN or inf")
 
 
 def _ewa_metrics(setup: Setup) -> dict[str, float]:
+    """Measure the mixtures, on all processes together: of sharded experts each has a part."""
     if setup.averager is None:
         return {}
     metrics: dict[str, float] = {}

@@ -17,7 +17,9 @@ from pc_ewa.ewa import balance_loss
 from pc_ewa.models import MODELS
 from pc_ewa.models.losses import LossOutput
 from pc_ewa.train.batches import Batch
+from pc_ewa.train.exhibits import show_judgement, show_parts, show_pretraining
 from pc_ewa.train.splits import Splits
+from pc_ewa.train.tracking import Tracker
 from pc_ewa.validation import choose
 
 
@@ -69,6 +71,9 @@ class Objective(ABC):
     def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
         """Measure the model on "train", "val" or "test"."""
 
+    def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:  # noqa: B027  # may be nothing
+        """Let the trackers show a trained model at work on the test part; by the main process alone."""
+
 
 class Classify(Objective):
     """Cross-entropy on the class of each cloud; measured by accuracy."""
@@ -90,6 +95,10 @@ class Classify(Objective):
     def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
         """Measure the overall accuracy, one look at each cloud."""
         return evaluate_classifier(model, splits.named(split), self.settings, device=device)
+
+    def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:
+        """Show the confusion matrix, the accuracy of each class and the worst mistakes."""
+        show_judgement(tracker, step, model, splits, self.settings)
 
 
 class Segment(Objective):
@@ -119,6 +128,10 @@ class Segment(Objective):
         parts_of = parts_of_classes(splits.all())
         return evaluate_segmenter(model, splits.named(split), parts_of, self.settings, device=device)
 
+    def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:
+        """Show true and predicted parts."""
+        show_parts(tracker, step, model, splits, self.settings)
+
 
 class Pretrain(Objective):
     """The loss that a self-supervised model brings; measured by the same loss on other clouds."""
@@ -143,6 +156,10 @@ class Pretrain(Objective):
     def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
         """Average the loss, with the same points and masks every time."""
         return evaluate_pretraining(model, splits.named(split), self.settings, device=device)
+
+    def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:
+        """Show reconstructed patches or predicted tokens."""
+        show_pretraining(tracker, step, model, splits, self.settings)
 
 
 class Tokenize(Pretrain):

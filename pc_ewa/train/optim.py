@@ -6,23 +6,44 @@ import torch
 from torch import nn
 
 from pc_ewa.config import Train
+from pc_ewa.errors import ConfigError
+from pc_ewa.ewa.find_ffns import find_ffns, select_layers
+from pc_ewa.ewa.sites import ffn_at
 
 
 def create_optimizer(model: nn.Module, train: Train, decay_cls_pos: bool = False) -> torch.optim.AdamW:
     """AdamW that decays matrices only: no norm, no bias (stacked ones are 2-D: told by name), no token, no cls_pos.
 
-    `decay_cls_pos` decays it all the same, as the official code does by accident.
+    `decay_cls_pos` decays it all the same, as the official code does by accident. The FFNs of `train.slow_ffn` have
+    groups of their own, whose "factor" the loop multiplies the learning rate by.
+
+    Raises:
+        ConfigError: a model without the FFNs that `train.slow_ffn` names.
     """
-    decayed: list[nn.Parameter] = []
-    exempt: list[nn.Parameter] = []
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    slow = _slow_parameters(model, train)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (decayed if is_decayed(name, parameter, decay_cls_pos) else exempt).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": train.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
+            key = (id(parameter) in slow, not is_decayed(name, parameter, decay_cls_pos))
+            groups.setdefault(key, []).append(parameter)
+    settings = [
+        {"params": groups[slowed, exempt], "weight_decay": 0.0 if exempt else train.weight_decay}
+        | ({"factor": train.slow_ffn.factor} if slowed and train.slow_ffn else {})
+        for slowed, exempt in sorted(groups)
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=train.lr, fused=True)
+    return torch.optim.AdamW(settings, lr=train.lr, fused=True)
+
+
+def _slow_parameters(model: nn.Module, train: Train) -> set[int]:
+    """Return the ids of the parameters whose learning rate is another."""
+    if train.slow_ffn is None:
+        return set()
+    try:
+        sites = find_ffns(model)
+        chosen = select_layers(train.slow_ffn.layers, len(sites))
+    except ValueError as error:
+        raise ConfigError(f"train.slow_ffn: {error}") from None
+    return {id(parameter) for index in chosen for parameter in ffn_at(sites[index]).parameters()}
 
 
 def is_decayed(name: str, parameter: nn.Parameter, decay_cls_pos: bool = False) -> bool:

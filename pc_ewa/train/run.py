@@ -1,6 +1,5 @@
 """A whole run, beginning to end: prepare, train, merge the experts, evaluate, report; into one run folder."""
 
-import copy
 import platform
 import sys
 import time
@@ -13,23 +12,31 @@ from torch import nn
 
 from pc_ewa.config import Experiment
 from pc_ewa.data import Clouds
+from pc_ewa.data.digest import short
 from pc_ewa.errors import CheckpointError
-from pc_ewa.eval import Score
-from pc_ewa.ewa import expert_layers, has_gate
+from pc_ewa.eval import Accuracy, Score
+from pc_ewa.eval.right import pack_right
+from pc_ewa.ewa import expert_layers, has_gate, whole_copy
 from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.checkpoints.read import read_weights
 from pc_ewa.text import printable
 from pc_ewa.train.distributed import World, is_main_process, join_world, others_wait
+from pc_ewa.train.hand_over import Report, hand_over
 from pc_ewa.train.loop import Progress, resume, train
+from pc_ewa.train.meter import reset_peak_memory
 from pc_ewa.train.restored import at_inference, evaluate_routed, save_merged
 from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import Setup, build
 from pc_ewa.train.summary import describe_summary
-from pc_ewa.train.tracking import Tracker, check_login, reset_peak_memory
+from pc_ewa.train.tracking import Tracker, check_trackers
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: Experiment, report: Report | None = None) -> dict[str, Any]:
     """Run an experiment to its end, or resume it where it stopped.
+
+    Args:
+        experiment: the run.
+        report: writes a page on the finished run, which the trackers get too.
 
     Returns:
         The summary, as in summary.json.
@@ -43,15 +50,17 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if summary := folder.summary():
         if is_main_process():
             print(_finished(folder, summary))
+            if report:
+                print(report(folder.path)[1])
         return summary
-    check_login(experiment)
+    check_trackers(experiment)
     with join_world(experiment.device) as world:
         began = time.perf_counter()
         reset_peak_memory(world.device)
         with others_wait(world):
             setup = build(experiment, world)
         with folder.lock() if world.is_main else nullcontext():
-            return _Run(experiment, folder, setup, world).to_its_end(began)
+            return _Run(experiment, folder, setup, world).to_its_end(began, report)
 
 
 def check(experiment: Experiment, processes: int = 1) -> str:
@@ -69,7 +78,7 @@ def check(experiment: Experiment, processes: int = 1) -> str:
     """
     folder = RunFolder(experiment.output, experiment.train.keep)
     folder.check(experiment)
-    check_login(experiment)
+    check_trackers(experiment)
     with join_world(experiment.device) as world:
         setup = build(experiment, world._replace(size=processes) if processes > 1 else world)
         progress = resume(setup, folder.checkpoints)
@@ -99,13 +108,14 @@ class _Run:
         self.experiment, self.folder, self.setup, self.world = experiment, folder, setup, world
         self.seconds: dict[str, float] = {}
 
-    def to_its_end(self, began: float) -> dict[str, Any]:
+    def to_its_end(self, began: float, report: Report | None = None) -> dict[str, Any]:
         """Train from the newest checkpoint, then measure; returns the summary."""
         progress = resume(self.setup, self.folder.checkpoints)
         if self.world.is_main:
             self.folder.tidy()
             self.folder.begin(self.experiment, _environment(self.world))
-        with Tracker(self.folder, self.experiment, progress.step, active=self.world.is_main) as tracker:
+        active, steps_per_epoch = self.world.is_main, self.setup.batches.steps_per_epoch
+        with Tracker(self.folder, self.experiment, progress.step, active, steps_per_epoch) as tracker:
             for note in (f"run: {self.folder.path}", *self.setup.notes):
                 tracker.line(note)
             if progress.step:
@@ -116,6 +126,10 @@ class _Run:
             summary = self.summary(progress)
             tracker.summary(summary)
             tracker.line("\n" + describe_summary(summary))
+            with others_wait(self.world):
+                if self.world.is_main:
+                    setup, device = self.setup, self.world.device
+                    hand_over(tracker, self.folder, setup.objective, setup.splits, device, summary, report)
         return summary
 
     def summary(self, progress: Progress) -> dict[str, Any]:
@@ -133,7 +147,7 @@ class _Run:
                 self.folder.copy_merged("last", "best")
             summary |= {f"{name}_best": value for name, value in last.items()}
         elif progress.best_step is not None:
-            model = copy.deepcopy(setup.model)
+            model = whole_copy(setup.model)
             # A checkpoint of a run with averaged weights holds these, if there were any by then.
             model.load_state_dict(read_weights(self.folder.checkpoints.best))
             best = self._measure(model, "best")
@@ -150,6 +164,7 @@ class _Run:
             "seed": experiment.seed,
             "steps": progress.step,
             "best_step": progress.best_step,
+            "data": short(self.setup.data),
             "val_samples": len(splits.val) if splits.val else 0,
             "val_is_cut_from_train": splits.val_is_cut,
             f"val_{metric}": progress.last_val,
@@ -165,7 +180,7 @@ class _Run:
             "peak_memory": progress.peak_memory,
         }
 
-    def _measure(self, model: nn.Module, which: Literal["last", "best"]) -> dict[str, float]:
+    def _measure(self, model: nn.Module, which: Literal["last", "best"]) -> dict[str, Any]:
         """Measure a state before and after merging, and write the merged model; one with gates is measured once."""
         unmerged = None
         if not has_gate(model.eval()):
@@ -177,8 +192,11 @@ class _Run:
                 names = list(setup.splits.train.class_names)
                 save_merged(merged_model, self.experiment, names, setup.model_arguments, setup.clouds, path)
         merged = self._on_test(merged_model)
-        metrics = {f"test_{name}_unmerged": value for name, value in (unmerged or merged).metrics().items()}
+        first = (unmerged or merged).metrics()
+        metrics: dict[str, Any] = {f"test_{name}_unmerged": value for name, value in first.items()}
         metrics |= {f"test_{name}_merged": value for name, value in merged.metrics().items()}
+        if isinstance(merged, Accuracy) and merged.right is not None:
+            metrics["test_right_merged"] = pack_right(merged.right)
         return metrics | self._svm(merged_model)
 
     def _svm(self, model: nn.Module) -> dict[str, float]:

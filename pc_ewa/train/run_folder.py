@@ -15,10 +15,12 @@ from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.files import append_text, lock_folder, write_text, write_whole
 from pc_ewa.models.checkpoints.read import read_checkpoint
 from pc_ewa.models.checkpoints.write import save_atomically
+from pc_ewa.trackers import TRACKERS
 from pc_ewa.yaml_config import parse_yaml
 
-# Keys of a config that may change when a run resumes: they do not touch what is computed, and a folder may be moved.
-_FREE = ("wandb", "output")
+# Keys of a config that may change when a run resumes: they do not touch what is computed, checkpoints are whole however
+# a model was sharded, and a folder may be moved.
+_FREE = ("output", "train.sharding", *TRACKERS)
 # Keys of summaries and results that earlier versions wrote under other names.
 _RENAMED = {
     "headline": "main_metric",
@@ -60,7 +62,7 @@ class RunFolder:
             return
         there, asked = _flat(self.config()), _flat(yaml.safe_load(dump(experiment)))
         different = [key for key in sorted({*there, *asked}) if there.get(key) != asked.get(key)]
-        different = [key for key in different if not key.startswith(_FREE)]
+        different = [key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)]
         if different:
             changes = ", ".join(f"{k}={there.get(k)} there, {asked.get(k)} asked" for k in different[:3])
             remedy = "choose another output or delete it"

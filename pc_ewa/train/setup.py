@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pc_ewa import ops
@@ -13,7 +14,8 @@ from pc_ewa.config import Experiment
 from pc_ewa.data import digest
 from pc_ewa.data.digest import Digest
 from pc_ewa.errors import CheckpointError, ConfigError
-from pc_ewa.ewa import ExpertAverager, upcycle
+from pc_ewa.ewa import ExpertAverager, upcycle, whole_copy
+from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.models import MODELS, create_model, load_pretrained
 from pc_ewa.streams import stream
 from pc_ewa.train.batches import INIT, Batches
@@ -21,6 +23,7 @@ from pc_ewa.train.distributed import World
 from pc_ewa.train.objectives import Objective, create_objective
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
 from pc_ewa.train.probe import SVMProbe
+from pc_ewa.train.sharding import check_sharding, shard
 from pc_ewa.train.splits import Splits, load_splits, to_device_if_it_fits
 from pc_ewa.train.weight_average import WeightAverage
 from pc_ewa.validation import arguments_of
@@ -46,7 +49,9 @@ class Setup(NamedTuple):
 
     def measured(self, step: int) -> nn.Module:
         """Return the model to measure and merge after `step` optimizer steps: the averaged one, if there is one yet."""
-        return self.weight_average.measured(step) if self.weight_average else self.model
+        model = self.weight_average.measured(step) if self.weight_average else self.model
+        # Processes measure on different samples, or one of them alone: each needs the whole model.
+        return whole_copy(model) if is_sharded(model) else model
 
 
 def build(experiment: Experiment, world: World) -> Setup:
@@ -79,13 +84,13 @@ def build(experiment: Experiment, world: World) -> Setup:
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
     notes = [describe_data(splits), *load_initial_weights(model, experiment)]
     put_experts(model, experiment)
-    model.to(world.device)
+    sharded = place(model, experiment, world)
     optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
     averager = attach_averager(model, optimizer, experiment, total_steps)
     extra = ", one more than asked, as in the official code" if experiment.recipe == "official" else ""
     notes.append(
         f"plan: {total_steps} steps of {train.batch_size} samples ({total_steps / batches.steps_per_epoch:.4g} epochs"
-        f"{extra}) on {world.size} x {world.device.type}"
+        f"{extra}) on {world.size} x {world.device.type}{sharded}"
     )
     backend = ops.backend(world.device)
     notes.append(f"ops: {backend.name} ({backend.reason})")
@@ -137,6 +142,23 @@ def put_experts(model: nn.Module, experiment: Experiment) -> None:
         except (RuntimeError, MemoryError):  # torch cannot allocate the experts
             count = ewa.arguments["num_experts"]
             raise ConfigError(f"ewa.num_experts={count}: the experts do not fit into memory; lower it") from None
+
+
+def place(model: nn.Module, experiment: Experiment, world: World) -> str:
+    """Put the model on the device, whole or in shards as `train.sharding` says; returns a few words on that.
+
+    Raises:
+        ConfigError: a model that these processes cannot shard.
+    """
+    if experiment.train.sharding == "none" or world.size == 1:
+        model.to(world.device)
+        return "" if experiment.train.sharding == "none" else ", whole: one process has no other to shard with"
+    check_sharding(model, world)
+    if dist.is_initialized():
+        shard(model, world)
+    else:  # the check of a run of several processes, by one
+        model.to(world.device)
+    return ", sharded (FSDP2)"
 
 
 def attach_averager(

@@ -8,6 +8,7 @@ import torch
 from pc_ewa.config import Data
 from pc_ewa.data import Clouds, MissingSplitError, load_dataset
 from pc_ewa.data.clouds import join
+from pc_ewa.data.portions import few_of_each, folds_of
 from pc_ewa.errors import ConfigError, DataError
 
 
@@ -40,7 +41,12 @@ class Splits(NamedTuple):
 
 
 def load_splits(data: Data, seed: int) -> Splits:
-    """Load train, validation and test; without a "val" split, a stratified part of train becomes it."""
+    """Load train, validation and test; without a "val" split, a stratified part of train becomes it.
+
+    Raises:
+        DataError: files that are missing or damaged, or fewer shapes or points than `data` asks for.
+        ConfigError: `val_per_class` of a dataset that has a validation split.
+    """
     arguments = {"root": Path(data.root), **data.arguments}
     train = load_dataset(data.name, "train", **arguments)
     test = load_dataset(data.name, "test", **arguments)
@@ -49,13 +55,29 @@ def load_splits(data: Data, seed: int) -> Splits:
             raise DataError(
                 f"{data.name} has clouds of {clouds.num_points} points; data.num_points={data.num_points} is above that"
             )
+    if data.cv_folds is not None and data.cv_fold is not None:
+        train, test = folds_of(join(train, test), data.cv_folds, data.cv_fold)
     try:
-        return Splits(train, load_dataset(data.name, "val", **arguments), test, val_is_cut=False)
+        own = load_dataset(data.name, "val", **arguments)
     except MissingSplitError:
-        if data.val_fraction == 0:
-            return Splits(train, None, test, val_is_cut=False)
+        return _cut_validation(data, train, test, seed)
+    if data.val_per_class:
+        raise ConfigError(f"data.val_per_class={data.val_per_class}: {data.name} has a validation split; leave it out")
+    return Splits(_few(train, data)[0], own, test, val_is_cut=False)
+
+
+def _cut_validation(data: Data, train: Clouds, test: Clouds, seed: int) -> Splits:
+    """Make a validation part of training shapes, where there shall be one."""
+    train, val = _few(train, data)
+    if val is None and data.val_fraction:
         train, val = train.split_validation(data.val_fraction, seed)
-        return Splits(train, val, test, val_is_cut=True)
+    return Splits(train, val, test, val_is_cut=val is not None)
+
+
+def _few(train: Clouds, data: Data) -> tuple[Clouds, Clouds | None]:
+    if data.train_per_class is None and data.val_per_class is None:
+        return train, None
+    return few_of_each(train, data.train_per_class, data.val_per_class)
 
 
 def to_device_if_it_fits(clouds: Clouds, device: torch.device) -> Clouds:

@@ -1,56 +1,66 @@
-"""Logging: text to the terminal and log.txt, metrics to metrics.jsonl and Weights & Biases; means and peak memory."""
+"""`Tracker`: text to the terminal and log.txt, metrics to metrics.jsonl and the trackers that a config switches on."""
 
 import os
-import resource
+import re
+import statistics
 import sys
-import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, WriteError
 from pc_ewa.text import printable
+from pc_ewa.trackers import TRACKERS, Backend, TrackedRun
 from pc_ewa.train.run_folder import RunFolder
+
+_LAYER = re.compile(r"ewa/(.*)/(spread|cosine)$")
 
 
 class Tracker:
     """Writes into the run folder; on every process but the main one it does nothing.
 
-    What observes a run never ends it. W&B that fails is told once, and left out from then on. Lines and metrics that
-    cannot be written, on a full disk, are told of once and written as soon as there is space.
+    What observes a run never ends it. A tracker that fails is told once, and left out from then on. Lines and metrics
+    that cannot be written, on a full disk, are told of once and written as soon as there is space.
 
     Args:
         folder: the run folder.
-        experiment: the run; `experiment.wandb.mode` decides whether and where W&B records it.
+        experiment: the run; its sections decide which of TRACKERS show it.
         resumed_step: metrics of later steps, left by a run that was cut off, are dropped.
         active: False on all processes but the main one.
+        steps_per_epoch: adds "epoch" to all metrics; None leaves it out.
 
     Raises:
         ConfigError: W&B "online" that cannot be reached.
     """
 
-    def __init__(self, folder: RunFolder, experiment: Experiment, resumed_step: int = 0, active: bool = True) -> None:
-        self.folder, self.active = folder, active
-        self._wandb: Any = None
+    def __init__(
+        self,
+        folder: RunFolder,
+        experiment: Experiment,
+        resumed_step: int = 0,
+        active: bool = True,
+        steps_per_epoch: int | None = None,
+    ) -> None:
+        self.folder, self.active, self.steps_per_epoch = folder, active, steps_per_epoch
+        self._backends: list[Backend] = []
         self._unwritten: list[Callable[[], None]] = []
         if active:
             folder.forget_metrics_after(resumed_step)
-            if experiment.wandb.mode != "disabled":
-                self._wandb = self._started(experiment)
+            identity = partial(folder.tracker_id, new=uuid.uuid4().hex[:8])
+            run = TrackedRun(folder.path, identity, experiment.model_dump(mode="json"), resumed_step)
+            for kind, settings in _wanted(experiment):
+                self._start(kind, run, settings)
 
-    def _started(self, experiment: Experiment) -> Any:
-        try:
-            return _start_wandb(self.folder, experiment)
-        except OSError as error:  # such as a full disk
-            self.line(f"warning: Weights & Biases cannot start ({error.strerror}); training goes on without it")
-            return None
+    @property
+    def is_watched(self) -> bool:
+        """True while a tracker shows the run."""
+        return bool(self._backends)
 
     def line(self, text: str) -> None:
         """Print a line, above the progress bar if there is one, and add it to log.txt; names of files come clean."""
@@ -62,18 +72,37 @@ class Tracker:
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics after `step` optimizer steps."""
         if self.active:
-            self._write(partial(self.folder.record, step, metrics))
-            self._tell_wandb(lambda wandb: wandb.log(dict(metrics), step=step))
+            epoch = {"epoch": step / self.steps_per_epoch} if self.steps_per_epoch else {}
+            self._write(partial(self.folder.record, step, epoch | dict(metrics)))
+            shown = epoch | with_short_names(metrics)
+            self.tell(lambda backend: backend.metrics(step, shown))
 
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, whole or not at all, and tell W&B.
+        """Write summary.json, whole or not at all, and tell the trackers.
 
         Raises:
             WriteError: the file cannot be written.
         """
         if self.active:
             self.folder.write_summary(summary)
-            self._tell_wandb(lambda wandb: wandb.summary.update(dict(summary)))
+            self.tell(lambda backend: backend.summary(summary))
+
+    def tell(self, tell: Callable[[Backend], object]) -> None:
+        """Call a method of every tracker; one that fails is told of once, and left out from then on."""
+        for backend in tuple(self._backends):
+            try:
+                tell(backend)
+            except Exception as error:  # whatever it is, training is worth more
+                self._backends.remove(backend)
+                self.line(f"warning: {backend.title} failed ({_reason(error)}); training goes on without it")
+
+    @contextmanager
+    def harmless(self, what: str) -> Iterator[None]:
+        """Tell of whatever goes wrong in the block, in one line, and go on after it."""
+        try:
+            yield
+        except Exception as error:
+            self.line(f"warning: no {what} ({_reason(error)}); nothing of the run is lost")
 
     def __enter__(self) -> "Tracker":
         """Nothing to open: files are opened a line at a time, so that a kill loses nothing."""
@@ -82,8 +111,19 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the W&B run, as failed if it failed."""
-        self._tell_wandb(lambda wandb: wandb.finish(exit_code=0 if kind is None else 1))
+        """Close the trackers, as failed if the run failed, and print what they say."""
+        said: list[str] = []
+        self.tell(lambda backend: said.extend(backend.close(failed=kind is not None)))
+        for line in said:
+            self.line(line)
+
+    def _start(self, kind: type[Backend], run: TrackedRun, settings: Mapping[str, Any]) -> None:
+        try:
+            self._backends.append(kind(run, **settings))
+        except (ConfigError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # such as a full disk
+            self.line(f"warning: {kind.title} cannot start ({_reason(error)}); training goes on without it")
 
     def _write(self, write: Callable[[], None]) -> None:
         """Write what is due, in its order; what cannot be written waits for the next call."""
@@ -97,15 +137,53 @@ class Tracker:
             if not waited:
                 _print(f"warning: {error}; training goes on, and it is written once it can be")
 
-    def _tell_wandb(self, tell: Callable[[Any], object]) -> None:
-        if self._wandb is None:
-            return
-        try:
-            tell(self._wandb)
-        except Exception as error:  # whatever it is, training is worth more
-            self._wandb = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            self.line(f"warning: Weights & Biases failed ({reason}); training goes on without it")
+
+def check_trackers(experiment: Experiment) -> None:
+    """Find out whether the trackers of an experiment can start, as far as one can tell beforehand.
+
+    Raises:
+        ConfigError: a value that a tracker refuses, or W&B "online" without a login.
+        ModuleNotFoundError: a tracker that is not installed.
+    """
+    for _ in _wanted(experiment):
+        pass
+
+
+def _wanted(experiment: Experiment) -> Iterator[tuple[type[Backend], dict[str, Any]]]:
+    """Yield the trackers that the sections of an experiment switch on, with their settings."""
+    for name, settings in experiment.trackers.items():
+        if TRACKERS[name].wanted(**settings):
+            yield TRACKERS[name], settings
+
+
+def with_short_names(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Name the numbers of layers as trackers group them, and add their means over the layers.
+
+    Names that would be the same when cut short stay long.
+
+    Example:
+        >>> with_short_names({"ewa/blocks.blocks.3.mlp/spread": 0.5})
+        {'spread/blocks.3': 0.5, 'spread/mean': 0.5}
+    """
+    found = {key: match for key in metrics if (match := _LAYER.match(key))}
+    short = {match[1]: _short(match[1]) for match in found.values()}
+    if len({*short.values()}) < len(short):
+        short = {layer: layer for layer in short}
+    named = {key: value for key, value in metrics.items() if key not in found}
+    for kind in ("spread", "cosine"):
+        layers = {f"{kind}/{short[match[1]]}": metrics[key] for key, match in found.items() if match[2] == kind}
+        named |= layers | ({f"{kind}/mean": statistics.fmean(layers.values())} if layers else {})
+    return named
+
+
+def _short(layer: str) -> str:
+    """Keep the numbers in the name of a layer, each with the word before it."""
+    return ".".join(re.findall(r"[^.]+\.\d+", layer)) or layer
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else f"{type(error).__name__}: {error}"
+    return " ".join(text.split())[:200]
 
 
 def _print(text: str) -> None:
@@ -115,89 +193,3 @@ def _print(text: str) -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def check_login(experiment: Experiment) -> None:
-    """Raise ConfigError for W&B "online" without a login."""
-    if experiment.wandb.mode == "online":
-        import wandb
-
-        if not wandb.login(prompt=False, verify=False):
-            raise ConfigError("wandb.mode=online needs an account: run 'wandb login', or set wandb.mode=offline")
-
-
-def _start_wandb(folder: RunFolder, experiment: Experiment) -> Any:
-    import wandb
-
-    try:
-        return wandb.init(
-            project=experiment.wandb.project,
-            name=folder.path.name,
-            id=folder.tracker_id(new=uuid.uuid4().hex[:8]),
-            resume="allow",
-            dir=str(folder.path),
-            mode=experiment.wandb.mode,
-            config=experiment.model_dump(mode="json"),
-            settings=wandb.Settings(silent=True, console="off"),
-        )
-    except wandb.errors.Error as error:
-        raise ConfigError(f"Weights & Biases: {error}; set wandb.mode=offline or disabled") from None
-
-
-class Meter:
-    """Means of metrics since they were last asked for, and samples per second; adds without waiting for the GPU.
-
-    Args:
-        state: of the meter of a run that goes on, from `state`; None starts from nothing.
-    """
-
-    def __init__(self, state: Mapping[str, Any] | None = None) -> None:
-        state = state or {"sums": {}, "count": 0}
-        self._sums: dict[str, Tensor] = dict(state["sums"])
-        self._count: int = state["count"]
-        self._timed, self._began = 0, time.perf_counter()
-
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        """Add the metrics of a step."""
-        for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, torch.zeros_like(value)).to(value.device) + value
-        self._count += 1
-        self._timed += 1
-
-    @staticmethod
-    def knows(state: object) -> bool:
-        """Return True for what `state` returns."""
-        return (
-            isinstance(state, dict)
-            and state.keys() == {"sums", "count"}
-            and isinstance(state["count"], int)
-            and isinstance(state["sums"], dict)
-            and all(isinstance(total, Tensor) and total.dim() == 0 for total in state["sums"].values())
-        )
-
-    def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that the first means after a resume are those of the undisturbed run."""
-        return {"sums": dict(self._sums), "count": self._count}
-
-    def means(self, batch_size: int) -> dict[str, float]:
-        """Return the means of the steps added, of `batch_size` samples each, and start again."""
-        seconds = time.perf_counter() - self._began
-        means = {name: (total / self._count).item() for name, total in self._sums.items()}
-        means["samples_per_second"] = self._timed * batch_size / seconds
-        self._sums, self._count = {}, 0
-        self._timed, self._began = 0, time.perf_counter()
-        return means
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Count from here on, where counting can start again: on a GPU."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes of tensors on the GPU; without one, of the whole process (maximum resident set), torch itself included."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -7,14 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn, update_bn
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
+from pc_ewa.ewa import whole_copy
+from pc_ewa.ewa.sharding import is_sharded, local_part
 from pc_ewa.streams import stream
 from pc_ewa.train.batches import STATISTICS, Batches
 from pc_ewa.train.distributed import World, sync_batchnorm_statistics
 from pc_ewa.train.objectives import Objective
+from pc_ewa.train.sharding import load_model, shard, whole_state
 
 
 class WeightAverage:
@@ -59,7 +62,12 @@ class WeightAverage:
             )
         how = get_ema_multi_avg_fn(self.settings.decay) if ema else None  # type: ignore[no-untyped-call]
         self.steps = total_steps - self.begin
-        self.average = AveragedModel(model, multi_avg_fn=how, use_buffers=ema)
+        if is_sharded(model):
+            how = _on_shards(how or get_swa_multi_avg_fn())  # type: ignore[no-untyped-call]
+            self.average = AveragedModel(whole_copy(model), multi_avg_fn=how, use_buffers=ema)
+            shard(self.average.module, world)
+        else:
+            self.average = AveragedModel(model, multi_avg_fn=how, use_buffers=ema)
         self._statistics_of = 0  # how many models the average was made of when its statistics were gathered
 
     @property
@@ -97,12 +105,13 @@ class WeightAverage:
         """Return what a checkpoint keeps: the averaged weights under `averaged`; nothing before averaging."""
         if not self.count:
             return {}
-        return {"averaged": self.measured(step).state_dict(), "averaged_models": self.count}
+        state = whole_state(self.measured(step).state_dict(), self.world)
+        return {"averaged": state, "averaged_models": self.count}
 
     def load(self, content: Mapping[str, Any]) -> None:
         """Go on from a checkpoint."""
         if "averaged" in content:
-            self.average.module.load_state_dict(content["averaged"])
+            load_model(self.average.module, content["averaged"])
             self.average.n_averaged.fill_(content["averaged_models"])
             self._statistics_of = self.count
 
@@ -145,6 +154,11 @@ class _Forward(nn.Module):
         self.batches.seed_model(*part)
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self.bf16):
             return self.objective.loss(self.model, batch, self.step).loss
+
+
+def _on_shards(average: Callable[..., None]) -> Callable[..., None]:
+    """Let an averaging function of torch work on this process's parts: it takes no mixture of DTensors and others."""
+    return lambda averaged, live, count: average([*map(local_part, averaged)], [*map(local_part, live)], count)
 
 
 @contextmanager

@@ -72,8 +72,10 @@ class Scene:
     @property
     def grid(self) -> tuple[int, int]:
         """Number of rows and columns."""
-        columns = min(self.columns or int(np.ceil(np.sqrt(1.6 * len(self.panels)))), len(self.panels))
-        return -(-len(self.panels) // columns), columns
+        count = len(self.panels)
+        columns = min(self.columns or int(np.ceil(np.sqrt(1.6 * count))), count)
+        rows = -(-count // columns)
+        return rows, columns if self.columns else -(-count // rows)  # four are two rows of two, not of three and one
 
     @property
     def center(self) -> Floats:

@@ -6,17 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError
 from pc_ewa.eval import EvalSettings
-from pc_ewa.validation import choose
+from pc_ewa.validation import check_arguments, choose
 from pc_ewa.viz.colours import by_height
 from pc_ewa.viz.drawing import Renderer, draw, show_now
 from pc_ewa.viz.pick import titles, unit_points
 from pc_ewa.viz.scene import Panel, Picture, Scene, upright
+from pc_ewa.viz.view import SUBJECTS
 from pc_ewa.viz.views import VIEWS
 from pc_ewa.viz.views.cloud import cloud
 
@@ -37,7 +39,7 @@ def show(
 
     Args:
         what: `Clouds`; a model; a file of a shape; or a scene that a view made.
-        shapes: for `Clouds`, positions in them. For a model, clouds (B, N, 3) or (N, 3); one that was
+        shapes: for `Clouds`, positions in them. For a model, clouds (B, N, 3) or (N, 3), also of numpy; one that was
             trained samples and scales them itself, to another they go as they are, y up.
         view: for a model, a key of VIEWS; None takes reconstruction or tokens for pre-training, else attention where
             there is a class token, else patches.
@@ -70,7 +72,7 @@ def scene_of(what: Any, shapes: int | Sequence[int] | Tensor = 0, view: str | No
     if isinstance(what, str | Path):
         return cloud([Path(what)], **options)
     if isinstance(what, Clouds):
-        chosen = [shapes] if isinstance(shapes, int) else [int(i) for i in shapes]
+        chosen = [int(shapes)] if isinstance(shapes, int | np.integer) else [int(i) for i in shapes]
         return _clouds(what, chosen)
     if isinstance(what, nn.Module):
         return _model(what, shapes, view, options)
@@ -84,6 +86,8 @@ def _clouds(clouds: Clouds, shapes: Sequence[int]) -> Scene:
 
 
 def _model(model: nn.Module, points: Any, view: str | None, options: dict[str, Any]) -> Picture:
+    if isinstance(points, np.ndarray) and points.dtype.kind in "fiu":
+        points = torch.from_numpy(points.astype(np.float32))
     if not isinstance(points, Tensor) or points.dim() not in (2, 3) or points.shape[-1] != 3 or not points.numel():
         raise ConfigError("a model is shown on clouds: give points (B, N, 3), or (N, 3) for one")
     points = points.detach().float().cpu().reshape(-1, points.shape[-2], 3)
@@ -99,5 +103,5 @@ def _model(model: nn.Module, points: Any, view: str | None, options: dict[str, A
     if not {"model"} <= chosen.needs <= {"model", "clouds", "settings"}:
         able = [name for name, v in VIEWS.items() if {"model"} <= v.needs <= {"model", "clouds", "settings"}]
         raise ConfigError(f"view={view!r} needs more than a model and clouds; choose from {', '.join(able)}")
-    options = {"shapes": tuple(range(len(points)))} | options
+    options = check_arguments("show", chosen.make, {"shapes": list(range(len(points)))} | options, skip=SUBJECTS)
     return chosen.make(clouds=clouds, model=model, settings=settings, **options)

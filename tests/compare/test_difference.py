@@ -30,7 +30,7 @@ def test_the_interval_is_that_of_the_paired_t_test(seeds: int) -> None:
 def test_pairs_that_all_differ_by_the_same_have_no_width(gain: float, words: str) -> None:
     baseline = {0: 0.25, 1: 0.5, 2: 0.75}
     found = difference({seed: score + gain for seed, score in baseline.items()}, baseline)
-    assert found == (gain, gain, gain, 3)
+    assert found[:4] == (gain, gain, gain, 3)
     assert verdict(found, ACCURACY).startswith(words)
 
 
@@ -43,7 +43,7 @@ def test_only_seeds_that_both_have_are_paired() -> None:
     assert found is not None
     assert (found.mean, found.seeds) == (0.375, 2)
     assert difference({0: 0.5}, {1: 0.5}) is None
-    assert difference({0: 0.5, 1: 0.1}, {1: 0.25}) == (0.1 - 0.25, None, None, 1)
+    assert difference({0: 0.5, 1: 0.1}, {1: 0.25}) == Difference(0.1 - 0.25, None, None, 1)
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,49 @@ def test_scores_that_differ_by_rounding_alone_are_the_same() -> None:
 def test_the_deviation_is_that_of_a_sample() -> None:
     assert mean_and_std([0.5, 0.6, 0.7], ACCURACY) == "60.0 ± 10.0"
     assert mean_and_std([0.5], ACCURACY) == "50.0"
+
+
+def test_the_margin_is_the_far_end_of_the_90_percent_interval() -> None:
+    """The 95 % quantile of t with 2 degrees of freedom is 0.9 / sqrt(2 * 0.95 * 0.05)."""
+    found = difference({0: 0.51, 1: 0.53, 2: 0.55}, {0: 0.5, 1: 0.5, 2: 0.5})
+    assert found is not None
+    half = 0.9 / math.sqrt(2 * 0.95 * 0.05) * 0.02 / math.sqrt(3)
+    assert found.std == pytest.approx(0.02)
+    assert found.margin == pytest.approx(0.03 + half)
+    assert found.p is not None
+    assert 0.05 < found.p < 0.15
+
+
+@pytest.mark.parametrize(
+    ("found", "p", "effect", "words"),
+    [
+        (Difference(0.012, 0.003, 0.021, 4, margin=0.02), 0.04, 0.005, "gain of 1.2 points (0.3 to 2.1)"),
+        (
+            Difference(-0.012, -0.021, -0.003, 4, margin=0.02),
+            0.06,
+            0.005,
+            "no difference beyond noise after Holm's correction: -1.2 points (-2.1 to -0.3)",
+        ),
+        (
+            Difference(0.001, -0.003, 0.005, 9, margin=0.0042),
+            0.5,
+            0.005,
+            "the same within 0.5 points: +0.1 points (-0.3 to +0.5)",
+        ),
+        (  # surely there, and surely too small to matter
+            Difference(0.002, 0.0005, 0.0035, 9, margin=0.0032),
+            0.001,
+            0.005,
+            "gain of 0.2 points (0.1 to 0.4)",
+        ),
+        (Difference(0.001, -0.003, 0.005, 9, margin=0.0042), 0.5, None, "no difference beyond noise: +0.1"),
+    ],
+)
+def test_a_verdict_is_corrected_and_knows_what_is_of_interest(
+    found: Difference, p: float, effect: float | None, words: str
+) -> None:
+    assert verdict(found, ACCURACY, p, effect).startswith(words)
+
+
+def test_scores_that_are_not_finite_have_no_deviation() -> None:
+    assert mean_and_std([math.inf, 0.5], ACCURACY) == "inf ± nan"

@@ -9,6 +9,7 @@ from compare_folder import finish
 
 from pc_ewa.compare import Plan, load_plan, outline
 from pc_ewa.compare import plan as plan_module
+from pc_ewa.compare.sweep import sweep_runs
 from pc_ewa.errors import ConfigError
 
 Make = Callable[..., Plan]
@@ -71,7 +72,7 @@ def test_an_experiment_is_not_a_comparison(toy_config: Path) -> None:
 
 def test_the_runs_are_what_a_user_would_type(plan: Make, toy_config: Path) -> None:
     made = plan(changes=["train.steps=3"])
-    assert [str(run.folder) for run in made.sweep_runs()] == [
+    assert [str(run.folder) for run in sweep_runs(made)] == [
         f"runs/compare/toys/{variant}/lr_{value}/seed_0" for variant in ("dense", "ewa") for value in ("0.001", "0.01")
     ]
     run = made.run("ewa", 1e-2, 1)
@@ -85,12 +86,15 @@ def test_the_runs_are_what_a_user_would_type(plan: Make, toy_config: Path) -> No
     )
     experiment = made.resolve(run)
     assert (experiment.seed, experiment.train.lr, experiment.train.steps) == (1, 0.01, 3)
-    assert (experiment.output, experiment.wandb.mode) == ("runs/compare/toys/ewa/lr_0.01/seed_1", "disabled")
+    assert (experiment.output, experiment.trackers["wandb"]["mode"]) == (
+        "runs/compare/toys/ewa/lr_0.01/seed_1",
+        "disabled",
+    )
 
 
 def test_without_a_sweep_there_is_no_folder_for_its_value(plan: Make) -> None:
     made = plan("sweep=null", "output=elsewhere", changes=["train.lr=0.1"])
-    assert made.sweep_runs() == []
+    assert sweep_runs(made) == []
     assert [str(run.folder) for run in made.final_runs("dense", None)] == [
         "elsewhere/dense/seed_0",
         "elsewhere/dense/seed_1",

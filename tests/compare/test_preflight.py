@@ -7,8 +7,7 @@ import pytest
 import yaml
 from compare_folder import finish
 
-from pc_ewa.compare import Options, Plan, check_runs, compare
-from pc_ewa.compare import run as run_module
+from pc_ewa.compare import Options, Plan, check_runs, compare, preflight
 from pc_ewa.errors import ConfigError, Error
 
 Make = Callable[..., Plan]
@@ -51,10 +50,8 @@ def test_data_is_looked_for_first_and_loaded_once(plan: Make, monkeypatch: pytes
     fewer = {"title": "fewer points", "changes": ["data.num_points=32"]}
     made = plan(variants={"dense": dense, "ewa": {"title": "EWA"}, "fewer": fewer})
     loaded: list[int] = []
-    load = run_module.load_splits
-    monkeypatch.setattr(
-        run_module, "load_splits", lambda data, seed: loaded.append(data.num_points) or load(data, seed)
-    )
+    load = preflight.load_splits
+    monkeypatch.setattr(preflight, "load_splits", lambda data, seed: loaded.append(data.num_points) or load(data, seed))
     check_runs(made)
     assert loaded == [48, 32]
     lost = {"title": "lost", "changes": ["data.path=none.h5"]}

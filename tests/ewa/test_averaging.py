@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
 from pc_ewa.ewa import ExpertAverager, ExpertFFN, expert_layers, upcycle
 
@@ -93,6 +94,20 @@ def test_attached_averager_runs_after_each_step_until_detached(mixture: Mixture)
     assert spreads[1:] == pytest.approx([spreads[0] / 4, spreads[0] / 16])
     assert averager.statistics()[""].spread == spreads[-1]
     assert averager.steps_done == 2
+
+
+def test_the_step_that_only_makes_an_optimizers_state_averages_nothing(mixture: Mixture) -> None:
+    """torch.distributed.checkpoint takes it with a rate of 0 when it loads into an optimizer that has none."""
+    layer = mixture(3)
+    before = copy.deepcopy(layer.state_dict())
+    optimizer = torch.optim.AdamW(layer.parameters(), 0.1)
+    averager = ExpertAverager(layer, 0.3, "constant").attach(optimizer)
+    get_optimizer_state_dict(layer, optimizer)
+    assert len(optimizer.state) == len(before)
+    assert averager.steps_done == 0
+    assert all(torch.equal(value, before[key]) for key, value in layer.state_dict().items())
+    optimizer.step()
+    assert averager.steps_done == 1
 
 
 def test_attaching_twice_is_refused_until_detached(mixture: Mixture) -> None:

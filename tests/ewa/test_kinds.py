@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from ewa_hosts import SIDE_BY_SIDE, bart, build_beside
 from ffn_kinds import KINDS, Buffered, C, H, Packed, build, spread_out, upcycled
 from torch import Tensor, nn
 
@@ -102,20 +103,6 @@ def test_identical_experts_have_the_gradient_of_the_one_ffn_in_sum(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_averaging_keeps_the_mean_and_statistics_see_it_shrink(kind: str) -> None:
-    model, _ = upcycled(kind)
-    spread_out(model)
-    averager, before = ExpertAverager(model, 0.3, "constant"), dense_state_dict(model)
-    spread = averager.statistics()["0.mlp"].spread
-    averager.step()
-    assert averager.statistics()["0.mlp"].spread == pytest.approx(spread * (1 - 0.3 * 3 / 2), rel=1e-12)
-    for name, value in dense_state_dict(model).items():
-        close(value, before[name])
-    with pytest.raises(ValueError, match=r"share_rate=0\.7 with 3 experts"):
-        ExpertAverager(model, 0.7, "constant")
-
-
-@pytest.mark.parametrize("kind", KINDS)
 def test_gated_mixtures_take_every_kind(kind: str) -> None:
     model, x = upcycled(kind, gate=Gate(capacity_factor=3.0))
     (model(x).square().sum() + balance_loss(model)).backward()
@@ -161,50 +148,13 @@ def test_bf16_autocast_and_dropout() -> None:
 # Parts side by side
 
 
-def bart(**rates: float) -> nn.Module:
-    from transformers.models.bart.modeling_bart import BartConfig, BartEncoderLayer
-
-    return BartEncoderLayer(BartConfig(d_model=C, encoder_attention_heads=2, encoder_ffn_dim=H, dropout=0.0, **rates))
-
-
-def opt() -> nn.Module:
-    from transformers.models.opt.modeling_opt import OPTConfig, OPTDecoderLayer
-
-    return OPTDecoderLayer(OPTConfig(hidden_size=C, num_attention_heads=2, ffn_dim=H, dropout=0.0), layer_idx=0)
-
-
-def albert() -> nn.Module:
-    from transformers.models.albert.modeling_albert import AlbertConfig, AlbertLayer
-
-    rates = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    return AlbertLayer(AlbertConfig(hidden_size=C, num_attention_heads=2, intermediate_size=H, **rates))
-
-
-def convnext() -> nn.Module:
-    from transformers.models.convnext.modeling_convnext import ConvNextConfig, ConvNextLayer
-
-    return ConvNextLayer(ConvNextConfig(), C)
-
-
-SIDE_BY_SIDE = {
-    "bart": (bart, "fc1"),
-    "opt": (opt, "fc1"),
-    "albert": (albert, "ffn"),
-    "convnext": (convnext, "pwconv1"),
-}
-
-
 @pytest.mark.parametrize("host", SIDE_BY_SIDE)
 def test_parts_side_by_side_there_and_back(host: str) -> None:
-    torch.manual_seed(0)
-    make, name = SIDE_BY_SIDE[host]
-    model = nn.ModuleDict({"layer": make()}).double()
-    x = torch.randn(2, C, 4, 4).double() if host == "convnext" else torch.randn(2, 5, C).double()
+    model, of = build_beside(host)
+    name = SIDE_BY_SIDE[host][1]
 
     def run() -> Tensor:
-        arguments = (None,) if host == "bart" else ()
-        output = model["layer"](x, *arguments)
-        return output if isinstance(output, Tensor) else output[0]
+        return of(model)
 
     keys, layout, expected = copy.deepcopy(model.state_dict()), repr(model), run()
     assert list(expert_layers(upcycle(model, 3, "all"))) == [f"layer.{name}"]

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from two_processes import needs_sharding
 
 from pc_ewa.ewa import expert_layers
 
@@ -18,7 +20,8 @@ CODE = re.findall(r"## ?([^\n]*)\n[^#]*?```python\n(.*?)```", "## own loop\n" + 
 class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = nn.Sequential(*(nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)) for _ in range(2)))
+        ffns = (nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 6)) for _ in range(2))
+        self.blocks = nn.Sequential(*(nn.Sequential(ffn, nn.LayerNorm(6)) for ffn in ffns))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(x).mean(1)
@@ -65,10 +68,11 @@ def names(monkeypatch: pytest.MonkeyPatch, title: str) -> dict[str, Any]:
 
 def test_each_trainer_has_its_code() -> None:
     titles = [title for title, _ in CODE]
-    assert titles == ["own loop", "timm's train script", "Lightning", "Trainer of transformers", "accelerate", "peft"]
+    trainers = ["timm's train script", "Lightning", "Trainer of transformers", "accelerate", "peft"]
+    assert titles == ["own loop", *trainers, "Several processes"]
 
 
-@pytest.mark.parametrize(("title", "code"), CODE, ids=[title for title, _ in CODE])
+@pytest.mark.parametrize(("title", "code"), CODE[:-1], ids=[title for title, _ in CODE[:-1]])
 def test_the_code_of_the_page_runs(title: str, code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packages = {
         "Lightning": "lightning",
@@ -84,3 +88,18 @@ def test_the_code_of_the_page_runs(title: str, code: str, tmp_path: Path, monkey
     exec(compile(code, "any-vit.md", "exec"), space)
     trained = space.get("merged", space.get("module", space["model"]))
     assert bool(expert_layers(trained)) == (title == "accelerate")
+
+
+@needs_sharding
+def test_the_code_for_several_processes_runs_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    space = names(monkeypatch, "Several processes")
+    keys = list(space["model"].state_dict())
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        exec(compile(dict(CODE)["Several processes"], "any-vit.md", "exec"), space)
+    finally:
+        dist.destroy_process_group()
+    assert list(space["merged"]) == keys
+    assert list(space["weights"]) == [name for name, _ in space["model"].named_parameters()]
+    assert (tmp_path / "runs" / "parts" / ".metadata").is_file()

@@ -16,12 +16,13 @@ import torch
 
 from pc_ewa.cli import report as command
 from pc_ewa.errors import ConfigError
-from pc_ewa.eval import Accuracy
+from pc_ewa.eval import Accuracy, Segmentation
+from pc_ewa.eval.metric import LOSS
 from pc_ewa.report import report_after, write_report
 from pc_ewa.report.charts import chart_svg
 from pc_ewa.report.html import Html, element, markdown, table
 from pc_ewa.report.live import live
-from pc_ewa.report.sections import confusion, per_class
+from pc_ewa.report.sections import about_errors, confusion, curves, per_category, per_class
 from pc_ewa.viz import Chart, Panel, Scene
 from pc_ewa.viz.camera import PITCH, YAW
 
@@ -79,6 +80,27 @@ def test_the_page_has_every_section_and_every_number(page: str, trained: Any) ->
         assert any(label.startswith(title) for label in labels)
     assert "num_experts: 2" in page
     assert "This run has not come to its end" in page
+
+
+def test_what_stands_behind_plus_minus_is_said_once(page: str, trained: Any) -> None:
+    parsed = Page(page)
+    (line,) = [text for text in parsed.text["p"] if text.startswith("± is the standard error")]
+    assert f"{trained.summary['test_samples']} test samples" in line
+    assert about_errors({"test_samples": 3, "test_loss_merged": 0.1}) == []
+
+
+def test_a_segmenter_has_a_table_of_its_classes() -> None:
+    score = Segmentation(torch.tensor([0.5, 0.7, 0.2]), torch.tensor([0, 0, 1]), ("a", EVIL, "none"), 5, 10)
+    rows = Page(per_category(score))
+    assert rows.text["td"] == ["60.0%", "2", "20.0%", "1", "46.7%", "3"]
+    assert rows.text["th"] == ["class", "mean IoU", "samples", "a", EVIL.replace("\u202e", "?"), "all"]
+
+
+def test_a_loss_that_ends_flat_is_logarithmic() -> None:
+    steep = [{"step": step, "loss": 1 / step**2} for step in range(1, 9)]
+    charts = {chart.title: log for chart, log in curves(steep, LOSS)}
+    assert charts == {"loss": True}
+    assert not next(log for _, log in curves([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 1.0}], LOSS))
 
 
 def test_its_clouds_are_the_shapes(page: str, trained: Any) -> None:
@@ -197,12 +219,12 @@ def test_after_a_run_there_is_a_line_whatever_happens(
     monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: "page")
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
-    assert report_after(run) == f"report page: {run / 'report.html'}"
+    assert report_after(run) == (run / "report.html", f"report page: {run / 'report.html'}")
     assert (run / "report.html").read_text() == "page"
-    assert report_after(tmp_path / "none").startswith("no report page: ")
+    assert report_after(tmp_path / "none")[1].startswith("no report page: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: __import__("matplotlib"))
-    assert "matplotlib" in report_after(run)
+    assert "matplotlib" in report_after(run)[1]
 
 
 @pytest.mark.parametrize(

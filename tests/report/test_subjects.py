@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from pc_ewa.cli import show as command
 from pc_ewa.ewa import expert_layers
+from pc_ewa.inference import load_model
 from pc_ewa.report import Subjects
 
 Show = Callable[..., tuple[int, str]]
@@ -40,12 +42,55 @@ def test_a_run_is_merged_unless_the_view_is_of_experts(trained: Any) -> None:
     assert len(merged.metrics) >= 2
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}', '{"model": {}, "training": 3}'])
+def test_a_saved_model_that_is_damaged_is_one_line(content: str, show: Show, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(content)
+    for view in ("patches", "classes"):
+        code, out = show(view, "model", "-o", "a.png")
+        assert (code, len(out.splitlines())) == (2, 1)
+        assert "config.json" in out or "model.safetensors" in out
+
+
 @pytest.mark.parametrize("source", ["run", "checkpoint", "config", "h5"])
 def test_a_dataset_is_found_from_whatever_knows_it(source: str, trained: Any, toy_config: Path, toy_file: Path) -> None:
     run = trained.folder
     given = {"run": run, "checkpoint": run / "checkpoints/merged_last.pt", "config": toy_config, "h5": toy_file}
     for split, count in (("test", 12), ("train", 24)):
         assert len(Subjects([str(given[source])], [], split, with_model=False).clouds) == count  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def saved(trained: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run as a folder of `save_pretrained`: it does not say where its data lay."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    load_model(trained.folder, device="cpu").save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_model_is_shown_on_its_data(saved: Path, trained: Any, toy_file: Path, show: Show) -> None:
+    subjects = Subjects([str(saved)], [f"data.path={toy_file}"], "test")
+    of_run = Subjects([str(trained.folder)], [], "test")
+    weights = of_run.model.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in subjects.model.state_dict().items())
+    assert subjects.settings == of_run.settings
+    assert (len(subjects.clouds), len(subjects.training)) == (12, 24)
+    data = Subjects([str(saved)], [f"data.path={toy_file}"], "train", with_model=False)
+    assert len(data.clouds) == 24
+    for view in ("patches", "classes"):
+        assert show(view, saved, f"data.path={toy_file}", "-o", f"{view}.png")[0] == 0
+
+
+def test_the_bundled_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    subjects = Subjects(["furniture"], [], "test")
+    assert subjects.model.class_names[0] == "appliance"
+    assert (len(subjects.clouds), subjects.notes) == (154, [])
+    assert subjects.settings.num_points == 1024
+    assert len(Subjects(["furniture"], [], "train", with_model=False).clouds) == 459
+    config = Subjects(["furniture.yaml"], [], "test", experts=True)  # the config is still there, by its file name
+    assert len(expert_layers(config.model)) == 2
+    assert "not trained" in config.notes[0]
 
 
 def test_a_config_gives_a_model_that_is_not_trained(toy_config: Path) -> None:
@@ -94,12 +139,23 @@ def test_several_pictures_and_a_sheet_of_files(show: Show, tmp_path: Path, train
         (["tokens", "RUN", "-o", "a.png"], "no tokens"),
         (["parts", "RUN", "-o", "a.png"], "no parts"),
         (["experts", "MERGED", "-o", "a.png"], "last.pt"),
+        (["experts", "furniture", "-o", "a.png"], "last.pt"),
+        (["spread", "furniture", "-o", "a.png"], "not the folder of a run"),
+        (["reconstruction", "furniture", "-o", "a.png"], "reconstructs nothing"),
+        (["patches", "furniture", "-o", "a.png", "shapes=[154]"], "0 to 153"),
+        (["patches", "SAVED", "-o", "a.png"], "data.path"),
+        (["classes", "SAVED", "-o", "a.png"], "data.path"),
+        (["classes", "SAVED", "-o", "a.png", "data.path=none.h5"], "none.h5"),
+        (["patches", "furnitur", "-o", "a.png"], "furniture"),
         (["patches", "nothing.pt", "-o", "a.png"], "nothing.pt"),
         (["patches", "nothing", "-o", "a.png"], "nothing"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], part: str, show: Show, tmp_path: Path, trained: Any) -> None:
-    places = {"RUN": str(trained.folder), "MERGED": str(trained.folder / "checkpoints" / "merged_last.pt")}
+def test_a_mistake_is_one_line(
+    arguments: list[str], part: str, show: Show, tmp_path: Path, trained: Any, saved: Path
+) -> None:
+    merged = trained.folder / "checkpoints" / "merged_last.pt"
+    places = {"RUN": str(trained.folder), "MERGED": str(merged), "SAVED": str(saved)}
     code, out = show(*(places.get(word, word) for word in arguments))
     assert code == 2
     assert len([line for line in out.splitlines() if line.startswith("error: ")]) == 1

@@ -13,7 +13,7 @@ from run_folder import stop_after_saving
 
 from pc_ewa.config import Experiment
 from pc_ewa.train import loop, run
-from pc_ewa.train.tracking import peak_memory, reset_peak_memory
+from pc_ewa.train.meter import peak_memory, reset_peak_memory
 
 MakeExperiment = Callable[..., Experiment]
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from pc_ewa import create_model, upcycle
-from pc_ewa.config import Train
+from pc_ewa.config import Train, load_experiment
+from pc_ewa.errors import ConfigError
+from pc_ewa.train.distributed import World
+from pc_ewa.train.loop import train_step
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
+from pc_ewa.train.setup import build
 
 EXEMPT = {"cls_token", "cls_pos"}
 
@@ -116,3 +121,36 @@ def test_the_official_learning_rate_is_that_of_timm_an_epoch_late(epochs: int, w
 def test_the_learning_rate_never_leaves_its_bounds(total: int, warmup: float) -> None:
     train = Train(lr=1e-3, min_lr=1e-6, warmup=warmup)
     assert all(1e-6 * 0.999 <= learning_rate(step, total, train) <= 1e-3 * 1.001 for step in range(total))
+
+
+def test_chosen_ffns_of_a_dense_model_learn_more_slowly(toy_config: Path) -> None:
+    """The factor is exact: with it a step of plain Adam moves them so much less, and nothing else changes."""
+    moved = {}
+    for change in ("train.slow_ffn=null", "train.slow_ffn={factor: 0.5, layers: every-2}"):
+        experiment = load_experiment(toy_config, ["ewa=null", "train.clip_grad=null", "train.weight_decay=0", change])
+        world = World(0, 1, torch.device("cpu"))
+        setup = build(experiment, world)
+        before = {name: weight.detach().clone() for name, weight in setup.model.named_parameters()}
+        train_step(setup, experiment, world, setup.model.train(), 0)
+        moved[change] = {name: weight.detach() - before[name] for name, weight in setup.model.named_parameters()}
+    plain, slow = moved.values()
+    halved = [name for name in plain if plain[name].abs().max() > 0 and not torch.equal(plain[name], slow[name])]
+    assert halved
+    assert all(".1.mlp." in name for name in halved)  # the second of two blocks
+    for name in halved:
+        torch.testing.assert_close(slow[name], plain[name] / 2, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [(["train.slow_ffn={factor: 0.5}"], "slow_ffn with ewa"), (["ewa=null", "train.slow_ffn.factor=0"], "factor=0")],
+)
+def test_a_wrong_slow_ffn_is_one_line(toy_config: Path, changes: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_experiment(toy_config, changes)
+
+
+def test_slow_ffns_that_are_not_there_are_one_line(toy_config: Path) -> None:
+    experiment = load_experiment(toy_config, ["ewa=null", "train.slow_ffn={factor: 0.5, layers: last-9}"])
+    with pytest.raises(ConfigError, match=r"train\.slow_ffn: layers='last-9'"):
+        build(experiment, World(0, 1, torch.device("cpu")))

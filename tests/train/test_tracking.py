@@ -119,7 +119,7 @@ def test_wandb_that_fails_is_told_once_and_training_goes_on(
     experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     failing = Failing()
-    monkeypatch.setattr("pc_ewa.train.tracking._start_wandb", lambda folder, made: failing)
+    monkeypatch.setattr("wandb.init", lambda **options: failing)
     assert run(experiment("wandb.mode=offline"))["steps"] == 4
     printed = capsys.readouterr().out
     assert printed.count("Connection lost") == 1

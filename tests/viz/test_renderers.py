@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from pc_ewa.errors import ConfigError
@@ -102,9 +103,30 @@ def test_matplotlib_stands_in_for_an_open3d_that_fails_and_says_why_once(
 
 def test_words_are_on_the_sheet_as_they_are() -> None:
     figure = by_matplotlib.fill(scene(), SIDE).figure
-    assert [text.get_text() for text in figure.texts] == ["title", *[r"four \$points\$ <b>"] * 2]
+    words = [text.get_text().replace("\n", " ") for text in figure.texts]
+    assert words == ["title", *[r"four \$points\$ <b>"] * 2]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["up", "right"]
+
+
+def test_titles_are_broken_and_words_cut_until_they_fit() -> None:
+    """Whatever the letters: nothing reaches over the edge of its panel or of the sheet."""
+    long = "a title of many words that is much too wide for the small sheet " + "W" * 80
+    figure = by_matplotlib.fill(Scene(long, [Panel(corners().points, COLOURS, long)] * 2, {long: BLUE}), SIDE).figure
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    title, *captions = [text.get_window_extent() for text in figure.texts]
+    (legend,) = figure.legends
+    boxes = [(title, 0, 2 * SIDE), (captions[0], 0, SIDE), (captions[1], SIDE, 2 * SIDE)]
+    for box, left, right in [*boxes, (legend.get_window_extent(), 0, 2 * SIDE)]:
+        assert left <= box.x0 < box.x1 <= right
+    assert title.y0 > captions[0].y1
+    assert title.y1 <= figure.bbox.height
+
+
+def test_panels_fill_their_rows() -> None:
+    grids = {count: Scene("", [corners()] * count).grid for count in (1, 2, 3, 4, 5, 7, 18)}
+    assert grids == {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (2, 2), 5: (2, 3), 7: (2, 4), 18: (3, 6)}
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])
@@ -120,6 +142,13 @@ def test_plotly_has_the_points_and_no_remote_address(tmp_path: Path) -> None:
     assert list(clouds[0].marker.color) == ["#0072b2", "#e69f00", "#009e73", "#d55e00"]
     assert [trace.name for trace in figure.data if trace.x[0] is None] == ["up", "right"]
     assert figure.layout.annotations[0].text == "four $points$ &lt;b>"
+    first, second = figure.layout.scene.domain, figure.layout.scene2.domain
+    assert first.x[1] <= second.x[0]
+    for note, domain in zip(figure.layout.annotations, (first, second), strict=True):
+        assert domain.x[0] < note.x < domain.x[1]
+        assert note.y == domain.y[1]
+    width, height = figure.layout.width, figure.layout.height
+    assert (first.x[1] - first.x[0]) * width == pytest.approx((first.y[1] - first.y[0]) * height)  # a square
     draw([(scene(), tmp_path / "a.html")])
     page = (tmp_path / "a.html").read_text()
     assert '<script src="' not in page

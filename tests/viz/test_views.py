@@ -1,5 +1,6 @@
 """Every view on toy models: number of panels, colours of points by what they stand for, words of the legend."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -220,8 +221,18 @@ def test_parts_marks_the_points_that_are_wrong() -> None:
     assert wrong.title == f"{differ.sum()} of 32 points wrong"
     assert set(map(tuple, true.colours.round(4))) <= {tuple(np.float32(c).round(4)) for c in KINDS[:2]}
     assert list(scene.legend) == ["part 1", "part 2", "wrong", "right"]
+    assert scene.legend["wrong"] == VERMILION
     with pytest.raises(DataError, match="parts"):
         make("parts", small("point_mae_segmenter"), clouds=toy(classes=3))
+
+
+def test_no_part_has_the_colour_of_what_is_wrong() -> None:
+    """Of a category with many parts, too."""
+    clouds = toy(parts=True, classes=1)
+    clouds = replace(clouds, parts=(torch.arange(40) % 7).to(torch.uint8).expand(10, 40).contiguous())
+    scene = make("parts", small("point_mae_segmenter", num_categories=1, num_parts=7), clouds=clouds, shapes=(0,))
+    assert len({tuple(colour) for colour in scene.panels[0].colours}) == 7
+    assert count(scene.panels[0].colours, VERMILION) == 0
 
 
 def test_mistakes_are_the_most_certain_ones() -> None:
@@ -261,6 +272,8 @@ def test_show_chooses_the_view(tmp_path: Any) -> None:
     assert "attention" in scene_of(small("point_mae_classifier"), points[0]).title
     assert "patches" in scene_of(small("point_mae_segmenter"), points).title
     assert len(scene_of(toy(), [1, 2]).panels) == 2
+    assert len(scene_of(toy(), np.int64(3)).panels) == 1
+    assert scene_of(small("dvae"), points.double().numpy()).title == titles["dvae"]
     toy().show(3, path=tmp_path / "x.png", renderer="matplotlib")
     small("point_mae").show(points, path=tmp_path / "y.svg")
     show(scene_of(toy()), path=tmp_path / "z.pdf")
@@ -268,6 +281,11 @@ def test_show_chooses_the_view(tmp_path: Any) -> None:
     for what, shapes, view in ((small("dvae"), 0, None), (3, 0, None), (small("dvae"), points, "mistakes")):
         with pytest.raises(ConfigError):
             scene_of(what, shapes, view)
+
+
+def test_options_of_a_view_are_checked_in_python_too() -> None:
+    with pytest.raises(ConfigError, match=r"layr.*layer"):
+        scene_of(small("point_mae_classifier"), torch.randn(32, 3), layr=1)
 
 
 def test_a_trained_model_gets_clouds_as_in_training() -> None:

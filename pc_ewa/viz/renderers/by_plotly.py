@@ -13,8 +13,9 @@ from pc_ewa.viz.colours import as_hex
 from pc_ewa.viz.renderers.sheet import point_pixels
 from pc_ewa.viz.scene import Scene
 
-_SIDE = 360  # pixels of a panel
-_SCALE = 2.3  # of the cube around the points: without perspective, this decides how large it looks
+_SIDE, _EDGE = 360, 20  # pixels: of a panel, around all panels
+_HEADER, _LINE, _LEGEND = 50, 20, 60  # pixels: the title, a line above a panel, the legend
+_SCALE = 1.75  # of the cube around the points: without perspective, this decides how large it looks
 
 
 def draw_scenes(scenes: Sequence[tuple[Scene, Path]]) -> None:
@@ -26,32 +27,65 @@ def draw_scenes(scenes: Sequence[tuple[Scene, Path]]) -> None:
 def figure_of(scene: Scene) -> Any:
     """Make a plotly figure, which a notebook shows."""
     import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
-    rows, columns = scene.grid
-    titles = [_text(panel.title) for panel in scene.panels]
-    kinds = [[{"type": "scene"}] * columns for _ in range(rows)]
-    figure = make_subplots(rows, columns, specs=kinds, subplot_titles=titles, horizontal_spacing=0, vertical_spacing=0)
+    figure = go.Figure()
     size = 0.4 * point_pixels(max(len(panel.points) for panel in scene.panels), _SIDE)
     for index, panel in enumerate(scene.panels):
-        row, column = divmod(index, columns)
         colours = [as_hex(colour) for colour in panel.colours]
-        sizes = size if panel.sizes is None else size * panel.sizes
+        sizes = size if panel.sizes is None else 2 * size * panel.sizes  # plotly takes half of each where they differ
         marker = {"size": sizes, "color": colours, "opacity": 1, "line": {"width": 0}}
         x, y, z = panel.points.T
-        cloud = go.Scatter3d(x=x, y=y, z=z, mode="markers", marker=marker, showlegend=False, hoverinfo="skip")
-        figure.add_trace(cloud, row + 1, column + 1)
+        figure.add_scatter3d(
+            x=x, y=y, z=z, mode="markers", marker=marker, showlegend=False, hoverinfo="skip", scene=_name(index)
+        )
     for name, colour in scene.legend.items():
         sample = {"size": 8, "color": as_hex(colour)}
-        nothing = go.Scatter3d(x=[None], y=[None], z=[None], mode="markers", marker=sample, name=_text(name))
-        figure.add_trace(nothing, 1, 1)
+        figure.add_scatter3d(x=[None], y=[None], z=[None], mode="markers", marker=sample, name=_text(name))
+    _place(figure, scene)
+    return figure
+
+
+def _place(figure: Any, scene: Scene) -> None:
+    """Give each panel a square and its title a place above it; the legend goes below all."""
+    rows, columns = scene.grid
+    titles = [_text(panel.title) for panel in scene.panels]
+    band = 8 + _LINE * max(title.count("<br>") + bool(title) for title in titles)
+    width = max(columns * _SIDE, 480) + 2 * _EDGE
+    height = _HEADER + rows * (band + _SIDE) + (_LEGEND if scene.legend else _EDGE)
     limits = [[middle - scene.radius, middle + scene.radius] for middle in scene.center.tolist()]
-    axes = {f"{a}axis": {"visible": False, "range": limit} for a, limit in zip("xyz", limits, strict=True)}
+    look: dict[str, Any] = {
+        f"{a}axis": {"visible": False, "range": limit} for a, limit in zip("xyz", limits, strict=True)
+    }
     eye = dict(zip("xyz", FRONT.tolist(), strict=True))
-    camera = {"up": {"x": 0, "y": 1, "z": 0}, "eye": eye, "projection": {"type": "orthographic"}}
-    figure.update_scenes(**axes, aspectmode="manual", aspectratio=dict.fromkeys("xyz", _SCALE), camera=camera)
-    size_of_page = {"width": max(columns * _SIDE, 480), "height": rows * _SIDE + 80}
-    return figure.update_layout(title=_text(scene.title), legend={"itemsizing": "constant"}, **size_of_page)
+    look["camera"] = {"up": {"x": 0, "y": 1, "z": 0}, "eye": eye, "projection": {"type": "orthographic"}}
+    look |= {"aspectmode": "manual", "aspectratio": dict.fromkeys("xyz", _SCALE)}
+    for index, title in enumerate(titles):
+        row, column = divmod(index, columns)
+        left, top = _EDGE + column * _SIDE, _HEADER + row * (band + _SIDE) + band
+        across = [left / width, (left + _SIDE) / width]
+        up = [1 - (top + _SIDE) / height, 1 - top / height]
+        figure.update_layout({_name(index): look | {"domain": {"x": across, "y": up}}})
+        place = {"x": sum(across) / 2, "y": up[1], "xref": "paper", "yref": "paper"}
+        figure.add_annotation(text=title, showarrow=False, xanchor="center", yanchor="bottom", **place)
+    figure.update_layout(
+        width=width,
+        height=height,
+        margin=dict.fromkeys("lrtb", 0),
+        title={"text": _text(scene.title), "x": 0.5, "y": 1 - _HEADER / 2 / height, "yanchor": "middle"},
+        legend={
+            "itemsizing": "constant",
+            "orientation": "h",
+            "x": 0.5,
+            "xanchor": "center",
+            "y": 0,
+            "yanchor": "bottom",
+        },
+    )
+
+
+def _name(index: int) -> str:
+    """Name the place of a panel as plotly does."""
+    return f"scene{index + 1}" if index else "scene"
 
 
 def _text(text: str) -> str:

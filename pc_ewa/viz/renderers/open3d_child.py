@@ -9,6 +9,7 @@ from typing import Any
 
 NO_WINDOW = 3
 FRAME = 2.0  # half the width of the box that the view is fitted to; points lie in the sphere of radius 1
+_FINE, _FINE_SIDE = 2, 1024  # panels up to this many pixels wide are drawn so many times larger, for smooth edges
 _ORTHOGRAPHIC = -90.0  # open3d has no perspective at its narrowest angle, where this change ends
 
 
@@ -25,21 +26,23 @@ def main(job_path: str, images_path: str | None = None) -> int:
     width = 0
     for index in range(int(arrays["panels"])):
         side = int(arrays[f"{index}:side"])
-        if side != width:
+        fine = _FINE if images_path is not None and side <= _FINE_SIDE else 1
+        if fine * side != width:
             if window is not None:
                 window.destroy_window()
-            window, width = o3d.visualization.Visualizer(), side
-            if not window.create_window(visible=images_path is None, width=side, height=side):
+            window, width = o3d.visualization.Visualizer(), fine * side
+            if not window.create_window(visible=images_path is None, width=width, height=width):
                 return NO_WINDOW  # going on would be a segmentation fault
         for geometry in _geometries(o3d, arrays, index):
             window.add_geometry(geometry, reset_bounding_box=True)
-        _look(window, arrays, index)
+        _look(window, arrays, index, fine)
         if images_path is None:
             window.run()
             break
         window.poll_events()
         window.update_renderer()
         image = np.asarray(window.capture_screen_float_buffer(do_render=True))
+        image = image.reshape(side, fine, side, fine, 3).mean(axis=(1, 3))
         images[str(index)] = (255 * image).round().astype(np.uint8)
         window.clear_geometries()
     if images_path is not None:
@@ -67,9 +70,9 @@ def _geometries(o3d: Any, arrays: dict[str, Any], index: int) -> list[Any]:
     return [geometry for geometry in (cloud, balls, frame) if not geometry.is_empty()]
 
 
-def _look(window: Any, arrays: dict[str, Any], index: int) -> None:
+def _look(window: Any, arrays: dict[str, Any], index: int, fine: int) -> None:
     option, view = window.get_render_option(), window.get_view_control()
-    option.point_size = float(arrays[f"{index}:point_pixels"])
+    option.point_size = fine * float(arrays[f"{index}:point_pixels"])
     option.background_color = [1.0, 1.0, 1.0]
     option.light_on = False
     view.change_field_of_view(step=_ORTHOGRAPHIC)

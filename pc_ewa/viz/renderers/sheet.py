@@ -12,8 +12,11 @@ from pc_ewa.text import printable
 from pc_ewa.viz.scene import Scene
 
 DPI = 100
-_HEADER, _LINE, _LEGEND_LINE, _LETTER = 40, 18, 24, 7  # pixels
-_SMALLEST = 360  # pixels across: a title fits
+_TITLE, _CAPTION = 13, 10  # sizes of letters in typographic points
+_TITLE_LINE, _LINE, _LEGEND_LINE, _GAP = 24, 18, 24, 8  # pixels
+_MARK = 44  # pixels that the dot of an entry of the legend and the space behind the entry take
+_LONGEST, _SHORTEST = 200, 8  # letters: of a line of a title, and of what is left of a word
+_SMALLEST = 240  # pixels across: a title fits in few lines
 
 
 class Sheet:
@@ -35,21 +38,24 @@ class Sheet:
         rows, columns = scene.grid
         many = len(scene.panels)
         self.side = side or (640 if many == 1 else 420 if many <= 4 else 300)
-        titles = [_lines(panel.title, self.side) for panel in scene.panels]
-        band = _LINE * max(map(len, titles)) + 4 if any(titles) else 0
+        captions = [_lines(panel.title, self.side - 2 * _GAP, _CAPTION) for panel in scene.panels]
+        band = _LINE * max(map(len, captions)) + 4 if any(captions) else 0
         self.width = max(columns * self.side, _SMALLEST)
-        legend = list(scene.legend.items())
-        per_line = max(1, int(self.width / (_LETTER * max((len(name) for name, _ in legend), default=1) + 44)))
-        foot = _LEGEND_LINE * -(-len(legend) // per_line) + 8 if legend else 0
-        self.height = _HEADER + rows * (self.side + band) + foot
+        title = _lines(scene.title, self.width - 2 * _GAP, _TITLE)
+        header = _TITLE_LINE * len(title) + 2 * _GAP
+        legend = [(_fitted(printable(n), self.width - _MARK, _CAPTION), c) for n, c in scene.legend.items()]
+        widest = max((_width(name, _CAPTION) for name, _ in legend), default=0.0)
+        per_line = max(1, int(self.width / (widest + _MARK)))
+        foot = _LEGEND_LINE * -(-len(legend) // per_line) + _GAP if legend else 0
+        self.height = header + rows * (self.side + band) + foot
         self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor="white")
-        title = _lines(scene.title, self.width)
-        self.figure.text(0.5, 1 - 22 / self.height, title[0] if title else "", ha="center", va="center", size=13)
+        middle = 1 - header / 2 / self.height
+        self.figure.text(0.5, middle, "\n".join(title), ha="center", va="center", size=_TITLE, linespacing=1.3)
         left = (self.width - columns * self.side) / 2
         self.axes = []
-        for index, lines in enumerate(titles):
+        for index, lines in enumerate(captions):
             row, column = divmod(index, columns)
-            top = _HEADER + row * (self.side + band)
+            top = header + row * (self.side + band)
             x, y = left + column * self.side, self.height - top - band - self.side
             self.figure.text(
                 (x + self.side / 2) / self.width,
@@ -57,7 +63,7 @@ class Sheet:
                 "\n".join(lines),
                 ha="center",
                 va="baseline",
-                size=10,
+                size=_CAPTION,
                 linespacing=1.2,
             )
             self.axes.append(self._square(x, y))
@@ -79,9 +85,9 @@ class Sheet:
         from matplotlib.lines import Line2D
 
         handles = [Line2D([], [], marker="o", linestyle="", markersize=8, color=colour) for _, colour in legend]
-        labels = [literal(name) for name, _ in legend]
-        options: dict[str, Any] = {"frameon": False, "fontsize": 10, "handletextpad": 0.2, "columnspacing": 1.4}
-        self.figure.legend(handles, labels, loc="lower center", ncols=per_line, borderpad=0.1, **options)
+        names = [literal(name) for name, _ in legend]
+        options: dict[str, Any] = {"frameon": False, "fontsize": _CAPTION, "handletextpad": 0.2, "columnspacing": 1.4}
+        self.figure.legend(handles, names, loc="lower center", ncols=per_line, borderpad=0.1, **options)
 
 
 def save_figure(figure: Any, path: Path) -> None:
@@ -115,11 +121,40 @@ def point_pixels(count: int, side: int) -> float:
     return float(min(9.0, max(2.0, 0.5 * side / count**0.5)))
 
 
-def literal(text: str, limit: int = 60) -> str:
+def literal(text: str, limit: int | None = 60) -> str:
     """Let a line be read as it is: between two $ matplotlib would read a formula."""
     return printable(text, limit).replace("$", r"\$")
 
 
-def _lines(title: str, width: float) -> list[str]:
-    """Make each line of a title fit."""
-    return [literal(line, max(12, int(width / _LETTER))) for line in title.split("\n") if line]
+def _lines(title: str, width: float, size: float) -> list[str]:
+    """Break the lines of a title between words so that each is at most so many pixels wide; long words are cut."""
+    lines: list[str] = []
+    for given in title.split("\n"):
+        line = ""
+        for word in printable(given, _LONGEST).split():
+            if line and _width(f"{line} {word}", size) > width:
+                lines.append(line)
+                line = ""
+            line = _fitted(f"{line} {word}".strip(), width, size)
+        lines += [line] if line else []
+    return [literal(line, None) for line in lines]
+
+
+def _fitted(text: str, width: float, size: float) -> str:
+    """Take letters out of the middle of a text until it is at most so many pixels wide."""
+    kept, short = len(text), text
+    while kept > _SHORTEST and _width(short, size) > width:
+        kept -= 1
+        short = printable(text, kept)
+    return short
+
+
+def _width(text: str, size: float) -> float:
+    """Measure a line of text in pixels."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        typographic, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    return float(typographic) * DPI / 72

@@ -64,7 +64,7 @@ def experts(
     legend = kind_legend([f"expert {i}" for i in range(min(count, len(KINDS)))])
     if any(bool((dealt[name] < 0).any()) for name in names):
         legend |= {"not dealt": LIGHT}
-    return Scene(f"the expert of each patch in a step of training, of {count}", panels, legend, columns=len(names))
+    return Scene(f"patches dealt to {count} experts", panels, legend, columns=len(names))
 
 
 VIEW = View("which expert each patch is dealt to in a training step", experts, experts=True)

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pc_ewa.data import Clouds
@@ -11,10 +10,12 @@ from pc_ewa.data.parts import parts_of_classes
 from pc_ewa.errors import ConfigError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.eval.segmentation import predict_parts, shape_ious
-from pc_ewa.viz.colours import LIGHT, VERMILION, kind_colours, kind_legend
+from pc_ewa.viz.colours import KINDS, LIGHT, VERMILION
 from pc_ewa.viz.pick import check_shapes, looking_at, titles
-from pc_ewa.viz.scene import Panel, Scene, upright
+from pc_ewa.viz.scene import Floats, Panel, Scene, upright
 from pc_ewa.viz.view import View
+
+_PARTS = tuple(colour for colour in KINDS if colour != VERMILION)  # which stands for what is wrong
 
 
 def parts(
@@ -59,17 +60,18 @@ def parts(
         wrong = (predicted[row] != true[row]).cpu().numpy()
         marked = np.where(wrong[:, None], VERMILION, LIGHT)
         panels += [
-            Panel(place, kind_colours(_counted(true[row], own)), f"{title}: true"),
-            Panel(place, kind_colours(_counted(predicted[row], own)), f"predicted, mIoU {float(ious[row]):.1%}"),
+            Panel(place, _coloured(true[row], own), f"{title}: true"),
+            Panel(place, _coloured(predicted[row], own), f"predicted, mIoU {float(ious[row]):.1%}"),
             Panel(place, marked, f"{int(wrong.sum())} of {len(wrong)} points wrong"),
         ]
-    legend = kind_legend([f"part {i + 1}" for i in range(most)]) | {"wrong": VERMILION, "right": LIGHT}
+    legend = {f"part {i + 1}": _PARTS[i % len(_PARTS)] for i in range(most)} | {"wrong": VERMILION, "right": LIGHT}
     return Scene(f"parts of {clouds.name}, true and predicted", panels, legend, columns=3)
 
 
-def _counted(labels: Tensor, own: Sequence[int]) -> NDArray[np.int64]:
-    """Count the parts of a category from 0; a label is one of them."""
-    return np.searchsorted(np.sort(np.asarray(own)), labels.cpu().numpy())
+def _coloured(labels: Tensor, own: Sequence[int]) -> Floats:
+    """Colour labels, each a part of a category, as (N, 3): the first part of every category alike."""
+    number = np.searchsorted(np.sort(np.asarray(own)), labels.cpu().numpy())
+    return np.asarray(_PARTS, dtype=np.float32)[number % len(_PARTS)]
 
 
 VIEW = View("part segmentation, true beside predicted", parts)

@@ -38,7 +38,7 @@ def patches(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes:
         panels.append(Panel(all_points, np.concatenate([colours, all_of(DARK, len(dots))]), title, sizes))
     count, size = groups.shape[1:3]
     legend = {"center of a patch": DARK}
-    return Scene(f"{count} patches of {size} points; each has another colour than its neighbours", panels, legend)
+    return Scene(f"{count} patches of {size} points", panels, legend)
 
 
 VIEW = View("patches and their centers", patches)

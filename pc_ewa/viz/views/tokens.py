@@ -51,7 +51,9 @@ def tokens(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes: 
             panels.append(_panel(patches[row], colours, name, clouds))
     legend = {"visible": BLUE, "hidden": LIGHT, "predicted word right": GREEN, "predicted word wrong": VERMILION}
     share = f"{right} of {int(mask.sum())} hidden patches" if len(shapes) > 1 else "hidden patches"
-    return Scene(f"Point-BERT: words of {model.dvae.num_tokens} predicted right for {share}", panels, legend, columns=3)
+    return Scene(
+        f"Point-BERT: the right one of {model.dvae.num_tokens} words predicted for {share}", panels, legend, columns=3
+    )
 
 
 def _decoded(model: PointBERT, words: Tensor, centers: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
-"""Draw docs/ewa.png, the picture of the README: python docs/picture.py (matplotlib comes with requirements.txt)."""
+"""Draw the picture of the method, for docs/pictures.py: python docs/method_picture.py FILE."""
 
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,7 @@ COLORS = ["#4477AA", "#EE6677", "#228833", "#CCBB44"]
 INK, PALE = "#333333", "#F4F4F4"
 
 
-def main() -> None:
+def main(path: Path) -> None:
     """Draw the three panels side by side."""
     figure, axes = plt.subplots(1, 3, figsize=(13, 4.2), width_ratios=[1, 2.1, 1.15])
     for axis, title in zip(
@@ -25,7 +26,7 @@ def main() -> None:
     draw_training(axes[1])
     draw_inference(axes[2])
     figure.tight_layout(w_pad=2)
-    figure.savefig(Path(__file__).with_name("ewa.png"), dpi=130)
+    figure.savefig(path, dpi=100)
 
 
 def draw_cloud(axis: Axes) -> None:
@@ -110,4 +111,4 @@ def box(axis: Axes, x: float, y: float, width: float, height: float, text: str, 
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))
