@@ -26,7 +26,7 @@ def finished(source: Path, folder: Path, seed: int, accuracy: float, **config: o
 
 def row(table: str, title: str) -> list[str]:
     """The cells of a row of the table."""
-    (line,) = (line for line in table.splitlines() if line.startswith(f"| {title} "))
+    line, *_ = (line for line in table.splitlines() if line.startswith(f"| {title} "))
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
