@@ -1,16 +1,11 @@
-"""A model from whatever holds it, and the folder it is saved to."""
+"""A model from whatever holds it: runs, checkpoints of ours and of others, the bundled one."""
 
-import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from saved_models import SIZES, check_same, edit, made, weights
 from small_models import SMALL, small
 
 import pc_ewa
@@ -20,33 +15,9 @@ from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.eval import EvalSettings
 from pc_ewa.ewa import expert_layers
 from pc_ewa.inference import load
-from pc_ewa.models import MODELS
 from pc_ewa.models.base import Preprocessing
 from pc_ewa.train import run
 from pc_ewa.train.restore import restore
-
-SIZES: dict[str, Any] = {"dim": 12, "depth": 2, "num_heads": 3, "num_groups": 4, "group_size": 4, "encoder_width": 8}
-
-MODEL: dict[str, Any] = {"name": "point_mae_classifier", "num_classes": 3, **SIZES}
-
-
-def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return model.state_dict()
-
-
-def check_same(model: torch.nn.Module, other: torch.nn.Module) -> None:
-    assert list(weights(model)) == list(weights(other))
-    for key, value in weights(model).items():
-        assert torch.equal(value, weights(other)[key]), key
-
-
-def made(**more: Any) -> Any:
-    torch.manual_seed(0)
-    model: Any = pc_ewa.create_model("point_mae_classifier", num_classes=3, **SIZES)
-    model.class_names, model.preprocessing = ("a", "b", "Stühle"), Preprocessing(16, 32, up_axis="z")
-    for key, value in more.items():
-        setattr(model, key, value)
-    return model
 
 
 @pytest.mark.parametrize(
@@ -172,147 +143,6 @@ def test_checkpoints_from_before_clouds_were_noted_are_read(trained: Any, tmp_pa
             pc_ewa.load_model(tmp_path / "damaged.pt")
 
 
-@pytest.mark.parametrize("model", [made(), made(precision="bf16", preprocessing=None), made(class_names=None)])
-def test_a_saved_folder_is_the_same_model(model: Any, tmp_path: Path) -> None:
-    folder = model.save_pretrained(tmp_path / "deep" / "saved", metrics={"test_accuracy": 0.5})
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "config.json", "model.safetensors"]
-    for again in (pc_ewa.from_pretrained(folder, device="cpu"), pc_ewa.load_model(str(folder), device="cpu")):
-        check_same(again, model)
-        for name in ("class_names", "preprocessing", "precision", "built_as"):
-            assert getattr(again, name) == getattr(model, name), name
-        assert not again.training
-        assert again.training_record["metrics"] == {"test_accuracy": 0.5}
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        assert set(file.keys()) == set(weights(model))  # the official ones
-
-
-def test_the_card_says_what_a_user_asks_and_nothing_of_this_machine(trained: Any, tmp_path: Path) -> None:
-    folder = pc_ewa.load_model(trained.folder).save_pretrained(tmp_path / "saved", repo="me/shapes")
-    card, config = (folder / "README.md").read_text(), (folder / "config.json").read_text()
-    facts = ("sphere, cube, torus", f"{trained.summary['test_accuracy_merged']:.4g}", "licence", "up_axis", "Averaging")
-    for fact in (*facts, 'load_model("me/shapes")', "| num_points | 48 |", "| test_samples | 12 |"):
-        assert fact in card
-    for text in (card, config):
-        assert str(trained.folder) not in text
-        assert str(trained.experiment.data.arguments["path"]) not in text
-    record = json.loads(config)["training"]
-    assert record["metrics"]["test_accuracy"] == trained.summary["test_accuracy_merged"]
-    assert record["config"]["ewa"]["num_experts"] == 2
-
-
-def test_experts_are_refused_with_the_way_out(tmp_path: Path) -> None:
-    model = made()
-    pc_ewa.upcycle(model, num_experts=2)
-    with pytest.raises(CheckpointError, match=r"pc_ewa\.merge_experts\(model\)"):
-        model.save_pretrained(tmp_path / "saved")
-    assert not (tmp_path / "saved").exists()
-    pc_ewa.merge_experts(model).save_pretrained(tmp_path / "saved")
-    gated = pc_ewa.upcycle(made(), gate=pc_ewa.Gate())
-    with pytest.raises(CheckpointError, match="gate"):
-        gated.save_pretrained(tmp_path / "gated")
-    with pytest.raises(CheckpointError, match="create_model"):
-        type(model)(3, **SIZES).save_pretrained(tmp_path / "direct")
-
-
-@pytest.mark.parametrize(
-    ("change", "fact"),
-    [
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "model.safetensors"),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-        (lambda folder: (folder / "config.json").write_text("{}"), "section model"),
-        (lambda folder: edit(folder, format=2), "format 2"),
-        (lambda folder: edit(folder, model={"name": "point_mae_classifier", "dim": 3 << 12, "num_heads": 3}), "larger"),
-        (lambda folder: diverge(folder), "NaN"),
-        (lambda folder: edit(folder, class_names=["a"]), "1 class_names for 3"),
-        (lambda folder: edit(folder, class_names="abc"), "class_names"),
-        (lambda folder: edit(folder, precision="int4"), "int4"),
-        (lambda folder: edit(folder, preprocessing={"points": 3}), "points"),
-        (lambda folder: edit(folder, preprocessing={"num_points": 0}), "num_points=0"),
-        (lambda folder: edit(folder, preprocessing=[1]), "preprocessing"),
-        (lambda folder: edit(folder, model=MODEL | {"depth": 10**9}), "depth=1000000000"),
-        (lambda folder: edit(folder, preprocessing={"num_points": 16, "stored_points": 10**12}), "stored_points"),
-        (lambda folder: edit(folder, class_names=["a", "b", "a"]), "'a' twice"),
-        (lambda folder: edit(folder, training="x"), "training x"),
-        (lambda folder: edit(folder, training={"data": 5}), "training.data 5"),
-        (lambda folder: edit(folder, training={"data": {"name": "x"}}), "training.data"),
-        (lambda folder: edit(folder, model={"name": "point_mae_clasifier"}), "'point_mae_classifier'"),
-        (lambda folder: edit(folder, model={"name": "point_mae_classifier", "dim": "wide"}), "dim"),
-        (lambda folder: edit(folder, model={"name": "point_mae_classifier", "num_classes": 3}), "does not fit"),
-    ],
-)
-def test_a_damaged_folder_is_one_line(change: Any, fact: str, tmp_path: Path) -> None:
-    folder = made().save_pretrained(tmp_path / "saved")
-    change(folder)
-    with pytest.raises(CheckpointError) as caught:
-        pc_ewa.from_pretrained(folder)
-    assert fact in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "changes"),
-    [
-        ({"metrics": {"a": {1, 2}}}, {}),
-        ({"notes": "\ud800"}, {}),
-        ({}, {"class_names": ("a",)}),
-        ({}, {"preprocessing": {"num_points": 16}}),
-        ({}, {"class_names": ("a", "a", "b")}),
-        ({}, {"norm": torch.nn.LayerNorm(12).requires_grad_(False).apply(lambda norm: norm.weight.fill_(torch.nan))}),
-    ],
-)
-def test_what_could_not_be_loaded_again_is_not_saved(options: Any, changes: Any, tmp_path: Path) -> None:
-    folder = made().save_pretrained(tmp_path / "saved")
-    before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    with pytest.raises(Error):
-        made(**changes).save_pretrained(folder, **options)
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_a_save_that_is_cut_off_leaves_no_mixture_of_two_models(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = made().save_pretrained(tmp_path / "saved")
-    monkeypatch.setattr("pc_ewa.inference.folder.write_text", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        made().save_pretrained(folder)
-    with pytest.raises(CheckpointError):
-        pc_ewa.load_model(folder)
-
-
-def test_numbers_of_numpy_and_compiled_models_are_saved(tmp_path: Path) -> None:
-    metrics = {"a": np.float32(0.5), "b": torch.tensor(2), "c|d": "e|f"}
-    compiled: Any = SimpleNamespace(_orig_mod=made())  # as torch.compile keeps it, which takes seconds to import
-    folder = pc_ewa.inference.save_pretrained(compiled, tmp_path / "saved", metrics=metrics)
-    again = pc_ewa.from_pretrained(folder, device="cpu")
-    check_same(again, made())
-    assert again.training_record == {"metrics": {"a": 0.5, "b": 2, "c|d": "e|f"}}
-
-
-@pytest.mark.parametrize("name", ["my model", 'sa"id', "."])
-def test_the_code_of_a_card_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    card = (made().save_pretrained(name) / "README.md").read_text()
-    monkeypatch.chdir(tmp_path if name == "." else tmp_path / "here")
-    np.save("chair.npy", np.random.default_rng(0).normal(size=(40, 3)))
-    code = card.split("```python\n")[1].split("```")[0].replace("chair.ply", "chair.npy")
-    known: dict[str, Any] = {}
-    exec(code, known)
-    assert known["prediction"].label in ("a", "b", "Stühle")
-
-
-def diverge(folder: Path) -> None:
-    state = load_file(folder / "model.safetensors")
-    state["norm.weight"][0] = torch.nan
-    save_file(state, folder / "model.safetensors")
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | changes))
-
-
 def test_places_with_nothing_are_one_line(trained: Any, tmp_path: Path) -> None:
     for source in (tmp_path, tmp_path / "nowhere.pt", "furnitures", "a" * 300, "~nobody/model", "me/model.pt"):
         with pytest.raises(CheckpointError) as caught:
@@ -325,15 +155,6 @@ def test_places_with_nothing_are_one_line(trained: Any, tmp_path: Path) -> None:
     folder = made().save_pretrained(tmp_path / "saved")
     with pytest.raises(ConfigError, match=r"config\.json"):
         pc_ewa.load_model(folder, config="quickstart")
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_every_model_goes_through_a_folder(name: str, tmp_path: Path) -> None:
-    model: Any = small(name)
-    again: Any = pc_ewa.from_pretrained(model.save_pretrained(tmp_path / name), device="cpu")
-    assert type(again) is type(model)
-    assert again.built_as == model.built_as
-    check_same(again, model)
 
 
 def test_a_stopped_run_is_its_newest_checkpoint(trained: Any, tmp_path: Path) -> None:
@@ -349,77 +170,6 @@ def test_a_folder_of_scans_does_not_hide_the_bundled_model(tmp_path: Path, monke
     assert load.find("furniture").parent.name == "models"
     made().save_pretrained("furniture")
     assert load.find("furniture") == Path("furniture")
-
-
-class Hub(SimpleNamespace):
-    """Stands in for huggingface_hub: one repository, in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder=folder, asked=[])
-
-    def snapshot_download(self, repo: str, revision: str | None = None, allow_patterns: Any = None) -> str:
-        self.asked.append((repo, revision, sorted(allow_patterns)))
-        if repo != "me/shapes":
-            raise OSError("Cannot reach https://huggingface.co:\noffline mode is enabled")
-        return str(self.folder)
-
-    def HfApi(self, token: str | None = None) -> "Hub":  # noqa: N802, its name
-        return self
-
-    def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
-        self.asked.append((repo, private))
-
-    def upload_folder(self, repo_id: str, folder_path: Path) -> str:
-        if "/" not in repo_id:
-            raise ValueError("no namespace")
-        self.asked.append(sorted(path.name for path in folder_path.iterdir()))
-        return f"https://huggingface.co/{repo_id}/commit/1"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    stand_in = Hub(made().save_pretrained(tmp_path / "cache"))
-    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)  # type: ignore[arg-type]
-    return stand_in
-
-
-def test_a_repository_of_the_hub_is_a_name(hub: Hub) -> None:
-    check_same(pc_ewa.load_model("me/shapes"), made())
-    check_same(pc_ewa.from_pretrained("me/shapes", revision="v1"), made())
-    files = ["README.md", "config.json", "model.safetensors"]
-    assert hub.asked == [("me/shapes", None, files), ("me/shapes", "v1", files)]
-    (hub.folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config\.json"):
-        pc_ewa.load_model("me/shapes")
-
-
-def test_offline_is_one_line_that_names_both_places(hub: Hub) -> None:
-    with pytest.raises(CheckpointError) as caught:
-        pc_ewa.load_model("runs/quikstart")
-    message = str(caught.value)
-    assert "\n" not in message
-    for fact in ("runs/quikstart", "not a file or a folder", "offline mode"):
-        assert fact in message
-    with pytest.raises(CheckpointError, match="offline mode"):
-        pc_ewa.load_model("me/vit-1.5")
-    asked = len(hub.asked)
-    for name in ("me/vit.pt", "scans/chair.PLY"):
-        with pytest.raises(CheckpointError, match=name):
-            pc_ewa.load_model(name)
-    assert len(hub.asked) == asked
-
-
-def test_pushing_uploads_the_folder(hub: Hub) -> None:
-    assert made().push_to_hub("me/other", private=True) == "https://huggingface.co/me/other/commit/1"
-    assert hub.asked == [("me/other", True), ["README.md", "config.json", "model.safetensors"]]
-    with pytest.raises(CheckpointError, match="'other'"):
-        made().push_to_hub("other")
-
-
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(Error, match=r"runs/quikstart.*huggingface_hub.*not installed"):
-        pc_ewa.load_model("runs/quikstart")
 
 
 def test_a_damaged_summary_does_not_matter(trained: Any, tmp_path: Path) -> None:
