@@ -150,6 +150,7 @@ def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, besid
         none = ", or null for none" if type(None) in get_args(annotation) else ""
         return key, f"{key}={problem['input']!r}: should be a section of keys{_example(key, annotation)}{none}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    message = message.replace("a valid tuple", "a list, as in [a, b]")  # YAML has lists alone
     if problem["type"] == "value_error":  # of a section: the message begins with the key in it
         return key, f"{key}.{message}".removeprefix(".")
     return key, f"{key}={problem['input']!r}: {message}"

@@ -165,6 +165,8 @@ REFUSED = {
     "augment.rotate=3": "augment.rotate=3: should be a valid boolean",
     "augment.scale=[1]": "'augment.scale.1' is missing",
     "augment.scale=[1, big]": "augment.scale.1='big': should be a valid number",
+    "augment.scale=3": "augment.scale=3: should be a list, as in [a, b]",
+    "wandb.tags=x": "wandb.tags='x': should be a list, as in [a, b]",
     "augment.scale=[2, 1]": "augment.scale=[2.0, 1.0]; give the smaller factor first",
     "model.depth=deep": "model.depth='deep': should be a valid integer",
     "model.depth=true": "model.depth=True: should be a number, not a switch",
