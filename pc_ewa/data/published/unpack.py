@@ -4,6 +4,7 @@ Only archives with a digest in their dataset's record are ever unpacked, after `
 was placed by hand. So the standard library's own protection suffices: no member leaves the folder.
 """
 
+import platform
 import re
 import shutil
 import tarfile
@@ -41,6 +42,11 @@ def unpack(archive: Path, folder: Path) -> Path:
             with zipfile.ZipFile(archive) as zipped:
                 zipped.extractall(content)
         else:
+            if not hasattr(tarfile, "data_filter"):  # of Python 3.10.12 and 3.11.4, not of Debian 12's 3.11.2
+                raise DataError(
+                    f"cannot unpack {archive}: Python {platform.python_version()} does not check where files of a tar "
+                    f"archive lead; use 3.11.4 or newer, or unpack it into {folder} yourself"
+                )
             with tarfile.open(archive) as tar:
                 tar.extractall(content, filter="data")  # refuses what leads outside, and devices
         return _place(archive, content, folder)
