@@ -10,6 +10,8 @@ import sys
 import numpy as np
 import onnxruntime
 
+if len(sys.argv) != 3 or not sys.argv[2].endswith((".npy", ".xyz", ".txt")):
+    sys.exit(__doc__)
 model, file = sys.argv[1:]
 session = onnxruntime.InferenceSession(model)
 about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}

@@ -31,6 +31,6 @@ else
   shape=(--nnodes "$NODES" --node-rank "$NODE_RANK" --master-addr "$MASTER" --master-port "${PORT:-29500}")
 fi
 # A mistake in the config shall be one line, not one traceback per process.
-"$PYTHON" -m pc_ewa train --check --processes "$((GPUS * ${NODES:-1}))" "$@"
+"$PYTHON" -m pc_ewa train --check --processes "$((GPUS * ${NODES:-1}))" "$@" >/dev/null
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$("$PYTHON" -c "import os; print(max(1, (os.cpu_count() or 1) // $GPUS))")}"
 exec "$PYTHON" -m pc_ewa.train.launch "${shape[@]}" --nproc-per-node "$GPUS" -m pc_ewa train --report "$@"

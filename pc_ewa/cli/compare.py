@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         print(as_markdown(collect_folders([Path(path) for path in options.what])), end="")
         return
-    if Path(options.what[0]).is_dir():
+    first = Path(options.what[0])
+    if first.is_dir() or (not first.suffix and not first.is_file() and first.parts[0] == "runs"):
         other = next(path for path in options.what if not Path(path).is_dir())
         raise ConfigError(f"{other} is not a folder; name finished runs")
     compare(options)

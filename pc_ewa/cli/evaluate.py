@@ -134,6 +134,7 @@ def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score
     elif options.errors:
         score, wrong = restored.errors(options.split)
         write_errors(Path(options.errors), wrong)
+        print(f"written to {options.errors}: {len(wrong)} wrong samples")
     elif options.votes > 1:
         score = restored.vote(options.split, options.votes)
     else:

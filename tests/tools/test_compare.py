@@ -77,6 +77,10 @@ def test_what_is_not_a_finished_run_is_one_line(tool: Tool, trained: Any, tmp_pa
     assert err.count("\n") == 1
 
 
+def test_runs_that_are_not_there_are_not_taken_for_configs(tool: Tool) -> None:
+    assert tool("compare", "runs/none", "runs/dense").err == "error: runs/none is not a folder; name finished runs\n"
+
+
 def test_settings_are_compared_with_the_first_by_seed(tool: Tool, trained: Any, tmp_path: Path) -> None:
     dense = [finished(trained.folder, tmp_path / f"dense_{i}", i, 0.5 + 0.1 * i, ewa=None) for i in range(2)]
     ewa = [finished(trained.folder, tmp_path / f"ewa_{i}", i, 0.6 + 0.104 * i) for i in range(2)]
