@@ -20,7 +20,9 @@ for version in "${versions[@]}"; do
     touch "$environment/ready"
   fi
   echo "torch $version"
-  PYTHONPATH="$PWD" "$environment/bin/python" -m pytest -m "not gpu" tests/ewa tests/ops tests/models tests/train "$@" ||
+  tests="not gpu"
+  [[ "$version" != 2.6* ]] || tests="not gpu and not sharded"  # its FSDP2 needs a GPU, and we say so
+  PYTHONPATH="$PWD" "$environment/bin/python" -m pytest -m "$tests" tests/ewa tests/ops tests/models tests/train "$@" ||
     failed+=("$version")
 done
 [ "${#failed[@]}" = 0 ] || { echo "failed with torch ${failed[*]}" >&2; exit 1; }

@@ -10,7 +10,6 @@ import torch
 from expert_scenarios import build, build_with_all_sorts, raised, train_alone, work
 from torch import Tensor
 from torch.multiprocessing import spawn
-from two_processes import needs_sharding
 
 from pc_ewa.ewa import ExpertAverager, dense_state_dict, expert_layers
 from pc_ewa.ewa.statistics import LayerStatistics
@@ -48,7 +47,7 @@ def test_golden_8_averaging_needs_no_communication_under_ddp(results: list) -> N
         assert result["data_parallel"]["communicated"] == 0
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_golden_8_averaging_of_sharded_experts_is_local_and_exact(results: list) -> None:
     model = build()
     full = [stack.shape for layer in expert_layers(model).values() for stack in layer.parameters()]
@@ -61,7 +60,7 @@ def test_golden_8_averaging_of_sharded_experts_is_local_and_exact(results: list)
         assert scenario["local"] == [(shape[0], shape[1] // 2, *shape[2:]) for shape in full]
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_golden_8_fully_sharded_model_trains_what_one_process_trains(results: list) -> None:
     expected = train_alone()
     for result in results:
@@ -69,7 +68,7 @@ def test_golden_8_fully_sharded_model_trains_what_one_process_trains(results: li
         assert result["sharded_model_trained"]["communicated"] == 0
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_merging_a_sharded_model_in_place_says_what_to_do(results: list) -> None:
     for result in results:
         in_place, fuse, upcycling = result["merging_a_sharded_model"]["errors"]
@@ -78,7 +77,7 @@ def test_merging_a_sharded_model_in_place_says_what_to_do(results: list) -> None
         assert "before fully_shard()" in upcycling
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_a_sharded_model_merges_into_what_a_whole_one_does(results: list) -> None:
     whole = build_with_all_sorts()
     classes = [type(module).__name__ for module in whole.modules()]
@@ -92,7 +91,7 @@ def test_a_sharded_model_merges_into_what_a_whole_one_does(results: list) -> Non
         torch.testing.assert_close(merged, sharded, rtol=0, atol=1e-12)
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_statistics_of_a_sharded_model_are_those_of_all_its_weights(results: list) -> None:
     for result in results:
         scenario = result["statistics_of_a_sharded_model"]
@@ -106,7 +105,7 @@ def test_statistics_of_a_sharded_model_are_those_of_all_its_weights(results: lis
             assert after.spread == pytest.approx(before.spread / 4, rel=1e-9)
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_a_host_may_add_to_the_output_of_sharded_experts_in_place(results: list) -> None:
     for result in results:
         whole, sharded = result["added_to_in_place"]["gradients"]
@@ -114,7 +113,7 @@ def test_a_host_may_add_to_the_output_of_sharded_experts_in_place(results: list)
             torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_checkpoints_of_parts_and_whole_ones_go_on_exactly(results: list) -> None:
     for result in results:
         scenario = result["checkpoints"]
@@ -123,14 +122,14 @@ def test_checkpoints_of_parts_and_whole_ones_go_on_exactly(results: list) -> Non
             assert all(torch.equal(scenario[way][name], weight) for name, weight in scenario["expected"].items()), way
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_an_optimizer_from_before_sharding_is_refused(results: list) -> None:
     for result in results:
         for error in result["sharded_too_late"]["errors"]:
             assert "build it after upcycle() and fully_shard()" in error
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_golden_8_experts_sharded_on_axis_0_are_refused(results: list) -> None:
     for result in results:
         assert result["experts_sharded_on_axis_0"]["errors"] == 3 * [

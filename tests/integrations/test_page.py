@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from two_processes import needs_sharding
 
 from pc_ewa.ewa import expert_layers
 
@@ -90,7 +89,7 @@ def test_the_code_of_the_page_runs(title: str, code: str, tmp_path: Path, monkey
     assert bool(expert_layers(trained)) == (title == "accelerate")
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_the_code_for_several_processes_runs_in_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     space = names(monkeypatch, "Several processes")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_folder import assert_equal
 from torch import Tensor
-from two_processes import commands_in_two, needs_sharding
+from two_processes import commands_in_two
 
 from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.errors import ConfigError
@@ -23,7 +23,7 @@ MakeExperiment = Callable[..., Experiment]
 
 def in_two_processes(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test of the fixture `runs`."""
-    return needs_sharding(pytest.mark.slow(test))
+    return pytest.mark.sharded(pytest.mark.slow(test))
 
 
 # 20 of 21 samples are a batch: batch norms see 10 in each process, of which the noise of rounding is not magnified.
@@ -159,7 +159,7 @@ def content_of(path: Path) -> dict[str, Tensor]:
     return weights
 
 
-@needs_sharding
+@pytest.mark.sharded
 def test_experts_that_the_processes_do_not_divide_are_refused(experiment: MakeExperiment) -> None:
     made = experiment("train.sharding=fsdp", "train.batch_size=15")
     with pytest.raises(

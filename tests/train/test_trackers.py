@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cut_off import run_until
 
 from pc_ewa import package
 from pc_ewa.config import Experiment, dump, resolve
@@ -18,7 +19,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.trackers import TRACKERS, Backend, Cell, Cloud, TrackedRun
 from pc_ewa.train import run
 from pc_ewa.train.run_folder import RunFolder
-from pc_ewa.train.tracking import Tracker, check_trackers, with_short_names
+from pc_ewa.train.tracking import check_trackers, with_short_names
 from pc_ewa.yaml_config import parse_yaml
 
 MakeExperiment = Callable[..., Experiment]
@@ -59,17 +60,7 @@ def test_wandb_keeps_all_that_is_to_be_seen(
     for variable, value in (("PROJECT", "not this"), ("NAME", "named"), ("TAGS", "a, b")):
         monkeypatch.setenv(f"WANDB_{variable}", value)
     made = experiment("wandb={project: clouds, group: seeds, notes: why}", f"output={tmp_path}/a run")
-    metrics = Tracker.metrics
-
-    def cut_off(self: Tracker, step: int, values: Any) -> None:
-        metrics(self, step, values)
-        if step == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Tracker, "metrics", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        run(made)
-    monkeypatch.setattr(Tracker, "metrics", metrics)
+    run_until(2, made, monkeypatch)
     summary = run(made, page)
     printed = capsys.readouterr().out
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cut_off import run_until
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError, WriteError
@@ -34,17 +35,7 @@ def test_offline_needs_no_account_and_stays_in_the_run_folder_under_one_id(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     made = experiment("wandb={}")  # the default
-    metrics = Tracker.metrics
-
-    def cut_off(self: Tracker, step: int, values: Any) -> None:
-        metrics(self, step, values)
-        if step == 4:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Tracker, "metrics", cut_off)
-    with pytest.raises(KeyboardInterrupt):
-        run(made)
-    monkeypatch.setattr(Tracker, "metrics", metrics)
+    run_until(4, made, monkeypatch)
     run(made)
     identity = (tmp_path / "run" / "wandb_id").read_text()
     runs = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))

@@ -20,7 +20,6 @@ from pc_ewa.errors import DataError
 FILES = {"set/list.txt": b"a\nb\n", "set/a/1.bin": bytes(range(256)) * 9, "set/b/leer.txt": b"", "set/b/\xe9.txt": b"x"}
 CHECKS_TAR = hasattr(tarfile, "data_filter")
 SUFFIXES = ("zip", "tar", "tar.gz", "tgz") if CHECKS_TAR else ("zip",)
-only_checked = pytest.mark.skipif(not CHECKS_TAR, reason="the tarfile of this Python cannot check members")
 
 
 def make(path: Path, files: dict[str, bytes] = FILES) -> Path:
@@ -128,14 +127,13 @@ def test_names_that_are_too_long(tmp_path: Path, suffix: str, name: str) -> None
     assert_refused(make(tmp_path / f"a.{suffix}", {"ok": b"", name: b"x"}), tmp_path / "to")
 
 
-@only_checked
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_links_that_lead_outside_and_devices_in_tar(tmp_path: Path, kind: bytes) -> None:
     archive = tmp_path / "a.tar"
     with tarfile.open(archive, "w") as tar:
         add(tar, "ok", b"1")
         add(tar, "bad", type=kind, linkname="../../../secret")
-    assert_refused(archive, tmp_path / "to", "bad")
+    assert_refused(archive, tmp_path / "to", "bad" if CHECKS_TAR else "3.11.4")
 
 
 def test_a_link_in_zip_is_a_file(tmp_path: Path) -> None:
@@ -172,12 +170,11 @@ def test_the_checksum_of_zip_is_read(tmp_path: Path) -> None:
     assert_refused(archive, tmp_path / "to")
 
 
-@only_checked
 def test_no_archive_at_all(tmp_path: Path) -> None:
     for content in (b"\n<!DOCTYPE html><html>sign in</html>", b"\x89HDF", b""):
         (tmp_path / "a.zip").write_bytes(content)
         assert_refused(tmp_path / "a.zip", tmp_path / "to")
-    assert_refused(tmp_path / "none.zip", tmp_path / "to", "No such file")
+    assert_refused(tmp_path / "none.zip", tmp_path / "to", "No such file" if CHECKS_TAR else "3.11.4")
     for suffix in SUFFIXES:
         assert_refused(make(tmp_path / f"b.{suffix}", {}), tmp_path / "to", "there is nothing in it")
 
