@@ -1,6 +1,8 @@
 """Text of others, such as the names of classes in a file, made fit for one line of a terminal."""
 
 import unicodedata
+from collections import Counter
+from collections.abc import Iterable
 
 
 def printable(text: str, limit: int | None = 60) -> str:
@@ -25,3 +27,13 @@ def printable(text: str, limit: int | None = 60) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if unicodedata.category(c) == "Zs" else "?" for c in text)
+
+
+def doubled(names: Iterable[str]) -> str | None:
+    """Return the first of the names that is there twice, None if each is there once.
+
+    Example:
+        >>> doubled(["cup", "lamp", "cup"])
+        'cup'
+    """
+    return next((name for name, number in Counter(names).items() if number > 1), None)

@@ -6,13 +6,13 @@ import argparse
 import errno
 import functools
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pc_ewa.errors import ConfigError, exit_on_error
 from pc_ewa.package import MissingPackageError, check_python, missing_package
+from pc_ewa.text import doubled
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,8 +67,8 @@ def class_names(options: argparse.Namespace) -> list[str] | None:
         raise ConfigError(f"--class-names {options.class_names}: {error}; give a text file, one class a line") from None
     if not names:
         raise ConfigError(f"--class-names {options.class_names} is empty; write one class a line")
-    if twice := [name for name, number in Counter(names).items() if number > 1]:
-        raise ConfigError(f"--class-names {options.class_names} has {twice[0]!r} twice; write each class once")
+    if (twice := doubled(names)) is not None:
+        raise ConfigError(f"--class-names {options.class_names} has {twice!r} twice; write each class once")
     return names
 
 

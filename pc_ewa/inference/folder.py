@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from pc_ewa.models.base import PointModel, Preprocessing
 from pc_ewa.models.checkpoints.bounds import no_larger_than, refuse_depth
 from pc_ewa.models.checkpoints.read import check_finite, read_weights
 from pc_ewa.package import version
+from pc_ewa.text import doubled
 from pc_ewa.validation import check_arguments
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
@@ -222,5 +222,5 @@ def check_names(path: str | Path, model: Any, names: Any) -> None:
     count = model.built_as.get(_COUNTS.get(getattr(model, "task", ""), ""), len(names))
     if count != len(names):
         raise CheckpointError(f"{path} has {len(names)} class_names for {count} classes")
-    if twice := [name for name, number in Counter(names).items() if number > 1]:
-        raise CheckpointError(f"{path} names {twice[0]!r} twice among its classes; give each a name of its own")
+    if (twice := doubled(names)) is not None:
+        raise CheckpointError(f"{path} names {twice!r} twice among its classes; give each a name of its own")
