@@ -5,6 +5,9 @@ concatenated, attention by two products and a softmax. Its keys are those of the
 that one state_dict serves both, and both give the same logits.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -15,13 +18,14 @@ from pc_ewa.models.transformer import DropPath, drop_path_rates
 class OfficialEncoder(nn.Module):
     """Encode patches by convolutions of kernel 1 on channels first."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, width: int) -> None:
         super().__init__()
+        wide = 4 * width
         self.first_conv = nn.Sequential(
-            nn.Conv1d(3, 128, 1), nn.BatchNorm1d(128), nn.ReLU(inplace=True), nn.Conv1d(128, 256, 1)
+            nn.Conv1d(3, width, 1), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Conv1d(width, 2 * width, 1)
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(512, 512, 1), nn.BatchNorm1d(512), nn.ReLU(inplace=True), nn.Conv1d(512, dim, 1)
+            nn.Conv1d(wide, wide, 1), nn.BatchNorm1d(wide), nn.ReLU(inplace=True), nn.Conv1d(wide, dim, 1)
         )
 
     def forward(self, groups: Tensor) -> Tensor:
@@ -54,9 +58,9 @@ class OfficialAttention(nn.Module):
 class OfficialMlp(nn.Module):
     """The FFN."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1, self.act, self.fc2 = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+        self.fc1, self.act, self.fc2 = nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, T, C)."""
@@ -66,11 +70,11 @@ class OfficialMlp(nn.Module):
 class OfficialBlock(nn.Module):
     """A pre-norm block."""
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float) -> None:
+    def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.drop_path = DropPath(drop_path)
-        self.mlp, self.attn = OfficialMlp(dim), OfficialAttention(dim, num_heads)
+        self.mlp, self.attn = OfficialMlp(dim, hidden), OfficialAttention(dim, num_heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map tokens (B, T, C)."""
@@ -81,9 +85,10 @@ class OfficialBlock(nn.Module):
 class OfficialTrunk(nn.Module):
     """The blocks, the position added before each."""
 
-    def __init__(self, dim: int, depth: int, num_heads: int) -> None:
+    def __init__(self, dim: int, depth: int, num_heads: int, hidden: int, drop_path: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(OfficialBlock(dim, num_heads, rate) for rate in drop_path_rates(0.1, depth))
+        rates = drop_path_rates(drop_path, depth)
+        self.blocks = nn.ModuleList(OfficialBlock(dim, num_heads, hidden, rate) for rate in rates)
 
     def forward(self, x: Tensor, position: Tensor) -> Tensor:
         """Map tokens and positions (B, T, C)."""
@@ -95,27 +100,30 @@ class OfficialTrunk(nn.Module):
 class OfficialClassifier(nn.Module):
     """Classify clouds; grouping is by our ops, since the official ones need CUDA.
 
-    Example:
-        >>> official = OfficialClassifier(40)
-        >>> _ = official.load_state_dict(pc_ewa.create_model("point_mae_classifier", num_classes=40).state_dict())
+    Args:
+        num_classes: number of outputs.
+        arguments: all arguments of `PointMAEClassifier`, as a resolved config has them.
     """
 
-    def __init__(self, num_classes: int, dim: int = 384, depth: int = 12, num_heads: int = 6) -> None:
+    def __init__(self, num_classes: int, arguments: Mapping[str, Any]) -> None:
         super().__init__()
+        dim, dropout = arguments["dim"], arguments["head_dropout"]
+        self.num_groups, self.group_size = arguments["num_groups"], arguments["group_size"]
         self.cls_token, self.cls_pos = nn.Parameter(torch.zeros(1, 1, dim)), nn.Parameter(torch.zeros(1, 1, dim))
-        self.encoder = OfficialEncoder(dim)
+        self.encoder = OfficialEncoder(dim, arguments["encoder_width"])
         self.pos_embed = nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, dim))
-        self.blocks = OfficialTrunk(dim, depth, num_heads)
+        hidden = int(dim * arguments["mlp_ratio"])
+        self.blocks = OfficialTrunk(dim, arguments["depth"], arguments["num_heads"], hidden, arguments["drop_path"])
         self.norm = nn.LayerNorm(dim)
         self.cls_head_finetune = nn.Sequential(
-            *(nn.Linear(2 * dim, 256), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Dropout(0.5)),
-            *(nn.Linear(256, 256), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Dropout(0.5)),
+            *(nn.Linear(2 * dim, 256), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Dropout(dropout)),
+            *(nn.Linear(256, 256), nn.BatchNorm1d(256), nn.ReLU(inplace=True), nn.Dropout(dropout)),
             nn.Linear(256, num_classes),
         )
 
     def forward(self, points: Tensor) -> Tensor:
         """Map clouds (B, N, 3) to logits."""
-        groups, centers = ops.group(points, 64, 32)
+        groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens, position = self.encoder(groups), self.pos_embed(centers)
         batch = len(points)
         x = torch.cat((self.cls_token.expand(batch, -1, -1), tokens), dim=1)

@@ -34,8 +34,8 @@ class ExpertLinear(nn.Module):
         """Map groups in training, plain tokens in evaluation."""
         if not self.training:
             return F.linear(x, merge_stack(self.weight), None if self.bias is None else merge_stack(self.bias))
-        # Weights on the left: their gradient then has their own layout. On the right it came out transposed, and copying
-        # it into place took 5 % of a training step.
+        # Weights on the left: their gradient then has their own layout. On the right it comes out transposed, and to
+        # copy it into place takes up to 5 % of a training step.
         channels_first = x.transpose(1, 2)
         if self.bias is None:
             return torch.bmm(self.weight, channels_first).transpose(1, 2)

@@ -58,10 +58,10 @@ class PatchEncoder(nn.Module):
         """Encode groups (B, G, K, 3) as tokens (B, G, C)."""
         patches = groups.flatten(0, 1)
         if self._in_parts(patches):
-            tokens = torch.cat([self._encode(part) for part in patches.split(CACHED_PATCHES)])
+            tokens = torch.cat([self._encode(part) for part in torch.split(patches, CACHED_PATCHES)])
         else:
             tokens = self._encode(patches)
-        return tokens.unflatten(0, groups.shape[:2])
+        return tokens.view(*groups.shape[:2], -1)
 
     def _in_parts(self, patches: Tensor) -> bool:
         """Return True where encoding few patches at a time pays: on the CPU, when no statistics are taken over all."""

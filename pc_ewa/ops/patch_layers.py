@@ -1,7 +1,7 @@
 """Layers of the patch encoder that are bound by memory: batch norm with ReLU, and the maximum over a patch.
 
-In plain torch each reads and writes all features several times. Our C++ kernels take fewer passes, forward and backward,
-on the CPU in float32 and float64, where batch norm takes statistics. Anywhere else the plain layers run.
+In plain torch each reads and writes all features several times. Our C++ kernels take fewer passes, forward and
+backward, on the CPU in float32 and float64, where batch norm takes statistics. Anywhere else the plain layers run.
 """
 
 from typing import Any
@@ -114,7 +114,9 @@ def _update_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, row
     """Move the running statistics towards those of a batch, as torch.nn.BatchNorm1d does."""
     if not (norm.training and norm.track_running_stats):
         return
-    assert norm.num_batches_tracked is not None and norm.running_mean is not None and norm.running_var is not None
+    assert norm.num_batches_tracked is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     norm.num_batches_tracked.add_(1)
     rate = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean, rate)

@@ -1,4 +1,4 @@
-"""Activation checkpointing: forget what lies within the large parts of a model, and compute it again for the gradient."""
+"""Activation checkpointing: forget what lies within the large parts of a model, and compute it again when needed."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext

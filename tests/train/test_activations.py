@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
+from small_models import WITH_FFNS, run, small, tensors
 
 import pc_ewa
 from pc_ewa.ewa import Gate
 from pc_ewa.train.activations import checkpoint_activations
-from small_models import WITH_FFNS, run, small, tensors
 
 
 @pytest.mark.parametrize(("name", "gate"), [*((name, None) for name in WITH_FFNS), ("point_mae_classifier", Gate())])
