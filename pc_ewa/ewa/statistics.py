@@ -9,7 +9,6 @@ from torch import Tensor
 from pc_ewa.ewa.experts import Mixture
 from pc_ewa.ewa.sharding import local_stack
 
-
 _CACHED_WEIGHTS = 2**16  # of each expert
 
 
