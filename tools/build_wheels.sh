@@ -10,6 +10,7 @@ case "${1:-}" in
   -h | --help) sed -n '2,6s/^# \{0,1\}//p' tools/build_wheels.sh; exit 0 ;;
 esac
 
+unset PYTHONPATH  # pip would take what is there for installed
 target="${1:-dist}"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
