@@ -212,11 +212,12 @@ def disturb(options: argparse.Namespace, _: str) -> None:
     page = options.save
     check_page(page)
     from pc_ewa.benchmark.memory import can_weigh
-    from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
-    from pc_ewa.validation import choose
 
     if not can_weigh():
         raise ConfigError("benchmark reliability needs Linux, which tells what a process holds")
+    from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
+    from pc_ewa.validation import choose
+
     parts = (choose("part", options.only, {part: part for part in PARTS}),) if options.only else PARTS
     if page and page.with_suffix(".json").exists():
         read(page.with_suffix(".json"))  # refused now, and not after half an hour
