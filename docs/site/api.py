@@ -32,10 +32,9 @@ def public_names(path: Path) -> list[str]:
 def homes() -> dict[str, str]:
     """Return the room of each public name of `pc_ewa` itself."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
-    (table,) = [
-        node.value for node in tree.body if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_HOMES"
-    ]
-    return {name: room for room, names in ast.literal_eval(table).items() for name in names}
+    assigned = {getattr(node.targets[0], "id", ""): node.value for node in tree.body if isinstance(node, ast.Assign)}
+    table = ast.literal_eval(assigned["_HOMES"])
+    return {name: room for room, names in table.items() for name in names}
 
 
 def modules(room: str) -> list[str]:

@@ -17,7 +17,15 @@ import api
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 # Files that become a page which shows them; of others a copy is linked.
-_CODE = {".py": "python", ".yaml": "yaml", ".sh": "bash", ".js": "javascript", ".html": "html", ".toml": "toml", "": "text"}
+_CODE = {
+    ".py": "python",
+    ".yaml": "yaml",
+    ".sh": "bash",
+    ".js": "javascript",
+    ".html": "html",
+    ".toml": "toml",
+    "": "text",
+}
 _LINK = re.compile(r'(\]\(|\bsrc=")([^)\s"#:]+)((?:#[^)\s"]*)?[)"])')
 _FENCED = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
 
