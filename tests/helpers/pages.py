@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+from pc_ewa.bundled import find_config
 from pc_ewa.compare import load_plan
 from pc_ewa.config import load_experiment
 from pc_ewa.errors import Error
-from pc_ewa.yaml_config import read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 _PROJECT = (REPOSITORY / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
@@ -115,8 +115,10 @@ def _problem_of_ours(arguments: list[str]) -> str | None:
     config, overrides = getattr(options, "config", None), getattr(options, "overrides", [])
     if config:
         load_experiment(config, overrides)
-    plans = [word for word in rest if name == "compare" and re.search(r"(^|/)compare/", word)]
-    for plan in plans[:1]:
-        read_yaml(plan)
-        load_plan(plan, [word for word in rest if re.match(r"\w[\w.]*=", word)])
+    for plan in rest if name == "compare" else ():
+        changes = [word for word in rest if re.match(r"\w[\w.]*=", word)]
+        if re.search(r"(^|/)compare/", plan) and find_config(plan) is None:
+            return f"{plan} is not there"
+        if re.search(r"(^|/)compare/", plan) and changes:  # without any, tests/compare checks it
+            load_plan(plan, changes)
     return None
