@@ -8,10 +8,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-from pc_ewa.bundled import find_config
-from pc_ewa.compare import load_plan
+import pydantic
+
+from pc_ewa.compare.comparison import Comparison
 from pc_ewa.config import load_experiment
 from pc_ewa.errors import Error
+from pc_ewa.yaml_config import apply_overrides, read_yaml
 
 REPOSITORY = Path(__file__).parents[2]
 _PROJECT = (REPOSITORY / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
@@ -72,10 +74,10 @@ def _plain(words: list[str], known: dict[str, str]) -> list[str]:
 
 
 def problem(words: list[str]) -> str | None:
-    """Say what is wrong with a command; None if nothing is, or "unknown" for one of which nothing can be said."""
+    """Say what is wrong with a command; None if nothing is."""
     try:
         return _problem(words)
-    except (Error, FileNotFoundError, KeyError, argparse.ArgumentError) as error:
+    except (Error, pydantic.ValidationError, ModuleNotFoundError, argparse.ArgumentError) as error:
         return str(error)
 
 
@@ -115,10 +117,8 @@ def _problem_of_ours(arguments: list[str]) -> str | None:
     config, overrides = getattr(options, "config", None), getattr(options, "overrides", [])
     if config:
         load_experiment(config, overrides)
-    for plan in rest if name == "compare" else ():
+    if name == "compare" and re.match(r"(configs/)?compare/", rest[0]):
         changes = [word for word in rest if re.match(r"\w[\w.]*=", word)]
-        if re.search(r"(^|/)compare/", plan) and find_config(plan) is None:
-            return f"{plan} is not there"
-        if re.search(r"(^|/)compare/", plan) and changes:  # without any, tests/compare checks it
-            load_plan(plan, changes)
+        # Its variants are resolved by tests/compare.
+        Comparison.model_validate(apply_overrides({"output": "runs/x"} | read_yaml(rest[0]), changes))
     return None
