@@ -1,6 +1,7 @@
 """JSON Schemas of configs: fresh, complete, named by every config, true to it, and refusing what the code refuses."""
 
 import copy
+import doctest
 import json
 import re
 import runpy
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft7Validator
 
+import pc_ewa.compare.schema
+import pc_ewa.config.schema
 from pc_ewa.config import resolve
 from pc_ewa.data import DATASETS
 from pc_ewa.errors import ConfigError
@@ -108,3 +111,10 @@ def test_every_dataset_model_and_tracker_is_there() -> None:
     assert set(known["Data"]["properties"]["name"]["enum"]) == set(DATASETS)
     assert set(known["Model"]["properties"]["name"]["enum"]) == set(MODELS)
     assert set(TRACKERS) <= set(SCHEMAS["experiment"]["properties"])
+
+
+def test_examples_run() -> None:
+    for module in (pc_ewa.config.schema, pc_ewa.compare.schema):
+        result = doctest.testmod(module)
+        assert result.attempted
+        assert result.failed == 0
