@@ -152,6 +152,8 @@ class Train(_Section):
     """Share of the label that is spread over all classes."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast: weights stay fp32."""
+    checkpoint_activations: bool = False
+    """Compute activations twice: half the memory, a third more time."""
     sharding: Literal["none", "fsdp"] = "none"
     """Of several processes: each holds the whole model (DDP), or a share of it and of its optimizer (FSDP2)."""
     eval_every: PositiveInt = 1
