@@ -104,9 +104,10 @@ def _has_kernels(x: Tensor) -> bool:
 
 
 def _takes_statistics(norm: nn.BatchNorm1d) -> bool:
-    """Return True for a plain batch norm that normalises by the statistics of its batch."""
+    """Return True for a plain batch norm without hooks that normalises by the statistics of its batch."""
     takes = norm.training or norm.running_mean is None
-    return takes and type(norm) is nn.BatchNorm1d and norm.affine
+    hooked = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
+    return takes and type(norm) is nn.BatchNorm1d and norm.affine and not hooked
 
 
 @torch.no_grad()

@@ -103,6 +103,13 @@ def test_norms_that_are_frozen_or_in_evaluation_are_left_to_torch():
     assert all(torch.equal(one, other) for one, other in zip(fused, plain, strict=True))
 
 
+def test_hooks_of_the_norm_are_called():
+    x, norm, seen = torch.randn(4, 8, 3), nn.BatchNorm1d(3), []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    norm_relu(x, None, norm)
+    assert seen == [(32, 3)]
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     patches=st.integers(1, 9), size=st.integers(1, 40), channels=st.integers(1, 20), seed=st.integers(0, 99),
