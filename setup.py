@@ -15,7 +15,12 @@ from setuptools.command.build_py import build_py
 COMPILED = runpy.run_path("pc_ewa/ops/compiled.py")
 # What pc_ewa/bundled.py finds at the root of a checkout, and in pc_ewa/bundled of a wheel.
 BUNDLED = (
-    *("configs/**/*.yaml", "datasets/sweethome3d/*.md", "datasets/sweethome3d/sweethome3d_1024.h5"),
+    *(
+        "configs/**/*.yaml",
+        "configs/schema/*.json",
+        "datasets/sweethome3d/*.md",
+        "datasets/sweethome3d/sweethome3d_1024.h5",
+    ),
     *("models/**/*.json", "models/**/*.safetensors", "models/**/*.md"),
 )
 

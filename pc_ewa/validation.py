@@ -57,19 +57,28 @@ def check_arguments(
     """
     import pydantic  # a quarter of a second, for those who build a model
 
-    fields = _fields(function, skip)
-    model = pydantic.create_model(
-        where,
-        __config__=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False),
-        __validators__={"switch": pydantic.field_validator("*", mode="wrap")(refuse_switch)},
-        **fields,
-    )
+    fields, model = _fields(function, skip), arguments_model(where, function, skip)
     values = {name: _built(f"{where}.{name}", fields.get(name, (None,))[0], value) for name, value in values.items()}
     try:
         checked = model(**values)
     except pydantic.ValidationError as error:
         raise ConfigError(describe(error, model, where, beside)) from None
     return {name: getattr(checked, name) for name in fields}
+
+
+def arguments_model(
+    name: str, function: Callable[..., object] | Sequence[Callable[..., object]], skip: Iterable[str] = ()
+) -> "type[pydantic.BaseModel]":
+    """Return the pydantic model of the keyword arguments that `check_arguments` checks."""
+    import pydantic
+
+    fields: Any = _fields(function, skip)
+    return pydantic.create_model(
+        name,
+        __config__=pydantic.ConfigDict(extra="forbid", allow_inf_nan=False),
+        __validators__={"switch": pydantic.field_validator("*", mode="wrap")(refuse_switch)},
+        **fields,
+    )
 
 
 def arguments_of(function: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:

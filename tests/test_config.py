@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import yaml
 from torch import nn
 
-from pc_ewa import ExpertAverager, Gate, config, upcycle
+from pc_ewa import ExpertAverager, Gate, upcycle
 from pc_ewa.config import Experiment, Train, dump, load_experiment, resolve
 from pc_ewa.errors import ConfigError, Error
 from pc_ewa.train import run
@@ -97,7 +98,7 @@ def test_a_new_knob_of_ewa_is_one_argument_of_its_function(
                 raise ValueError(f"rest={rest}; it must be at least 0")
             seen.append(rest)
 
-    for module in (config, SETUP):
+    for module in (sys.modules["pc_ewa.config.resolve"], SETUP):
         monkeypatch.setattr(module, "ExpertAverager", Rested)
     assert section(experiment())["rest"] == 0.25
     with pytest.raises(ConfigError, match=r"^ewa\.rest=-1\.0; "):

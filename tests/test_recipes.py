@@ -28,8 +28,8 @@ NARROW = {
 
 
 def header(name: str) -> list[str]:
-    """Comment lines of a config, without what marks them."""
-    lines = CONFIGS[name].read_text().splitlines()
+    """Comment lines of a config below the one for editors, without what marks them."""
+    lines = CONFIGS[name].read_text().splitlines()[1:]
     return [line.lstrip("# ") for line in lines if line.startswith("#")]
 
 

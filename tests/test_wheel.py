@@ -143,7 +143,7 @@ def test_configs_and_furniture_are_in_the_wheel_and_nothing_else_is_new(wheel: P
     bundled = {name.removeprefix("pc_ewa/bundled/") for name in names if name.startswith("pc_ewa/bundled/")}
     data = {f"datasets/sweethome3d/{name}" for name in ("README.md", "ATTRIBUTION.md", "sweethome3d_1024.h5")}
     data |= {f"models/furniture/{name}" for name in ("README.md", "config.json", "model.safetensors")}
-    assert bundled == data | {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.yaml")}
+    assert bundled == data | {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").rglob("*.*")}
     sources = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "pc_ewa").rglob("*.py")}
     others = {"pc_ewa/py.typed", "pc_ewa/report/page.css", "pc_ewa/report/viewer.js"}
     others |= {"pc_ewa/benchmark/page.md", "pc_ewa/benchmark/reliability.md"}

@@ -34,7 +34,7 @@ Values = Annotated[list[Number], Field(min_length=1), _each_once("value (to six 
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
     _switch = pydantic.field_validator("*", mode="wrap")(refuse_switch)
 
 
@@ -46,9 +46,13 @@ class Sweep(_Section):
     """
 
     key: str
+    """Key of the experiment that is tried, such as train.lr."""
     values: Values
+    """Values to try."""
     seeds: Seeds = [0]
+    """Seeds of each value; the best mean on validation is chosen."""
     extend: Annotated[int, Field(ge=0)] = 0
+    """How many times a value beyond the end is tried."""
 
     @pydantic.model_validator(mode="after")
     def _check_extend(self) -> "Sweep":
@@ -63,26 +67,42 @@ class Variant(_Section):
     """One side of a comparison: a title for the tables, and changes of the experiment."""
 
     title: str
+    """Name in tables and pictures."""
     changes: list[str] = []
-    against: str | None = None  # the variant that it is compared with; the baseline
+    """Changes of the experiment, as key=value."""
+    against: str | None = None
+    """The variant that it is compared with; null: the baseline."""
 
 
 class Comparison(_Section):
     """The keys of a comparison's YAML file."""
 
     title: str
-    experiment: str  # the config that all variants share
-    changes: list[str] = []  # for all variants
+    """Name in tables and pictures."""
+    experiment: str
+    """Config that all variants share: a path, or the name of a bundled one."""
+    changes: list[str] = []
+    """Changes for all variants, as key=value."""
     output: str
+    """Folder of all runs and results; without it, `runs/compare/` and the name of the file."""
     seeds: Seeds
-    folds: Annotated[int, Field(ge=2)] | None = None  # cross-validation: a run for each seed and fold
+    """Seeds of each variant; variants are paired by them."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Cross-validation: a run for each seed and fold."""
     variants: Annotated[dict[Name, Variant], Field(min_length=1)]
-    baseline: str | None = None  # a key of variants; the first
-    comparisons: list[str] = []  # variants whose verdicts are corrected for each other; all but the baseline
-    effect: PositiveFloat | None = None  # the smallest of interest, in points; null: 0.5 where scores are in percent
-    highlight: str | None = None  # the one that a summary names beside the baseline; "ewa" if there is one
+    """The sides of the comparison, by the name of their folder."""
+    baseline: str | None = None
+    """The variant that the others are compared with; null: the first."""
+    comparisons: list[str] = []
+    """Variants whose verdicts are corrected for each other; empty: all but the baseline."""
+    effect: PositiveFloat | None = None
+    """The smallest difference of interest, in points; null: 0.5 where scores are in percent."""
+    highlight: str | None = None
+    """The variant that a summary names beside the baseline; null: "ewa" if there is one."""
     sweep: Sweep | None = None
-    summary: bool = True  # a row in the README; false: an ablation, which has its table alone
+    """One key that every variant tries first; null for none."""
+    summary: bool = True
+    """A row in the README; false: an ablation, which has its table alone."""
 
     @pydantic.model_validator(mode="after")
     def _check_names(self) -> "Comparison":

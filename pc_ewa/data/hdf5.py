@@ -22,7 +22,17 @@ _STORED_TYPES = ("int16", "float16", "float32")
 
 
 def load(split: str, root: Path, *, path: str | Path) -> Clouds:
-    """Load a split of the user's own file; `path` is taken as it is, `root` plays no part."""
+    """Load a split of the user's own file; `root` plays no part.
+
+    Args:
+        split: name of the split.
+        root: not used.
+        path: the file in our layout, as `pc-ewa prepare` and `write_hdf5` write it.
+
+    Raises:
+        MissingSplitError: no such split.
+        DataError: a missing or damaged file.
+    """
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{file} is a folder; a folder of shapes is loaded with name: files, not hdf5")

@@ -46,9 +46,22 @@ def load(
     seed: int = 0,
     group_by: str | None = None,
 ) -> Clouds:
-    """Read a split of your own folder, every file of it; `path` is taken as it is, `root` plays no part.
+    """Read a split of your own folder, every file of it.
 
     `pc-ewa prepare files FOLDER -o mine.h5` does so once and for all: {name: hdf5, path: mine.h5}.
+
+    Args:
+        split: name of the split.
+        root: not used.
+        path: the folder: one folder per class with files in it, at any depth, that have one of EXTENSIONS.
+        stored_points: of each shape: meshes are sampled evenly over their surface, of point clouds some are drawn or
+            repeated; both at random but the same every time.
+        up_axis: the axis that points up in these files.
+        test_fraction: share of each class that is set aside for the test when the folder tells no splits, at least
+            one shape of each class that has two; 0 for none.
+        seed: draws the test split; the files of one class do not change the draw of another.
+        group_by: a regular expression; shapes in whose names, such as "chair/12_side.ply", it finds the same text (in
+            its first group, if it has one) are drawn together, as views or parts of one object must be.
 
     Raises:
         MissingSplitError: no shapes in this split.
@@ -81,19 +94,9 @@ def source(
     group_by: str | None = None,
     seen: Callable[[str, Shape], None] | None = None,
 ) -> Source:
-    """Find the shapes of a folder; classes are its folders in the order of their names.
+    """Find the shapes of a folder; classes are its folders in the order of their names. Arguments: see `load`.
 
-    Args:
-        folder: one folder per class with files in it, at any depth, that have one of EXTENSIONS.
-        stored_points: of each shape: meshes are sampled evenly over their surface, of point clouds some are drawn or
-            repeated; both at random but the same every time.
-        up_axis: the axis that points up in these files.
-        test_fraction: share of each class that is set aside for the test when the folder tells no splits, at least
-            one shape of each class that has two; 0 for none.
-        seed: draws the test split; the files of one class do not change the draw of another.
-        group_by: a regular expression; shapes in whose names, such as "chair/12_side.ply", it finds the same text (in
-            its first group, if it has one) are drawn together, as views or parts of one object must be.
-        seen: called with the name and the content of each file that is read, before points are drawn from it.
+    `seen` is called with the name and the content of each file that is read, before points are drawn from it.
 
     Raises:
         ConfigError: a value that is not allowed, or `group_by` where nothing is drawn.

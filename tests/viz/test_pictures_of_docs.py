@@ -65,12 +65,13 @@ def test_links_and_pictures_belong_together(pictures: ModuleType, copy: Path) ->
     for words in (
         "patches.png is not there",
         "README.md links",
+        "index.md links",
         "links none.png",
         "nowhere.png",
         "other.png is linked",
     ):
         assert sum(words in line for line in found) == 1, words
-    assert len(found) == 5
+    assert len(found) == 6
 
 
 def test_a_picture_made_by_another_command_is_stale(pictures: ModuleType, copy: Path) -> None:

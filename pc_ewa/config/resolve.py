@@ -1,0 +1,132 @@
+"""YAML file <- key=value overrides -> an experiment that is checked as a whole before anything long starts."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import torch
+import yaml
+from torch import nn
+
+from pc_ewa.config.sections import Data, Ewa, Experiment, Model
+from pc_ewa.data import DATASETS
+from pc_ewa.errors import ConfigError
+from pc_ewa.ewa import ExpertAverager, upcycle
+from pc_ewa.models import MODELS
+from pc_ewa.trackers import TRACKERS
+from pc_ewa.validation import arguments_of, check_arguments, choose, describe, nearest
+from pc_ewa.yaml_config import apply_overrides, check_size, read_yaml
+
+# Arguments of models that the data decides, and that are not for the config to say again.
+DECIDED_BY_DATA = ("num_classes", "num_parts", "num_categories")
+# Arguments of EWA that a run decides: the model says itself which FFNs experts may replace.
+DECIDED_BY_RUN = ("model", "ffn", "total_steps")
+# Arguments of datasets and trackers that are no keys of their sections.
+DECIDED_BY_SECTION = ("split", "root")
+DECIDED_BY_TRACKING = ("run",)
+
+
+def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
+    """Read a YAML file, apply `key=value` overrides, check everything and fill in every default.
+
+    Without `output` the run folder is `runs/` and the name of the file.
+
+    Raises:
+        ConfigError: in one line, every problem: dotted key, value, what is allowed or was meant.
+    """
+    content = read_yaml(path)
+    content.setdefault("output", f"runs/{Path(path).stem}")
+    return resolve(apply_overrides(content, overrides or []))
+
+
+def resolve(content: dict[str, Any]) -> Experiment:
+    """Check a config given as plain values, and fill in every default, those of model and dataset too."""
+    check_size(content)
+    problems = []
+    try:
+        experiment = Experiment.model_validate(content)
+    except pydantic.ValidationError as error:
+        problems.append(describe(error, Experiment))
+    known = [*Experiment.model_fields, *TRACKERS]
+    problems += [f"unknown key {str(key)!r}; {nearest(str(key), known)}" for key in content if key not in known]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    model = experiment.model
+    model_class = choose("model.name", model.name, MODELS)
+    defaults = getattr(model_class, "official_arguments", {}) if experiment.recipe == "official" else {}
+    model_arguments = check_arguments(
+        "model", model_class, defaults | model.arguments, skip=DECIDED_BY_DATA, beside=["name"]
+    )
+    _check_fit(model_class, model_arguments, experiment)
+    probe = experiment.probe
+    return experiment.model_copy(
+        update={
+            "task": experiment.task or model_class.task,
+            "model": Model(name=model.name, **model_arguments),
+            "data": _resolve_data(experiment.data, "data"),
+            "ewa": experiment.ewa and _resolve_ewa(experiment.ewa),
+            "probe": probe and probe.model_copy(update={"data": _resolve_data(probe.data, "probe.data")}),
+            **{name: _resolve_tracker(name, content) for name in TRACKERS},
+        }
+    )
+
+
+def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Experiment) -> None:
+    """Refuse what would stop a run only once it is under way."""
+    probe = experiment.probe
+    for where, data in (("data", experiment.data), *([("probe.data", probe.data)] if probe else [])):
+        for name in ("group_size", "num_groups", "levels"):
+            value = arguments.get(name, 0)
+            if (max(value) if isinstance(value, tuple) else value) > data.num_points:
+                raise ConfigError(f"model.{name}={value} is above {where}.num_points={data.num_points}; lower it")
+    if arguments.get("queue_size", math.inf) < experiment.train.batch_size:
+        raise ConfigError(
+            f"model.queue_size={arguments['queue_size']} is below train.batch_size={experiment.train.batch_size}, the "
+            "keys of one step; raise it"
+        )
+    if probe and not hasattr(model_class, "features"):
+        raise ConfigError(f"probe with model.name={experiment.model.name}, which has no features; set probe=null")
+
+
+def _resolve_ewa(ewa: Ewa) -> Ewa:
+    """Check the arguments of EWA, and fill in their defaults."""
+    arguments = check_arguments("ewa", (upcycle, ExpertAverager), ewa.arguments, skip=DECIDED_BY_RUN)
+    # `ewa/` alone knows which values are possible: they are tried on one FFN that takes no memory. Which layers there
+    # are is for the real model to say.
+    with torch.device("meta"):
+        stand_in = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))})
+        try:
+            upcycle(stand_in, **arguments_of(upcycle, arguments) | {"layers": "all"})
+            ExpertAverager(stand_in, total_steps=1, **arguments_of(ExpertAverager, arguments))
+        except ValueError as error:  # the message begins with the argument
+            raise ConfigError(f"ewa.{error}") from None
+    return Ewa(**arguments)
+
+
+def _resolve_tracker(name: str, content: dict[str, Any]) -> dict[str, Any] | None:
+    """Check the section of a tracker, and fill in its defaults; None switches it off."""
+    tracker = TRACKERS[name]
+    section = content.get(name, {} if tracker.by_default else None)
+    if section is None:
+        return None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{name}={section!r}: should be a section of keys, {{}} for the defaults, or null for none")
+    return check_arguments(name, tracker, section, skip=DECIDED_BY_TRACKING)
+
+
+def _resolve_data(data: Data, where: str) -> Data:
+    """Check the arguments of the dataset, and fill in their defaults."""
+    loader = choose(f"{where}.name", data.name, DATASETS).load
+    try:
+        arguments = check_arguments(where, loader, data.arguments, skip=DECIDED_BY_SECTION, beside=Data.model_fields)
+    except ConfigError as error:
+        if "unknown key" in str(error):  # it may be one of the dataset that the file names, not of the one asked for
+            raise ConfigError(f'{error}; "{where}={{name: {data.name}}}" replaces the whole section') from None
+        raise
+    return Data(**data.model_dump(include=set(Data.model_fields)), **arguments)
+
+
+def dump(experiment: Experiment) -> str:
+    """The resolved experiment as YAML."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)
