@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,9 +31,9 @@ SHARE = 0.35  # of the peak that a training step reaches
 HBM = 3.35e12 * 0.8  # bytes/s
 NVLINK = 450e9 * 0.8  # bytes/s of one GPU in one direction, within a host
 NETWORK = 50e9 * 0.8  # bytes/s of one GPU between hosts: 400 Gbit/s each
-LATENCY = 20e-6  # seconds of one step of a ring or tree, for each bucket of gradients
+LATENCY = 5e-6  # seconds of one step of a ring or tree, for each bucket of gradients
 BUCKET = 25e6  # bytes, as DistributedDataParallel has it
-PER_GPU = 32  # samples of 1,024 points
+PER_GPU = (32, 256)  # samples of 1,024 points
 GPUS_PER_HOST = 8
 
 
@@ -75,30 +76,19 @@ def estimated() -> list[list[str]]:
     """Compute a row for each model and number of hosts."""
     rows = []
     for model in models():
-        compute = 3 * model.flops * PER_GPU / (PEAK * SHARE)  # backward is two forwards
         update = (16 + 12) * model.parameters / HBM  # AdamW reads weight, gradient, two moments; writes three
-        averaging = 2 * 4 * model.in_experts / HBM
-        alone = compute + update + averaging
-        for hosts in (1, 32):
-            gradients = 4 * model.parameters
-            wait = all_reduce_seconds(gradients, hosts)
-            worst = alone / (alone + wait)
-            best = alone / (alone + max(0.0, wait - compute * 2 / 3))  # hidden behind the backward pass
-            gpus = hosts * GPUS_PER_HOST
-            rows.append(
-                [
-                    model.name,
-                    f"{gpus}",
-                    f"{model.parameters / 1e6:.1f} M",
-                    f"{compute * 1e3:.1f}",
-                    f"{(update + averaging) * 1e3:.2f}",
-                    f"{gradients / 1e6:.0f} MB",
-                    f"{wait * 1e3:.1f}",
-                    f"{16 * model.parameters / 1e9:.2f} / {16 * model.parameters / gpus / 1e9:.3f} GB",
-                    f"{worst:.0%} to {best:.0%}",
-                    f"{gpus * PER_GPU / alone * worst:,.0f}",
-                ]
-            )
+        update += 2 * 4 * model.in_experts / HBM  # averaging reads and writes the experts
+        for gpus in (GPUS_PER_HOST, 32 * GPUS_PER_HOST):
+            wait = all_reduce_seconds(4 * model.parameters, gpus // GPUS_PER_HOST)
+            figures = [f"{4 * model.parameters / 1e6:.0f} MB", f"{update * 1e3:.2f}", f"{wait * 1e3:.1f}"]
+            figures.append(f"{16 * model.parameters / 1e9:.2f} / {16 * model.parameters / gpus / 1e9:.3f} GB")
+            for samples in PER_GPU:
+                compute = 3 * model.flops * samples / (PEAK * SHARE)  # backward is two forwards
+                alone = compute + update
+                worst = alone / (alone + wait)
+                best = alone / (alone + max(0.0, wait - compute * 2 / 3))  # hidden behind the backward pass
+                figures.append(f"{compute * 1e3:.1f} ms: {worst:.0%} to {best:.0%}")
+            rows.append([model.name, f"{gpus}", f"{model.parameters / 1e6:.1f} M", *figures])
     return rows
 
 
@@ -151,24 +141,22 @@ def data(path: Path, shapes: int) -> list[list[str]]:
     rows.append(["names of all shapes", f"{names / 1e6:.0f} MB"])
     forget(path)
     for temperature in ("cold", "warm"):
-        seconds, _ = timed(lambda: digest({"train": train, "test": test}))
-        rows.append([f"digest of both splits, {temperature}", f"{seconds:.2f} s"])
+        cost = timed(lambda: digest({"train": train, "test": test}))
+        rows.append([f"digest of both splits, {temperature}", str(cost)])
     rows.append(["digest in a checkpoint", f"{len(json.dumps(digest({'train': train, 'test': test})))} bytes"])
-    seconds, peak = timed(lambda: train.split_validation(0.1, 0))
-    rows.append(["cutting off a validation part", f"{seconds:.2f} s, {peak:.0f} MB"])
+    rows.append(["cutting off a validation part", str(timed(lambda: train.split_validation(0.1, 0)))])
     experiment = load_experiment("official_size", ["device=cpu"])
     batches = Batches(train, experiment, 1, torch.device("cpu"))
-    seconds, _ = timed(lambda: batches.draw(0, 0))
-    rows.append(["the first batch: the order of an epoch is drawn", f"{seconds * 1e3:.0f} ms"])
+    rows.append(["the first batch: the order of an epoch is drawn", str(timed(lambda: batches.draw(0, 0)))])
     for temperature in ("cold", "warm"):
         if temperature == "cold":
             forget(path)
-        times = [timed(lambda step=step: batches.draw(step, 0))[0] for step in range(1, 101)]
-        rate = 1 / statistics.median(times)
-        worst = max(times) * 1e3
-        rows.append(
-            [f"batches of {experiment.train.batch_size}, {temperature}", f"{rate:.0f} a second, slowest {worst:.0f} ms"]
-        )
+        first = 1 if temperature == "cold" else 101
+        times = [timed(lambda step=step: batches.draw(step % 100, 0)) for step in range(first, first + 99)]
+        rate, core = (1 / statistics.median(getattr(cost, key) for cost in times) for key in ("seconds", "on_core"))
+        slowest = max(cost.seconds for cost in times) * 1e3
+        told = f"{rate:.0f} a second ({core:.0f} of a whole core), slowest {slowest:.0f} ms"
+        rows.append([f"batches of {experiment.train.batch_size}, {temperature}", told])
     return rows
 
 
@@ -179,11 +167,23 @@ def forget(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def timed(call: object) -> tuple[float, float]:
-    """Call; return seconds, and MB of peak memory beyond those before."""
-    began = time.perf_counter()
-    peak = peak_of(call)  # type: ignore[arg-type]
-    return time.perf_counter() - began, peak
+class Cost(NamedTuple):
+    """Seconds that passed, those of them on a core, and MB of peak memory beyond those before."""
+
+    seconds: float
+    on_core: float
+    peak: float
+
+    def __str__(self) -> str:
+        """Return them in words."""
+        return f"{self.seconds:.2f} s ({self.on_core:.2f} s on a core), {self.peak:.0f} MB"
+
+
+def timed(call: Callable[[], object]) -> Cost:
+    """Call, and return the cost."""
+    began, core = time.perf_counter(), time.process_time()
+    peak = peak_of(call)
+    return Cost(time.perf_counter() - began, time.process_time() - core, peak)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -192,8 +192,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-ESTIMATED = ["model", "GPUs", "parameters", "compute, ms", "update and averaging, ms", "gradients", "all-reduce, ms"]
-ESTIMATED += ["weights, gradients, AdamW: whole / FSDP2", "efficiency", "samples/s"]
+ESTIMATED = ["model", "GPUs", "parameters", "gradients", "update and averaging, ms", "all-reduce, ms"]
+ESTIMATED += ["weights, gradients, AdamW: whole / FSDP2", *(f"compute and efficiency, {n} a GPU" for n in PER_GPU)]
 MEASURED = ["processes", "samples/s", "speed-up", "efficiency a process", "efficiency a core"]
 
 

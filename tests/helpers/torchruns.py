@@ -91,6 +91,6 @@ def under_torchrun(folder: Path, *plans: tuple[Dies, list[Host]]) -> Ran:
     codes = folder / "codes.json"
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-c", CODE, json.dumps(plans), str(codes)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert codes.exists(), done.stderr
     return Ran(json.loads(codes.read_text()), done.stdout, done.stderr)
