@@ -130,10 +130,8 @@ def data(path: Path, shapes: int) -> list[list[str]]:
         if temperature == "cold":
             forget(path)
         opened.clear()
-        seconds, peak = timed(
-            lambda: opened.extend(read_hdf5(path, split, name="large") for split in ("train", "test"))
-        )
-        rows.append([f"opening both splits, {temperature}", f"{seconds:.2f} s, {peak:.0f} MB"])
+        cost = timed(lambda: opened.extend(read_hdf5(path, name, name="large") for name in ("train", "test")))
+        rows.append([f"opening both splits, {temperature}", str(cost)])
     train, test = opened
     indices = sum(c.labels.nbytes + (c.rows.nbytes if c.rows is not None else 0) for c in opened)
     names = sum(sys.getsizeof(name) for c in opened for name in c.shape_names or ())
