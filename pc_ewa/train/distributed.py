@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError, TrainingError
 from pc_ewa.ewa.sharding import is_sharded
+from pc_ewa.heap import freed_memory_kept
 from pc_ewa.text import printable
 
 PATIENCE = datetime.timedelta(minutes=3)  # with a process that is silent in the middle of the work
@@ -101,7 +102,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
             )
         _join(world)
     try:
-        yield world
+        with freed_memory_kept() if world.device.type == "cpu" else nullcontext():
+            yield world
     except RuntimeError as error:
         raise _with_absent_processes(error, world) from None
     finally:
