@@ -102,4 +102,4 @@ def test_losses_do_not_depend_on_the_number_of_processes(
         # Each test sample was measured once, by one of the processes: two batches leave two of four without any.
         right = unpack_right(summary["test_right_merged"])
         assert len(right) == summary["test_samples"] == 12
-        assert summary["test_accuracy_merged"] == pytest.approx(100 * right.double().mean().item())
+        assert summary["test_accuracy_merged"] == pytest.approx(right.double().mean().item())
