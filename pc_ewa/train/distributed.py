@@ -119,9 +119,10 @@ def _join(world: World) -> None:
     """
     options: dict[str, Any] = {}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        options = {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": size}
+        own = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+        options = {"store": own, "rank": rank, "world_size": size}
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=PATIENCE, **options)
 
