@@ -5,11 +5,13 @@
 #   as in train.lr=1e-3. It is `pc-ewa train`, with an environment and a process for each GPU.
 #   GPUS=2 ...                              processes on this machine (default: one per GPU; without a GPU, one)
 #   NODES=4 NODE_RANK=0 MASTER=10.0.0.1 ... start once on every node, each with its own NODE_RANK (PORT=29500)
+#   NODES=2:4 MASTER=10.0.0.1 ...           start once on every node; the run goes on with those that there are
+#   RESTARTS=3 ...                          a process that dies is started again, with all others (default: 0)
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 case "${1:-}" in
-  -h | --help) sed -n '2,7s/^# \{0,1\}//p' tools/run_train.sh; exit 0 ;;
+  -h | --help) sed -n '2,9s/^# \{0,1\}//p' tools/run_train.sh; exit 0 ;;
   "" | *=* | -*) set -- configs/quickstart.yaml "$@" ;;
 esac
 
@@ -17,20 +19,30 @@ source tools/setup.sh
 setup requirements.txt
 
 whole() { [[ "$2" =~ ^[1-9][0-9]*$ ]] || fail "$1=$2; give a whole number from 1 on"; }
-whole NODES "${NODES:-1}"
+NODES="${NODES:-1}" RESTARTS="${RESTARTS:-0}"
+fewest="${NODES%%:*}" most="${NODES##*:}"
+[ "$NODES" = "$most" ] || [ "$NODES" = "$fewest:$most" ] || fail "NODES=$NODES; give a number, or the fewest and most as 2:4"
+whole NODES "$fewest" && whole NODES "$most"
+[ "$fewest" -le "$most" ] || fail "NODES=$NODES; give the fewest first, as 2:4"
+[[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail "RESTARTS=$RESTARTS; give a whole number from 0 on"
 GPUS="${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
 whole GPUS "$GPUS"
-if [ "${NODES:-1}" = 1 ] && [ "$GPUS" = 1 ]; then
+if [ "$most" = 1 ] && [ "$GPUS" = 1 ] && [ "$RESTARTS" = 0 ]; then
   exec "$PYTHON" -m pc_ewa train --report "$@"
 fi
 
-if [ "${NODES:-1}" = 1 ]; then
+if [ "$most" = 1 ]; then
   shape=(--standalone)  # a port of its own: two runs on one machine do not collide
+elif [ "$fewest" != "$most" ]; then
+  [ -n "${MASTER:-}" ] || fail "NODES=$NODES needs MASTER=address of a node that stays"
+  shape=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER:${PORT:-29500}" --rdzv-id pc-ewa)
 else
   [ -n "${NODE_RANK:-}" ] && [ -n "${MASTER:-}" ] || fail "NODES=$NODES needs NODE_RANK=0..$((NODES - 1)) and MASTER=address of node 0"
   shape=(--nnodes "$NODES" --node-rank "$NODE_RANK" --master-addr "$MASTER" --master-port "${PORT:-29500}")
 fi
-# A mistake in the config shall be one line, not one traceback per process.
-"$PYTHON" -m pc_ewa train --check --processes "$((GPUS * ${NODES:-1}))" "$@" >/dev/null
+# A mistake in the config shall be one line, not one traceback per process; each number of nodes must share a batch.
+for nodes in $(seq "$fewest" "$most"); do
+  "$PYTHON" -m pc_ewa train --check --processes "$((GPUS * nodes))" "$@" >/dev/null
+done
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$("$PYTHON" -c "import os; print(max(1, (os.cpu_count() or 1) // $GPUS))")}"
-exec "$PYTHON" -m pc_ewa.train.launch "${shape[@]}" --nproc-per-node "$GPUS" -m pc_ewa train --report "$@"
+exec "$PYTHON" -m pc_ewa.train.launch "${shape[@]}" --max-restarts "$RESTARTS" --nproc-per-node "$GPUS" -m pc_ewa train --report "$@"

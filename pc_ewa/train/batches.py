@@ -10,6 +10,7 @@ from pc_ewa import ops
 from pc_ewa.config import Augment, Data, Experiment
 from pc_ewa.data import Clouds, UpAxis, transforms
 from pc_ewa.streams import stream
+from pc_ewa.train.distributed import World
 
 # The purposes of random streams: the second number of each, after the seed. None depends on what the others draw.
 INIT, ORDER, AUGMENT, MODEL, ROUTED, STATISTICS = range(6)
@@ -29,6 +30,12 @@ class Batches:
     A global batch has `slots` parts, one for each process and accumulation step. What is in a part, its augmentation
     and the randomness of the model on it depend on the part alone: 2 processes draw what 1 process draws when it
     accumulates 2 steps.
+
+    Args:
+        clouds: the training split.
+        experiment: its batch size, sampling and augmentation.
+        slots: number of parts. A run that goes on with fewer processes keeps it, see `Batches.keep`.
+        device: of the batches.
     """
 
     def __init__(self, clouds: Clouds, experiment: Experiment, slots: int, device: torch.device) -> None:
@@ -38,6 +45,17 @@ class Batches:
     def steps_per_epoch(self) -> int:
         """Whole batches in one pass; the remainder of each pass is left out, another one each time."""
         return len(self.clouds) // self.experiment.train.batch_size
+
+    def of(self, world: World) -> range:
+        """Return the slots of one process: it works through them one after the other."""
+        count = self.slots // world.size
+        return range(world.rank * count, (world.rank + 1) * count)
+
+    def keep(self, slots: int | None) -> None:
+        """Go on with the slots that a run began with, if the processes of now divide them: they change no result."""
+        processes = self.slots // self.experiment.train.accumulate
+        if slots and slots % processes == 0:
+            self.slots = slots
 
     def draw(self, step: int, slot: int) -> Batch:
         """One part of the batch of this step, B / slots shapes of `num_points` points."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +18,7 @@ from pc_ewa import ops
 from pc_ewa.errors import ConfigError, TrainingError
 from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.heap import freed_memory_kept
+from pc_ewa.text import printable
 
 PATIENCE = datetime.timedelta(minutes=3)  # with a process that is silent in the middle of the work
 LONG_PATIENCE = datetime.timedelta(hours=2)  # while one of them works alone, as on a linear SVM
@@ -37,9 +38,50 @@ class World(NamedTuple):
         return self.rank == 0
 
 
+class Place(NamedTuple):
+    """What torchrun, or a scheduler, has told this process of its place among others."""
+
+    rank: int
+    local_rank: int
+    size: int
+
+
+def place_among_processes() -> Place:
+    """Read RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process.
+
+    Raises:
+        ConfigError: values that are not numbers, or do not fit together.
+    """
+    defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    texts = {key: os.environ.get(key, default) for key, default in defaults.items()}
+    told = " ".join(f"{key}={printable(text, 20)}" for key, text in texts.items())
+    remedy = "start the processes by torchrun, which sets them, or unset all three"
+    if not all(text.isascii() and text.isdigit() for text in texts.values()):
+        raise ConfigError(f"{told}: expected whole numbers; {remedy}")
+    place = Place(*map(int, texts.values()))
+    if place.rank >= place.size:
+        raise ConfigError(f"{told}: RANK counts from 0 to WORLD_SIZE - 1; {remedy}")
+    return place
+
+
 def is_main_process() -> bool:
     """Return True if this process prints; for code outside of `join_world`."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return place_among_processes().rank == 0
+
+
+def alone(device: str = "auto", processes: int = 1) -> World:
+    """Return the place of this process without joining the others, for a check that each can do by itself.
+
+    Args:
+        device: see `choose_device`.
+        processes: how many there will be; 1 leaves it to WORLD_SIZE.
+
+    Raises:
+        ConfigError: a device that this machine or torch does not have, or a place that cannot be.
+    """
+    place = place_among_processes()
+    chosen = choose_device(device, place.local_rank if place.size > 1 else None)
+    return World(place.rank, processes if processes > 1 else place.size, chosen)
 
 
 @contextmanager
@@ -47,22 +89,42 @@ def join_world(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started; without torchrun, be the only one.
 
     Raises:
-        ConfigError: a device that this machine or torch does not have.
+        ConfigError: a device that this machine or torch does not have, or processes that cannot find each other.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
-    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", 0)) if size > 1 else None)
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    if size > 1:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+    world = alone(device)
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    if world.size > 1:
+        if missing := [key for key in ("MASTER_ADDR", "MASTER_PORT") if key not in os.environ]:
+            raise ConfigError(
+                f"WORLD_SIZE={world.size} without {' and '.join(missing)}: start the processes by torchrun, which sets "
+                "them, or unset WORLD_SIZE"
+            )
+        _join(world)
     try:
-        with freed_memory_kept() if chosen.type == "cpu" else nullcontext():
-            yield World(rank, size, chosen)
+        with freed_memory_kept() if world.device.type == "cpu" else nullcontext():
+            yield world
     except RuntimeError as error:
-        raise _with_absent_processes(error, World(rank, size, chosen)) from None
+        raise _with_absent_processes(error, world) from None
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(world: World) -> None:
+    """Find the other processes, in a part of torchrun's store that no attempt before this one has written to.
+
+    torchrun keeps one store over all its restarts, and addresses in it of processes that are dead: those that are
+    started again may then wait for them, or be refused.
+    """
+    options: dict[str, Any] = {}
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        store, rank, size = next(dist.rendezvous("env://", timeout=PATIENCE))  # type: ignore[attr-defined]
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        own = dist.PrefixStore(f"attempt-{attempt}", store)  # type: ignore[attr-defined]
+        options = {"store": own, "rank": rank, "world_size": size}
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE, **options)
 
 
 @contextmanager
@@ -170,6 +232,18 @@ def least_of_all(number: int, device: torch.device) -> int:
     least = torch.tensor(number, device=device)
     dist.all_reduce(least, dist.ReduceOp.MIN)
     return int(least)
+
+
+def mean_of_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Average numbers over the processes, which all have them under the same names; one process gets its own back."""
+    if not dist.is_initialized() or not values:
+        return values
+    # A GPU's processes exchange what is on the GPU, and the learning rate is not.
+    device = next((value.device for value in values.values() if value.device.type != "cpu"), torch.device("cpu"))
+    means = torch.stack([value.detach().double().to(device) for value in values.values()])
+    dist.all_reduce(means)
+    means /= dist.get_world_size()
+    return {name: mean.to(value) for (name, value), mean in zip(values.items(), means, strict=True)}
 
 
 def check_replicas(model: nn.Module) -> None:

@@ -5,6 +5,7 @@ torchrun exits with 1 and a traceback whatever its processes exited with. Here a
 """
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # torchrun passes on to its processes what it handles; SIGUSR1 is not among them unless asked for.
         arguments = ["--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS), *arguments]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its reports repeat what the processes said
+    # A store of its own for each attempt, as nodes may count their restarts differently; see `distributed._join`.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         run.main(arguments)
     except SignalException as stop:

@@ -47,6 +47,7 @@ class Progress:
     best_val: float | None = None
     best_step: int | None = None
     peak_memory: int = 0  # bytes
+    slots: int | None = None  # parts of a batch, see `Batches`; None in files of earlier versions
     meter: dict[str, Any] | None = None  # the steps since metrics were last recorded, see `Meter.state`
 
 
@@ -72,6 +73,7 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{checkpoints.folder} holds another run: {reason}; choose another output") from None
+    setup.batches.keep(progress.slots)
     if setup.averager:
         setup.averager.load_state_dict({"steps_done": progress.step})
     return progress
@@ -92,6 +94,8 @@ def _progress(content: Mapping[str, Any], total_steps: int) -> Progress:
         value = getattr(progress, name)
         if not isinstance(value, int | float) and not (name.endswith("val") and value is None):
             raise ValueError(f"{name}={str(value)[:40]}")
+    if progress.slots is not None and not (isinstance(progress.slots, int) and progress.slots > 0):
+        raise ValueError(f"slots={str(progress.slots)[:40]}")
     if progress.meter is not None and not Meter.knows(progress.meter):
         raise ValueError(f"meter={str(progress.meter)[:40]}")
     return progress
@@ -167,18 +171,18 @@ def _train_step(
     for group in setup.optimizer.param_groups:
         group["lr"] = rate * group.get("factor", 1.0)
     metrics: dict[str, Tensor] = {}
-    for part in range(train.accumulate):
-        slot = world.rank * train.accumulate + part
+    slots = setup.batches.of(world)
+    for slot in slots:
         batch = setup.batches.draw(step, slot)
         setup.batches.seed_model(step, slot)
-        with gradients_wait(parallel, part == train.accumulate - 1):
+        with gradients_wait(parallel, slot == slots[-1]):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 output = setup.objective.loss(parallel, batch, step)
             if experiment.ewa and experiment.ewa.arguments["gate"]:
                 output = with_balance(output, setup.model)
-            (output.loss / train.accumulate).backward()  # type: ignore[no-untyped-call]
+            (output.loss / len(slots)).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
-            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / train.accumulate
+            metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / len(slots)
     norm = whole(nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf))
     if not math.isfinite(norm.item()):
         raise NotFiniteError(f"loss {metrics['loss'].item():.4g}, gradient norm {norm.item():.4g}")
@@ -238,7 +242,7 @@ def _save(
     model = whole_state(setup.model.state_dict(), world)
     optimizer = whole_state(setup.optimizer.state_dict(), world)
     progress.peak_memory = max(progress.peak_memory, peak_memory(world.device))
-    progress.meter = meter.state()
+    progress.meter, progress.slots = meter.state(), setup.batches.slots
     if world.is_main:
         checkpoints.save(
             {

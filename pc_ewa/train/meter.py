@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pc_ewa.train.distributed import mean_of_all
+
 
 class Meter:
     """Means of metrics since they were last asked for, and samples per second; adds without waiting for the GPU.
@@ -18,7 +20,7 @@ class Meter:
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         state = state or {"sums": {}, "count": 0}
-        self._sums: dict[str, Tensor] = dict(state["sums"])
+        self._sums: dict[str, Tensor] = dict(state["sums"])  # of this process since `state`, and of all before it
         self._count: int = state["count"]
         self._timed, self._began = 0, time.perf_counter()
 
@@ -41,13 +43,17 @@ class Meter:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that the first means after a resume are those of the undisturbed run."""
+        """Return what a checkpoint keeps, so that the first means after a resume are those of the undisturbed run.
+
+        All processes call it together, and go on from the same sums.
+        """
+        self._sums = mean_of_all(self._sums)
         return {"sums": dict(self._sums), "count": self._count}
 
     def means(self, batch_size: int) -> dict[str, float]:
-        """Return the means of the steps added, of `batch_size` samples each, and start again."""
+        """Return the means of the steps added, of `batch_size` samples each, and start again; for all processes."""
         seconds = time.perf_counter() - self._began
-        means = {name: (total / self._count).item() for name, total in self._sums.items()}
+        means = {name: (total / self._count).item() for name, total in mean_of_all(self._sums).items()}
         means["samples_per_second"] = self._timed * batch_size / seconds
         self._sums, self._count = {}, 0
         self._timed, self._began = 0, time.perf_counter()

@@ -20,7 +20,7 @@ from pc_ewa.ewa import expert_layers, has_gate, whole_copy
 from pc_ewa.ewa.find_ffns import find_ffns
 from pc_ewa.models.checkpoints.read import read_weights
 from pc_ewa.text import printable
-from pc_ewa.train.distributed import World, is_main_process, join_world, others_wait
+from pc_ewa.train.distributed import World, alone, is_main_process, join_world, others_wait
 from pc_ewa.train.hand_over import Report, hand_over
 from pc_ewa.train.loop import Progress, resume, train
 from pc_ewa.train.meter import reset_peak_memory
@@ -68,7 +68,7 @@ def check(experiment: Experiment, processes: int = 1) -> str:
 
     Args:
         experiment: the run.
-        processes: how many will share each batch.
+        processes: how many will share each batch; 1 leaves it to WORLD_SIZE, which torchrun sets.
 
     Returns:
         A line that says what was found.
@@ -79,9 +79,8 @@ def check(experiment: Experiment, processes: int = 1) -> str:
     folder = RunFolder(experiment.output, experiment.train.keep)
     folder.check(experiment)
     check_trackers(experiment)
-    with join_world(experiment.device) as world:
-        setup = build(experiment, world._replace(size=processes) if processes > 1 else world)
-        progress = resume(setup, folder.checkpoints)
+    setup = build(experiment, alone(experiment.device, processes))
+    progress = resume(setup, folder.checkpoints)
     state = "finished" if folder.is_finished else f"resumes after step {progress.step}" if progress.step else "new"
     parts = "/".join(str(len(split)) for split in setup.splits if isinstance(split, Clouds))
     return (
@@ -120,6 +119,10 @@ class _Run:
                 tracker.line(note)
             if progress.step:
                 tracker.line(f"resuming after step {progress.step}")
+                if (parts := len(self.setup.batches.of(self.world))) != self.experiment.train.accumulate:
+                    tracker.line(
+                        f"each process takes {parts} of {self.setup.batches.slots} parts of a batch, as many as before"
+                    )
             self.seconds["setup"] = time.perf_counter() - began
             train(self.setup, self.experiment, self.world, progress, self.folder.checkpoints, tracker)
             self.seconds["train"] = progress.seconds

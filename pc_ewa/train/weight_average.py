@@ -133,8 +133,7 @@ class WeightAverage:
         own = self.experiment.model_copy(update={"seed": stream(self.experiment.seed, STATISTICS)})
         draws = Batches(self.batches.clouds, own, self.batches.slots, self.batches.device)
         forward = _Forward(model, self.objective, draws, train.precision == "bf16", step)
-        first = self.world.rank * train.accumulate
-        parts = [(s, first + part) for s in range(draws.steps_per_epoch) for part in range(train.accumulate)]
+        parts = [(s, slot) for s in range(draws.steps_per_epoch) for slot in draws.of(self.world)]
         devices = [self.world.device] if self.world.device.type == "cuda" else []
         with torch.random.fork_rng(devices), _frozen_statistics_kept(model.train()):
             update_bn([[part] for part in parts], forward)  # it passes on the first of each list

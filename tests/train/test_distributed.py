@@ -18,8 +18,11 @@ from two_processes import Done, free_port, train_in_two
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.train import distributed, launch, run
-from pc_ewa.train.distributed import choose_device, join_world, sync_batchnorm_statistics
+from pc_ewa.train.batches import Batches
+from pc_ewa.train.distributed import World, choose_device, join_world, sync_batchnorm_statistics
+from pc_ewa.train.run import check
 from pc_ewa.train.signals import first_signal
+from pc_ewa.train.splits import load_splits
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -130,6 +133,54 @@ def test_running_statistics_become_the_mean_of_all_processes(monkeypatch: pytest
     sync_batchnorm_statistics(norm)
     assert norm.running_mean.tolist() == [2, 1]
     assert norm.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "wrong"),
+    [
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"WORLD_SIZE": ""}, "expected whole numbers"),
+        ({"WORLD_SIZE": "-1"}, "expected whole numbers"),
+        ({"WORLD_SIZE": "2", "RANK": "1.0"}, "expected whole numbers"),
+        ({"WORLD_SIZE": "0"}, "counts from 0"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "counts from 0"),
+        ({"RANK": "1"}, "counts from 0"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(told: dict[str, str], wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in told.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ConfigError, match=wrong), join_world("cpu"):
+        pass
+
+
+@pytest.mark.parametrize(("size", "rank"), [(4, 0), (4, 3)])
+def test_a_check_needs_no_other_process(
+    size: int, rank: int, experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process can check by itself, and counts those that there will be."""
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    monkeypatch.setenv("RANK", str(rank))
+    assert "are in order" in check(experiment())
+    with pytest.raises(ConfigError, match="over 4 processes and 2 accumulated"):
+        check(experiment("train.accumulate=2"))
+
+
+@pytest.mark.parametrize(
+    ("began", "processes", "accumulate", "slots"),
+    [(None, 2, 1, 2), (4, 1, 1, 4), (4, 2, 1, 4), (4, 4, 1, 4), (2, 4, 1, 4), (4, 3, 1, 3), (4, 1, 2, 4), (2, 4, 2, 8)],
+)
+def test_a_run_keeps_the_parts_of_its_batches(
+    began: int | None, processes: int, accumulate: int, slots: int, experiment: MakeExperiment
+) -> None:
+    """As far as the processes of now divide them: then losses are what they were."""
+    made = experiment(f"train.accumulate={accumulate}")
+    batches = Batches(load_splits(made.data, 0).train, made, processes * accumulate, torch.device("cpu"))
+    batches.keep(began)
+    assert batches.slots == slots
+    shares = [batches.of(World(rank, processes, torch.device("cpu"))) for rank in range(processes)]
+    assert [slot for share in shares for slot in share] == list(range(slots))
 
 
 FROZEN = """
