@@ -52,7 +52,9 @@ def test_there_is_something_to_check() -> None:
     assert len(PAGES) > 18
     assert len(COMMANDS) > 80
     assert len(INLINE) > 30
-    assert {block.kind for block in BLOCKS} <= {"bash", "python", "yaml"}, "another kind of block; say here what it is"
+    assert {block.kind for block in BLOCKS} <= {"bash", "bibtex", "python", "yaml"}, (
+        "another kind of block; say here what it is"
+    )
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
