@@ -14,7 +14,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.data import describe_change
 from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ewa.sharding import local_part
-from pc_ewa.ops.checks import NotFiniteError
+from pc_ewa.ops.checks import NotFiniteError, noting_in
 from pc_ewa.progress import bar
 from pc_ewa.train.distributed import (
     World,
@@ -123,9 +123,12 @@ def train(
             began = time.perf_counter()
             meter.add(train_step(setup, experiment, world, parallel, progress.step))
             progress.step += 1
-            progress.seconds += time.perf_counter() - began
             done = progress.step == setup.total_steps
-            if progress.step % LOG_EVERY == 0 or done:
+            logged = progress.step % LOG_EVERY == 0 or done
+            if logged or progress.step % eval_every == 0 or progress.step % save_every == 0:
+                _check_gradients(setup, experiment)  # of the steps since the last time; it waits for the GPU
+            progress.seconds += time.perf_counter() - began
+            if logged:
                 tracker.metrics(progress.step, meter.means(experiment.train.batch_size) | _ewa_metrics(setup))
             steps.update()
             best = False
@@ -139,6 +142,7 @@ def train(
                     _probe(setup.probe, setup.measured(progress.step), world, progress, tracker)
             stop = first_signal(received, world.device)
             if best or stop or done or progress.step % save_every == 0:
+                _check_gradients(setup, experiment)
                 with _divergence_told(experiment, progress.step):
                     _check_weights(setup.model)
                 _save(setup, experiment, world, progress, checkpoints, meter, best)
@@ -153,9 +157,10 @@ def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.
     `parallel` is `setup.model`, or its DistributedDataParallel wrapper.
 
     Raises:
-        TrainingError: a loss, gradient or prediction that is not finite; the weights stay as they are.
+        TrainingError: a loss, gradient or prediction that is not finite; the weights stay as they are. On a GPU it is
+            for `setup.guard.found` to tell: no step waits for the GPU.
     """
-    with _divergence_told(experiment, step + 1):
+    with _divergence_told(experiment, step + 1), noting_in(setup.guard.coordinates):
         return _train_step(setup, experiment, world, parallel, step)
 
 
@@ -180,9 +185,7 @@ def _train_step(
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
             metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / train.accumulate
     norm = whole(nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf))
-    if not math.isfinite(norm.item()):
-        raise NotFiniteError(f"loss {metrics['loss'].item():.4g}, gradient norm {norm.item():.4g}")
-    setup.optimizer.step()  # the averager runs in its post-step hook
+    setup.guard.step(norm, metrics["loss"], step + 1)  # the averager runs in the optimizer's post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
     setup.objective.after_step(setup.model)
     if setup.weight_average:
@@ -277,13 +280,23 @@ def _ewa_metrics(setup: Setup) -> dict[str, float]:
     return metrics
 
 
+def _check_gradients(setup: Setup, experiment: Experiment) -> None:
+    """Raise TrainingError if a step since the last time had gradients that are not finite, where they wait for this."""
+    if found := setup.guard.found():
+        raise _diverged(experiment, *found)
+
+
 @contextmanager
 def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
     """Turn numbers that are not finite into a TrainingError that says what to do."""
     try:
         yield
     except (NotFiniteError, OutputError) as error:
-        raise TrainingError(
-            f"step {step}: {error}: not finite; the checkpoints before it are whole: lower train.lr (now "
-            f"{experiment.train.lr:g}) or use train.precision=fp32"
-        ) from None
+        raise _diverged(experiment, step, str(error)) from None
+
+
+def _diverged(experiment: Experiment, step: int, what: str) -> TrainingError:
+    return TrainingError(
+        f"step {step}: {what}: not finite; the checkpoints before it are whole: lower train.lr (now "
+        f"{experiment.train.lr:g}) or use train.precision=fp32"
+    )

@@ -20,6 +20,7 @@ from pc_ewa.models import MODELS, create_model, load_pretrained
 from pc_ewa.streams import stream
 from pc_ewa.train.batches import INIT, Batches
 from pc_ewa.train.distributed import World
+from pc_ewa.train.finite import GradientGuard, can_defer
 from pc_ewa.train.objectives import Objective, create_objective
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
 from pc_ewa.train.probe import SVMProbe
@@ -37,6 +38,7 @@ class Setup(NamedTuple):
     batches: Batches
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    guard: GradientGuard
     averager: ExpertAverager | None
     weight_average: WeightAverage | None
     total_steps: int
@@ -86,7 +88,9 @@ def build(experiment: Experiment, world: World) -> Setup:
     put_experts(model, experiment)
     sharded = place(model, experiment, world)
     optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
-    averager = attach_averager(model, optimizer, experiment, total_steps)
+    deferred = can_defer(model, world.device)
+    guard = GradientGuard(optimizer, world.device, deferred)
+    averager = attach_averager(model, optimizer, experiment, total_steps, reads_found_inf=not deferred)
     extra = ", one more than asked, as in the official code" if experiment.recipe == "official" else ""
     notes.append(
         f"plan: {total_steps} steps of {train.batch_size} samples ({total_steps / batches.steps_per_epoch:.4g} epochs"
@@ -112,6 +116,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         batches,
         model,
         optimizer,
+        guard,
         averager,
         weight_average,
         total_steps,
@@ -162,14 +167,18 @@ def place(model: nn.Module, experiment: Experiment, world: World) -> str:
 
 
 def attach_averager(
-    model: nn.Module, optimizer: torch.optim.Optimizer, experiment: Experiment, total_steps: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experiment: Experiment,
+    total_steps: int,
+    reads_found_inf: bool = True,
 ) -> ExpertAverager | None:
     """Average the experts after every optimizer step, as the experiment's `ewa` section says."""
     ewa = experiment.ewa
     if ewa is None:
         return None
     averager = ExpertAverager(model, total_steps=total_steps, **arguments_of(ExpertAverager, ewa.arguments))
-    return averager.attach(optimizer)
+    return averager.attach(optimizer, reads_found_inf=reads_found_inf)
 
 
 def check_initial_weights(experiment: Experiment) -> None:
