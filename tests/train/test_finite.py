@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from pc_ewa.train import setup as setups
 from pc_ewa.train.batches import Batch
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step
+from pc_ewa.train.meter import Meter
 from pc_ewa.train.objectives import Classify
 from pc_ewa.train.setup import Setup, build
 
@@ -51,18 +53,24 @@ def weights(setup: Setup) -> list[Tensor]:
     return copy.deepcopy([*setup.model.parameters(), *moments])
 
 
-@pytest.mark.parametrize("overrides", [(), ("train.precision=bf16", "train.accumulate=2", "train.label_smoothing=0.1")])
-def test_no_step_waits_for_the_device(experiment: MakeExperiment, deferred: None, overrides: tuple[str, ...]) -> None:
+def test_no_step_waits_for_the_device(experiment: MakeExperiment, deferred: None) -> None:
     """Draw, augmentation, ops, forward, backward, clipping, optimizer, averaging; and the meter."""
-    made = experiment("augment.jitter=0.01", "augment.rotate=true", "ewa.schedule=constant", *overrides)
-    setup = build(made, WORLD)
-    train_step(setup, made, WORLD, setup.model, 0)
+    drawn = ("augment.jitter=0.01", "augment.rotate=true", "model.head_dropout=0.5", "model.drop_path=0.5")
+    others = ("ewa.schedule=constant", "train.accumulate=2", "train.label_smoothing=0.1")
+    made = experiment(*drawn, *others)
+    setup, meter = build(made, WORLD), Meter()
+    meter.add(train_step(setup, made, WORLD, setup.model, 0))
     with torch.autograd.profiler.profile() as profile:
-        train_step(setup, made, WORLD, setup.model, 1)
+        meter.add(train_step(setup, made, WORLD, setup.model, 1))
     seen = {event.name for event in profile.function_events}
-    assert "pc_ewa::farthest_point_sample" in seen
-    assert "aten::_fused_adamw_" in seen
-    assert not seen & WAITS
+    assert {"pc_ewa::farthest_point_sample", "pc_ewa::knn", "aten::_fused_adamw_", "aten::lerp_"} <= seen
+    assert not [event.name for event in profile.function_events if event.name in WAITS and not in_optimizer(event)]
+
+
+def in_optimizer(event: Any) -> bool:
+    """The kernel of AdamW for a CPU reads its own count of steps, that for a GPU does not."""
+    parent = event.cpu_parent
+    return parent is not None and (parent.name == "aten::_fused_adamw_" or in_optimizer(parent))
 
 
 def test_deferred_steps_are_those_read_at_once(experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
