@@ -16,6 +16,7 @@ from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ewa.sharding import local_part
 from pc_ewa.ops.checks import NotFiniteError, noting_in
 from pc_ewa.progress import bar
+from pc_ewa.train.compiled import compiled_pass, compiled
 from pc_ewa.train.distributed import (
     World,
     check_replicas,
@@ -111,7 +112,7 @@ def train(
         Stopped: a signal asked to stop; the state is saved, and the same command goes on from there.
         TrainingError: a loss, gradient or weight that is not finite; the checkpoints stay as they are.
     """
-    parallel = parallel_model(setup.model, world)
+    parallel = parallel_model(compiled(setup.model, experiment), world)
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
     save_every = experiment.train.save_every or eval_every
     probe_every = experiment.probe.every * setup.batches.steps_per_epoch if experiment.probe else 0
@@ -154,7 +155,7 @@ def train(
 def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
     """Take one optimizer step; returns the metrics of this process's part of the batch, on the device.
 
-    `parallel` is `setup.model`, or its DistributedDataParallel wrapper.
+    `parallel` is `setup.model`, compiled or not, or its DistributedDataParallel wrapper.
 
     Raises:
         TrainingError: a loss, gradient or prediction that is not finite; the weights stay as they are. On a GPU it is
@@ -176,7 +177,7 @@ def _train_step(
         slot = world.rank * train.accumulate + part
         batch = setup.batches.draw(step, slot)
         setup.batches.seed_model(step, slot)
-        with gradients_wait(parallel, part == train.accumulate - 1):
+        with gradients_wait(parallel, part == train.accumulate - 1), compiled_pass(experiment):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 output = setup.objective.loss(parallel, batch, step)
             if experiment.ewa and experiment.ewa.arguments["gate"]:

@@ -19,6 +19,7 @@ from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.models import MODELS, create_model, load_pretrained
 from pc_ewa.streams import stream
 from pc_ewa.train.batches import INIT, Batches
+from pc_ewa.train.compiled import check_compile
 from pc_ewa.train.distributed import World
 from pc_ewa.train.finite import GradientGuard, can_defer
 from pc_ewa.train.objectives import Objective, create_objective
@@ -71,6 +72,7 @@ def build(experiment: Experiment, world: World) -> Setup:
             "steps; each must get an equal share of at least 2 samples"
         )
     check_initial_weights(experiment)
+    check_compile(experiment, world)
     splits = load_splits(experiment.data, experiment.seed)
     seen = digest({"train": splits.train, "test": splits.test, **({"val": splits.val} if splits.val else {})})
     batches = Batches(to_device_if_it_fits(splits.train, world.device), experiment, slots, world.device)
@@ -95,6 +97,7 @@ def build(experiment: Experiment, world: World) -> Setup:
     notes.append(
         f"plan: {total_steps} steps of {train.batch_size} samples ({total_steps / batches.steps_per_epoch:.4g} epochs"
         f"{extra}) on {world.size} x {world.device.type}{sharded}"
+        f"{f', compiled ({train.compile})' if train.compile else ''}"
     )
     backend = ops.backend(world.device)
     notes.append(f"ops: {backend.name} ({backend.reason})")
