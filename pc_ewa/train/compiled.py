@@ -69,8 +69,8 @@ def compiled_pass(experiment: Experiment) -> Iterator[None]:
     except TorchDynamoException as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(
-            f"train.compile={experiment.train.compile}: torch cannot compile {experiment.model.name} here: {reason}; set "
-            "train.compile=null"
+            f"train.compile={experiment.train.compile}: torch cannot compile {experiment.model.name} here: {reason}; "
+            "set train.compile=null"
         ) from error
 
 

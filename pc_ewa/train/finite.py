@@ -73,7 +73,7 @@ class GradientGuard:
 
 
 def can_defer(model: nn.Module, device: torch.device) -> bool:
-    """Return True where to read a norm is to wait for the device, and the fused optimizer takes a flag: none on shards."""
+    """Return True where to read a norm is to wait for the device, and the optimizer takes a flag, as none of shards."""
     return device.type == "cuda" and not is_sharded(model)
 
 

@@ -16,7 +16,7 @@ from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ewa.sharding import local_part
 from pc_ewa.ops.checks import NotFiniteError, noting_in
 from pc_ewa.progress import bar
-from pc_ewa.train.compiled import compiled_pass, compiled
+from pc_ewa.train.compiled import compiled, compiled_pass
 from pc_ewa.train.distributed import (
     World,
     check_replicas,

@@ -33,7 +33,7 @@ def counters(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_a_compiled_run_is_the_plain_one(
     experiment: MakeExperiment, counters: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With drop path and experts, in one graph; cut off and resumed; nothing waits for a GPU; keys are the plain ones."""
+    """With drop path and experts, in one graph, cut off and resumed, with the flag of GPUs; keys are the plain ones."""
     rare = ("train.eval_every=2", "model.depth=1", "model.drop_path=0.5", "ewa.layers=all", "ewa.schedule=constant")
     monkeypatch.setattr(setups, "can_defer", lambda model, device: True)
     run(experiment(*rare, f"output={tmp_path}/plain"))
