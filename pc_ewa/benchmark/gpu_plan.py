@@ -87,7 +87,7 @@ _TOY = ("dim=16", "depth=2", "num_heads=2", "num_groups=4", "group_size=8", "enc
 REHEARSAL = Plan(
     rehearsal=True,
     device=torch.device("cpu"),
-    changes=(*(f"model.{size}" for size in _TOY), "data.num_points=64", "train.batch_size=8"),
+    changes=(*(f"model.{size}" for size in _TOY), "data.num_points=64", "train.batch_size=64"),
     warmup=1,
     rounds=1,
     steps=1,
