@@ -73,21 +73,21 @@ class Plan(NamedTuple):
                 "wandb=null",
                 f"train.precision={'bf16' if variant.precision == 'bf16' else 'fp32'}",
                 f"train.compile={variant.compile or 'null'}",
-                *([] if variant.ewa else ["ewa=null"]),
                 *self.changes,
                 *changes,
+                *([] if variant.ewa else ["ewa=null"]),
             ],
         )
 
 
 REAL = Plan()
 
-_TOY = ("dim=16", "depth=2", "num_heads=2", "num_groups=4", "group_size=8", "encoder_width=8")
+_TOY = ("dim=16", "depth=1", "num_heads=2", "num_groups=4", "group_size=8", "encoder_width=8")
 
 REHEARSAL = Plan(
     rehearsal=True,
     device=torch.device("cpu"),
-    changes=(*(f"model.{size}" for size in _TOY), "data.num_points=64", "train.batch_size=64"),
+    changes=(*(f"model.{size}" for size in _TOY), "data.num_points=64", "ewa.layers=all", "train.batch_size=64"),
     warmup=1,
     rounds=1,
     steps=1,
