@@ -24,6 +24,14 @@ class Variant(NamedTuple):
         return f"{self.precision}, {mode.get(self.compile, self.compile)}, {'EWA' if self.ewa else 'dense'}"
 
 
+EAGER = tuple(Variant(precision, None, ewa) for precision in ("bf16", "tf32", "fp32") for ewa in (False, True))
+COMPILED = (  # the most wanted first: what does not fit is left out
+    *(Variant("bf16", mode, ewa) for mode in ("reduce-overhead", "default") for ewa in (False, True)),
+    *(Variant("tf32", "reduce-overhead", ewa) for ewa in (False, True)),
+)
+WATCHED = (*(Variant("bf16", None, ewa) for ewa in (False, True)), Variant("bf16", "reduce-overhead", True))
+
+
 class Plan(NamedTuple):
     """All sizes.
 
@@ -46,17 +54,9 @@ class Plan(NamedTuple):
     steps: int = 20
     matrix: int = 8192
     copied: int = 2**30
-    eager: tuple[Variant, ...] = tuple(
-        Variant(precision, None, ewa) for precision in ("bf16", "tf32", "fp32") for ewa in (False, True)
-    )
-    compiled: tuple[Variant, ...] = (  # the most wanted first: what does not fit is left out
-        *(Variant("bf16", mode, ewa) for mode in ("reduce-overhead", "default") for ewa in (False, True)),
-        *(Variant("tf32", "reduce-overhead", ewa) for ewa in (False, True)),
-    )
-    watched: tuple[Variant, ...] = (  # for what makes the host wait
-        *(Variant("bf16", None, ewa) for ewa in (False, True)),
-        Variant("bf16", "reduce-overhead", True),
-    )
+    eager: tuple[Variant, ...] = EAGER
+    compiled: tuple[Variant, ...] = COMPILED
+    watched: tuple[Variant, ...] = WATCHED
     modes: tuple[str | None, ...] = ("reduce-overhead", "default", None)  # of the training: the first that works
     ops_plan: OpsPlan | None = None
     ops_sections: tuple[str, ...] = ("fps", "knn", "chamfer", "grouping", "precision")

@@ -63,7 +63,7 @@ def compiled_pass(experiment: Experiment) -> Iterator[None]:
     from torch._dynamo.exc import TorchDynamoException
 
     if experiment.train.compile in _GRAPHS:  # the outputs of the pass before are done with
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     try:
         yield
     except TorchDynamoException as error:
