@@ -132,6 +132,7 @@ class Train(_Section):
     precision: Literal["fp32", "bf16"] = "fp32"  # bf16: autocast, weights stay fp32
     # torch.compile of the training step, by its mode; the last two replay it as CUDA graphs. null runs it as it is.
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    checkpoint_activations: bool = False  # compute activations twice: half the memory, a third more time
     # Of several processes: each holds the whole model (DDP), or a share of it and of its optimizer (FSDP2).
     sharding: Literal["none", "fsdp"] = "none"
     eval_every: PositiveInt = 1  # epochs from one validation to the next

@@ -121,19 +121,32 @@ def _cannot_write(path: Path, error: OSError | RuntimeError) -> WriteError:
 
 def _locked(path: Path) -> int:
     """Open and lock a file that is still there under its name once it is locked."""
-    import fcntl  # where there is none, as on Windows, only runs need it
-
     while True:
         # A link that somebody planted under its name is not followed.
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(lock)
             if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
                 return lock
         except BaseException:
             os.close(lock)
             raise
         os.close(lock)
+
+
+def _take(lock: int) -> None:
+    """Lock an open file, or raise BlockingIOError if another process holds it."""
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows; child processes do not inherit its locks
+        import msvcrt
+
+        try:
+            msvcrt.locking(lock, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        except OSError as error:
+            raise BlockingIOError(*error.args) from None
+    else:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _open_no_link(path: str, flags: int) -> int:

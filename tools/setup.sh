@@ -28,11 +28,13 @@ setup() {
   [ "${#missing[@]}" = 0 ] && return
   echo "installing ${missing[*]} into $environment (once$(size_in_words))"
   # torch first and by its exact pin: no other package can then bring a second one.
-  local pip=("$PYTHON" -m pip install --disable-pip-version-check)
+  local pip=("$PYTHON" -m pip install --disable-pip-version-check --no-compile)
   [ -t 1 ] || pip+=(--quiet)  # on a terminal pip shows its progress bars
   "${pip[@]}" "$(torch_pin)" || fail "torch could not be installed; see above"
   "${pip[@]}" $(printf -- '-r %s ' "${missing[@]}") || fail "the requirements could not be installed; see above"
   "${pip[@]}" --no-deps -e . || fail "the package could not be installed; see above"
+  # On all cores, where pip compiles on one. Some packages bring files that no Python of today compiles.
+  "$PYTHON" -m compileall -qq -j 0 "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
   for file in "${missing[@]}"; do
     touch "$(mark "$environment" "$file")"
   done

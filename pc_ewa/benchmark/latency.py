@@ -138,14 +138,14 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
     ways = [way for way in plan.ways if way not in missing]
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         files = _files(restored, plan, Path(folder))
-        with _threads(max(plan.threads)):
+        with threads_set(max(plan.threads)):
             quality = {}
             for way in progress(ways, "measuring on the test set"):
                 score = measure_on(restored, WAYS[way](model, files, max(plan.threads)), "test", plan.samples)
                 quality[way] = score.metrics()[metric.key]
         found = Latency(title, f"test {metric.title}", quality, _about(restored, score.samples), missing)
         for threads in plan.threads:
-            with _threads(threads):
+            with threads_set(threads):
                 models = {way: WAYS[way](model, files, threads) for way in ways}
                 for batch in plan.batches:
                     found.scores[threads, batch] = _race(model, models, batch, count, plan)
@@ -227,7 +227,8 @@ def _cell(scores: dict[str, Score], way: str) -> str:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def threads_set(count: int) -> Iterator[None]:
+    """Run torch on as many threads inside a `with` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

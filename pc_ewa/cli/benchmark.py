@@ -13,7 +13,8 @@ from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import ConfigError
 
 DESCRIPTION = """\
-Time `step`, a training step with EWA and without, `latency`, a trained model at inference in several runtimes, `ops`,
+Time `step`, a training step with EWA and without, `model`, the official-size classifier beside the official way of
+writing it, `latency`, a trained model at inference in several runtimes, `ops`,
 the point-cloud ops beside other libraries, or `data`; or disturb runs and files, `reliability`."""
 
 EPILOG = """\
@@ -21,6 +22,8 @@ examples:
   pc-ewa benchmark step quickstart
   pc-ewa benchmark step official_size --pairs 5
   pc-ewa benchmark step quickstart train.precision=bf16 device=cuda
+  pc-ewa benchmark model
+  pc-ewa benchmark model --threads 1 --rounds 3
   pc-ewa benchmark latency runs/quickstart
   pc-ewa benchmark latency runs/quickstart --threads 1 --batch 1 --rounds 25 --save latency.md
   pc-ewa benchmark ops
@@ -35,6 +38,10 @@ DESCRIPTIONS = {
     "step": """\
 A step is all of it: drawing and augmenting the batch, forward, backward, clipping, AdamW, averaging. Dense and EWA
 steps take turns, so that a drift of the speed of the machine falls on both; the ratio is the median over the pairs.""",
+    "model": """\
+Times inference and training steps of the official 22.1 M classifier on the CPU: ours, with EWA and merged, in bf16
+where the CPU has it, beside the official code's arithmetic in eager PyTorch with the same weights. All take turns.
+Also the share of the measured peak, where a step goes, and its memory. About 10 minutes; stop other work first.""",
     "latency": """\
 Exports a trained model, measures what it reaches on the test set of its dataset, and times calls of one cloud and of
 32: PyTorch eager, in bf16 and compiled; onnxruntime exact and in 8 bits; OpenVINO, if it is installed, exact and in
@@ -64,6 +71,12 @@ def create_parser(what: str | None = None) -> Parser:
         parser.add_argument("config", help="the experiment: a YAML file with an ewa section, or a bundled one's name")
         add_config_overrides(parser)
         parser.add_argument("--pairs", type=int, default=15, help="pairs of steps to time (default: 15)")
+    elif what == "model":
+        add_config_overrides(parser, "change keys of the config, as in train.batch_size=8")
+        parser.add_argument("--rounds", type=int, default=5, help="how often each contender runs (default: 5)")
+        parser.add_argument("--threads", type=int, action="append", help="threads, repeatable (default: 1 and 2)")
+        parser.add_argument("--batch", type=int, action="append", help="clouds, repeatable (default: 1 and 32)")
+        parser.add_argument("--save", type=Path, metavar="PAGE.md", help="also write a page of Markdown, replacing it")
     elif what == "latency":
         parser.add_argument("checkpoint", help="a checkpoint without mixtures, a run, a saved folder, or furniture")
         add_config_overrides(parser, "change keys of its config, as in data.root=/data")
@@ -118,14 +131,35 @@ def time_step(options: argparse.Namespace, _: str) -> None:
     print(compare_steps(experiment, options.pairs))
 
 
-def time_latency(options: argparse.Namespace, arguments: str) -> None:
-    """Check the arguments, then export, measure and time."""
+def time_model(options: argparse.Namespace, arguments: str) -> None:
+    """Check the arguments, then time the official-size classifier."""
     check_page(options.save)
-    for name in ("rounds", "threads", "batch", "samples"):
+    check_counts(options, "rounds", "threads", "batch")
+    from pc_ewa.benchmark.model import Plan, measure, page
+    from pc_ewa.bundled import bundled
+    from pc_ewa.config import load_experiment
+
+    fixed = [f"data.root={bundled('datasets')}", "device=cpu", "train.precision=fp32"]
+    experiment = load_experiment("official_size", [*fixed, *options.overrides])
+    plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32))
+    found = measure(experiment, plan)
+    if options.save:
+        options.save.write_text(page(found, f"pc-ewa benchmark {arguments}", plan), encoding="utf-8")
+
+
+def check_counts(options: argparse.Namespace, *names: str) -> None:
+    """Refuse numbers below 1."""
+    for name in names:
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number < 1:
                 raise ConfigError(f"--{name} {number}; give at least 1")
+
+
+def time_latency(options: argparse.Namespace, arguments: str) -> None:
+    """Check the arguments, then export, measure and time."""
+    check_page(options.save)
+    check_counts(options, "rounds", "threads", "batch", "samples")
     from pc_ewa.benchmark.latency import Plan, measure, page
     from pc_ewa.export.source import load
 
@@ -178,11 +212,12 @@ def disturb(options: argparse.Namespace, _: str) -> None:
     page = options.save
     check_page(page)
     from pc_ewa.benchmark.memory import can_weigh
-    from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
-    from pc_ewa.validation import choose
 
     if not can_weigh():
         raise ConfigError("benchmark reliability needs Linux, which tells what a process holds")
+    from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
+    from pc_ewa.validation import choose
+
     parts = (choose("part", options.only, {part: part for part in PARTS}),) if options.only else PARTS
     if page and page.with_suffix(".json").exists():
         read(page.with_suffix(".json"))  # refused now, and not after half an hour
@@ -197,6 +232,7 @@ def disturb(options: argparse.Namespace, _: str) -> None:
 
 BENCHMARKS = {
     "step": time_step,
+    "model": time_model,
     "latency": time_latency,
     "ops": time_ops,
     "data": time_data,

@@ -107,7 +107,8 @@ class Executor:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": threads},
                 start_new_session=True,
-                pass_fds=() if self.lock is None else (self.lock,),
+                # Windows passes no descriptors on.
+                pass_fds=() if self.lock is None or sys.platform == "win32" else (self.lock,),
             )
 
     def _tell(self, run: Run, code: int, seconds: float) -> None:
@@ -156,7 +157,8 @@ def _stop_signals(running: dict[subprocess.Popen[bytes], tuple[Run, float]]) -> 
     """Collect what asks to stop instead of dying of it; whatever else ends the block, no process is left behind."""
     received: list[int] = []
     numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as under nohup
+    # Windows has no SIGHUP, and nohup ignores it.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}
     try:

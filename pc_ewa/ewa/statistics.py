@@ -9,6 +9,8 @@ from torch import Tensor
 from pc_ewa.ewa.experts import Mixture
 from pc_ewa.ewa.sharding import local_stack
 
+_CACHED_WEIGHTS = 2**16  # of each expert
+
 
 class LayerStatistics(NamedTuple):
     """Distance of the experts of one mixture, over all their weights taken as vectors W_i with mean W̄.
@@ -50,7 +52,13 @@ def local_stacks(layer: Mixture) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _sums(stack: Tensor) -> Tensor:
     """Return what adds up over parts of the weights: ‖W̄‖², all ‖W_i - W̄‖² and all products W_i·W_j."""
-    experts = stack.detach().flatten(1).double()
+    experts = stack.detach().flatten(1)
+    # On the CPU a part at a time, which stays in its cache in double precision: several times as fast.
+    size = _CACHED_WEIGHTS if experts.device.type == "cpu" else max(1, experts.shape[1])
+    return torch.stack([_sums_of(part.double()) for part in torch.split(experts, size, dim=1)]).sum(0)
+
+
+def _sums_of(experts: Tensor) -> Tensor:
     mean = experts.mean(0)
     # Not from the products: of experts that are close, nothing would be left of the difference.
     deviations = (experts - mean).square().sum(1)

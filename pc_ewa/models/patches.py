@@ -4,8 +4,12 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
+
+from pc_ewa.ops.patch_layers import largest, norm_relu
+
+# Patches that are encoded together at inference: their features, 8 MB at official size, stay in the processor's cache.
+CACHED_PATCHES = 128
 
 
 def position_embedding(dim: int) -> nn.Sequential:
@@ -52,15 +56,26 @@ class PatchEncoder(nn.Module):
 
     def forward(self, groups: Tensor) -> Tensor:
         """Encode groups (B, G, K, 3) as tokens (B, G, C)."""
-        batch, num_groups, size, _ = groups.shape
-        # One row per point, so that batch norm has statistics over all points of all patches.
-        local = self.first_conv(rearrange(groups, "b g k c -> (b g k) c"))
-        local = rearrange(local, "(n k) c -> n k c", k=size)
-        whole = local.max(dim=1).values
+        patches = groups.flatten(0, 1)
+        if self._in_parts(patches):
+            tokens = torch.cat([self._encode(part) for part in torch.split(patches, CACHED_PATCHES)])
+        else:
+            tokens = self._encode(patches)
+        return tokens.view(*groups.shape[:2], -1)
+
+    def _in_parts(self, patches: Tensor) -> bool:
+        """Return True where encoding few patches at a time pays: on the CPU, when no statistics are taken over all."""
+        takes_statistics = any(isinstance(m, nn.BatchNorm1d) and m.training for m in self.modules())
+        return patches.device.type == "cpu" and not takes_statistics and not torch.compiler.is_compiling()
+
+    def _encode(self, patches: Tensor) -> Tensor:
+        """Encode patches (P, K, 3) as tokens (P, C)."""
+        lift, norm, _, widen = self.first_conv
+        local = widen(norm_relu(lift(patches), None, cast(nn.BatchNorm1d, norm)))
+        whole = largest(local)
+        mix, norm, _, project = self.second_conv
         # The official layer maps concat(whole, local). A linear layer on a concatenation is the sum of two linear
         # layers: the one on `whole` then runs once per patch, not once per point. That saves a quarter of all products.
-        mix = cast(PointConv, self.second_conv[0])
-        whole_weight, local_weight = mix.weight.squeeze(-1).chunk(2, dim=1)
-        mixed = F.linear(local, local_weight) + F.linear(whole, whole_weight, mix.bias)[:, None]
-        points = self.second_conv[1:](rearrange(mixed, "n k c -> (n k) c"))
-        return rearrange(points, "(b g k) c -> b g k c", b=batch, g=num_groups).max(dim=2).values
+        whole_weight, local_weight = cast(PointConv, mix).weight.squeeze(-1).chunk(2, dim=1)
+        shift = F.linear(whole, whole_weight, cast(PointConv, mix).bias)
+        return largest(project(norm_relu(F.linear(local, local_weight), shift, cast(nn.BatchNorm1d, norm))))

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -86,8 +87,10 @@ def find_compiler() -> tuple[str, ...]:
     """Return the C++ compiler as words of a command: $CXX, or the first of g++, clang++ and c++.
 
     Raises:
-        UnavailableError: there is none.
+        UnavailableError: there is none, or this is Windows.
     """
+    if sys.platform == "win32":
+        raise UnavailableError("the kernels are not compiled on Windows")
     wanted = os.environ.get("CXX", "").strip()
     try:
         candidates = [shlex.split(wanted)] if wanted else [["g++"], ["clang++"], ["c++"]]

@@ -107,6 +107,54 @@ def nearest_backward(
     return to_x, to_y
 
 
+def norm_relu(
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return relu(norm(x + shift)) for x (P, K, C), and the mean and the biased variance of each channel of x + shift.
+
+    `shift` (P, C) is that of each patch. All tensors are contiguous.
+    """
+    patches, size, channels = x.shape
+    y, mean, variance, parts = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight), _parts(x)
+    sizes = (patches, size, channels, ctypes.c_double(eps))
+    _call("norm_relu", x.numel(), x, shift, weight, bias, *sizes, parts, y, mean, variance)
+    return y, mean, variance
+
+
+def norm_relu_backward(
+    grad: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, shift, weight and bias."""
+    grad_x, grad_shift = torch.empty_like(x), None if shift is None else torch.empty_like(shift)
+    grad_weight, grad_bias, parts = torch.empty_like(weight), torch.empty_like(bias), _parts(x)
+    sizes = (*x.shape, ctypes.c_double(eps))
+    inputs = (grad, x, shift, weight, bias, mean, variance)
+    _call("norm_relu_backward", x.numel(), *inputs, *sizes, parts, grad_x, grad_shift, grad_weight, grad_bias)
+    return grad_x, grad_shift, grad_weight, grad_bias
+
+
+def largest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest value of each channel over the points of a patch, (P, K, C) to (P, C), and which has it."""
+    patches, _, channels = x.shape
+    values = x.new_empty(patches, channels)
+    winners = torch.empty(values.shape, dtype=torch.int32 if x.dtype == torch.float32 else torch.int64)
+    _call("largest", x.numel(), x, *x.shape, values, winners)
+    return values, winners
+
+
+def largest_backward(grad: Tensor, winners: Tensor, size: int) -> Tensor:
+    """Return the gradient of x, which is `grad` where the largest value was, and 0 elsewhere."""
+    grad_x = grad.new_empty(grad.shape[0], size, grad.shape[1])
+    _call("largest_backward", grad_x.numel(), grad, winners, *grad_x.shape, grad_x)
+    return grad_x
+
+
+def _parts(x: Tensor) -> Tensor:
+    """Make room for two sums per channel of each block of rows; there are at most as many blocks as patches."""
+    return x.new_empty(2 * x.shape[0] * x.shape[2])
+
+
 def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None) -> tuple[Tensor, Tensor]:
     distances = x.new_zeros(x.shape[:2])
     indices = torch.zeros(x.shape[:2], dtype=torch.int64)

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pc_ewa import ops
 from pc_ewa.errors import ConfigError, TrainingError
 from pc_ewa.ewa.sharding import is_sharded
+from pc_ewa.heap import freed_memory_kept
 
 PATIENCE = datetime.timedelta(minutes=3)  # with a process that is silent in the middle of the work
 LONG_PATIENCE = datetime.timedelta(hours=2)  # while one of them works alone, as on a linear SVM
@@ -55,7 +56,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
     if size > 1:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield World(rank, size, chosen)
+        with freed_memory_kept() if chosen.type == "cpu" else nullcontext():
+            yield World(rank, size, chosen)
     except RuntimeError as error:
         raise _with_absent_processes(error, World(rank, size, chosen)) from None
     finally:

@@ -1,6 +1,5 @@
 """What a run measures of itself: means of metrics, samples per second, peak memory."""
 
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -62,8 +61,15 @@ def reset_peak_memory(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes of tensors on the GPU; without one, of the whole process (maximum resident set), torch itself included."""
+    """Bytes of tensors on the GPU; without one, of the whole process (maximum resident set), torch itself included.
+
+    0 where the system does not tell: on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return 0
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

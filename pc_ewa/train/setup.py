@@ -18,6 +18,7 @@ from pc_ewa.ewa import ExpertAverager, upcycle, whole_copy
 from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.models import MODELS, create_model, load_pretrained
 from pc_ewa.streams import stream
+from pc_ewa.train.activations import checkpoint_activations
 from pc_ewa.train.batches import INIT, Batches
 from pc_ewa.train.compiled import check_compile
 from pc_ewa.train.distributed import World
@@ -88,6 +89,8 @@ def build(experiment: Experiment, world: World) -> Setup:
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
     notes = [describe_data(splits), *load_initial_weights(model, experiment)]
     put_experts(model, experiment)
+    if train.checkpoint_activations:
+        checkpoint_activations(model)
     sharded = place(model, experiment, world)
     optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
     deferred = can_defer(model, world.device)

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-# A scheduler's end, Ctrl-C, a closed terminal, and Slurm's warning (sbatch --signal=USR1@60).
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+# A scheduler's end, Ctrl-C, a closed terminal, and Slurm's warning (sbatch --signal=USR1@60). Windows has only two.
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1") if hasattr(signal, name)
+)
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def describe_summary(summary: dict[str, Any]) -> str:
             "",
             *_remarks(summary),
             "time: " + ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in summary["seconds"].items()),
-            *([f"peak memory: {summary['peak_memory'] / 2**20:,.0f} MiB"] if "peak_memory" in summary else []),
+            *([f"peak memory: {summary['peak_memory'] / 2**20:,.0f} MiB"] if summary.get("peak_memory") else []),
             f"run folder: {summary['output']}",
             "",
             "next:",

@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -25,31 +26,47 @@ def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.fixture
+def quick(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script with 40 images to validate and 40 to test, and models of width 8."""
+    whole = script.few_digits
+    monkeypatch.setattr(script, "SIZE", script.SIZE | {"hidden_size": 8, "intermediate_size": 16})
+
+    def fewer(images: int) -> dict[str, Any]:
+        return {
+            name: (data[:40], labels[:40]) if name != "train" else (data, labels)
+            for name, (data, labels) in whole(images).items()
+        }
+
+    monkeypatch.setattr(script, "few_digits", fewer)
+    return script
+
+
 def call(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["digits_small.py", "--images", "100", "--epochs", "1", *map(str, arguments)])
     script.main()
 
 
 def test_every_kind_of_arm_trains_and_a_second_call_goes_on(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "digits_100.json"
     ledger = tmp_path / "digits_100.runs.jsonl"
-    call(script, monkeypatch, "--seeds", 1, "--json", file)
+    call(quick, monkeypatch, "--seeds", 1, "--json", file)
     results = read_results(file)
-    assert list(results["variants"]) == list(script.ARMS)
+    assert list(results["variants"]) == list(quick.ARMS)
     assert results["variants"]["naive_ewa"]["against"] == "naive"
-    assert results["comparisons"] == script.COMPARISONS
+    assert results["comparisons"] == quick.COMPARISONS
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert len({(line["arm"], line["lr"], line["seed"]) for line in lines}) == len(lines) >= 2 * len(script.ARMS)
-    assert len({line["settings"] for line in lines}) == len(script.ARMS)
+    assert len({(line["arm"], line["lr"], line["seed"]) for line in lines}) == len(lines) >= 2 * len(quick.ARMS)
+    assert len({line["settings"] for line in lines}) == len(quick.ARMS)
     capsys.readouterr()
     trained = []
-    train = script.train
-    monkeypatch.setattr(script, "train", lambda *arguments: trained.append(arguments[3]) or train(*arguments))
-    call(script, monkeypatch, "--seeds", 1, "--json", file)
+    train = quick.train
+    monkeypatch.setattr(quick, "train", lambda *arguments: trained.append(arguments[3]) or train(*arguments))
+    call(quick, monkeypatch, "--seeds", 1, "--json", file)
     assert trained == []
-    call(script, monkeypatch, "--seeds", 2, "--only", "dense", "--json", file)
+    call(quick, monkeypatch, "--seeds", 2, "--only", "dense", "--json", file)
     assert trained.count(1) >= 2
     runs = [(line["arm"], line["lr"], line["seed"]) for line in map(json.loads, ledger.read_text().splitlines())]
     assert len(set(runs)) == len(runs)

@@ -1,10 +1,9 @@
 """Runs as processes: what breaks is told and the rest goes on; a signal lets them save. The trainer is a stand-in."""
 
 import fcntl
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -120,23 +119,16 @@ def test_two_comparisons_do_not_share_a_folder(plan: Make, trainer: Callable[[st
             compare(made, Options(costs=False))
 
 
-START = """
-import sys
-from pc_ewa.compare import Options, load_plan, compare
-sys.executable = sys.argv[1]
-compare(load_plan("toys.yaml", ["sweep=null", "seeds=[0]"]), Options(costs=False, jobs=1))
-"""
-
-
 def test_runs_that_outlive_the_comparison_keep_it_locked(plan: Make, trainer: Callable[[str], None]) -> None:
     """It is killed in such a way that it can stop nothing."""
     made = plan("sweep=null", "seeds=[0]")
     trainer('echo $$ > "$folder/pid.tmp"; mv "$folder/pid.tmp" "$folder/pid"; exec sleep 20')
-    stand_in, python = sys.executable, str(Path(sys.prefix, "bin", "python"))
     pid = made.output / "dense" / "seed_0" / "pid"
-    with subprocess.Popen([python, "-c", START, stand_in], stdout=subprocess.DEVNULL) as first:
-        _wait(lambda: pid.is_file() or first.poll() is not None)
-        first.kill()
+    first = multiprocessing.get_context("fork").Process(target=compare, args=(made, Options(costs=False, jobs=1)))
+    first.start()
+    _wait(lambda: pid.is_file() or not first.is_alive())
+    first.kill()
+    first.join()
     try:
         with pytest.raises(ConfigError, match="or by runs still going on of one that was killed"):
             compare(made, Options(costs=False))

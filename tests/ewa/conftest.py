@@ -1,5 +1,6 @@
 """A small transformer, and mixtures whose outputs tell which expert had which token."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -68,13 +69,23 @@ def gated_mixture() -> Callable[..., GatedFFN]:
 
 @pytest.fixture(scope="session")
 def deal() -> Callable[..., Tensor]:
-    """Send tokens of shape (..., T) through a fresh layer: `deal(num_experts, *shape)` is the expert of each token."""
+    """Send tokens of shape (..., T) through a layer: `deal(num_experts, *shape)` is the expert of each token.
 
-    def who(num_experts: int, *shape: int, partition: str = "batch") -> Tensor:
+    The layer is the one of the call before, unless `anew`.
+    """
+
+    @functools.cache
+    def telling(num_experts: int, partition: str) -> ExpertFFN:
         layer = ExpertFFN(nn.Linear(1, 1), num_experts, partition=partition)  # type: ignore[arg-type]
         with torch.no_grad():
             layer.experts.weight.zero_()  # type: ignore[union-attr, operator]
             layer.experts.bias.copy_(torch.arange(num_experts)[:, None])  # type: ignore[union-attr, operator]
-            return layer(torch.zeros(*shape, 1))[..., 0].long()
+        return layer
+
+    @torch.no_grad()
+    def who(num_experts: int, *shape: int, partition: str = "batch", anew: bool = False) -> Tensor:
+        if anew:
+            telling.cache_clear()
+        return telling(num_experts, partition)(torch.zeros(*shape, 1))[..., 0].long()
 
     return who

@@ -247,7 +247,7 @@ def test_golden_6_dealings_follow_torchs_seed(deal: Deal) -> None:
     drawn = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        drawn.append(deal(4, 5, 13))
+        drawn.append(deal(4, 5, 13, anew=True))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from expert_scenarios import build, build_with_all_sorts, raised, train_alone, work
 from torch import Tensor
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 from pc_ewa.ewa import ExpertAverager, dense_state_dict, expert_layers
 from pc_ewa.ewa.statistics import LayerStatistics
@@ -21,7 +21,9 @@ State = dict[str, Tensor]
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
     """What each of two processes found; all scenarios in one start, which is most of the time."""
     folder = tmp_path_factory.mktemp("processes")
-    spawn(work, (str(folder),), nprocs=2)
+    # Forks have imported everything already; after a backward pass on a GPU torch allows none.
+    method = "spawn" if torch.cuda.is_available() else "fork"
+    start_processes(work, (str(folder),), nprocs=2, start_method=method)
     with torch.serialization.safe_globals([LayerStatistics]):
         return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 

@@ -22,6 +22,7 @@ from pc_ewa.export.check import KINDS, largest_difference
 from pc_ewa.export.trace import least_points, ready, trace
 from pc_ewa.package import MissingPackageError, version_of
 
+pytest.importorskip("onnxruntime")  # optional: it has no wheels for Python 3.10
 PREPROCESSING = {"num_points": 48, "sampling": "farthest", "normalize": True}
 
 

@@ -46,6 +46,8 @@ dtypes = st.sampled_from([torch.float32, torch.float64])
 # Around the vectors of 8 and 16, the blocks of 64 and the sizes from which clouds are sorted.
 counts = st.sampled_from([1, 2, 7, 16, 17, 63, 64, 65, 130, 255, 256, 300, 1000, 2047, 2048, 2100, 4100])
 seeds = st.integers(0, 2**31)
+# All pairs of two clouds: the plain formula takes half a second for two large ones.
+pairs_of_counts = st.tuples(counts, counts).filter(lambda pair: pair[0] * pair[1] <= 2048 * 300)
 
 
 def some_lengths(draw: st.DataObject, batch: int, count: int, least: int = 1) -> Tensor | None:
@@ -109,10 +111,11 @@ def test_ball_query(kind: str, other: str, dtype: torch.dtype, count: int, data:
 
 
 @laws
-@given(clouds, clouds, dtypes, counts, counts, st.data(), seeds)
+@given(clouds, clouds, dtypes, pairs_of_counts, st.data(), seeds)
 def test_nearest_and_its_gradient(
-    kind: str, other: str, dtype: torch.dtype, count: int, others: int, data: st.DataObject, seed: int
+    kind: str, other: str, dtype: torch.dtype, pair: tuple[int, int], data: st.DataObject, seed: int
 ) -> None:
+    count, others = pair
     random = torch.Generator().manual_seed(seed)
     x, y = (CLOUDS[k](2, n, random).to(dtype) for k, n in ((kind, count), (other, others)))
     arguments = (x, y, some_lengths(data, 2, count), some_lengths(data, 2, others))

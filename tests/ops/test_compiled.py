@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from pc_ewa.ops import compiled, cpu
+from pc_ewa import ops
+from pc_ewa.ops import compiled, cpu, dispatch
 
 pytestmark = pytest.mark.usefixtures("needs_compiler")
 library = compiled.library.__wrapped__  # as a new process calls it
@@ -168,16 +170,24 @@ def test_an_error_in_the_source_is_named(cache: Path) -> None:
         library("float")
 
 
-def test_without_a_compiler_the_reference_runs_and_says_why_once(tmp_path: Path) -> None:
-    code = """
-import torch
-from pc_ewa import ops
-points = torch.tensor([[[0, 0, 0], [1, 0, 0], [0, 3, 0], [0, 0, 2.0]]])
-for _ in range(2):
-    print(ops.farthest_point_sample(points, 3).tolist())
-"""
-    environment = os.environ | {"CXX": "none", "XDG_CACHE_HOME": str(tmp_path), "PC_EWA_OPS": "auto"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "[[0, 2, 3]]\n" * 2
+@pytest.fixture
+def as_a_new_process() -> Iterator[None]:
+    """Choose the backend and load the kernels anew, before and after."""
+    cached = (dispatch._choose, compiled.library)
+    for function in cached:
+        function.cache_clear()
+    yield
+    for function in cached:
+        function.cache_clear()
+
+
+def test_without_a_compiler_the_reference_runs_and_says_why_once(
+    cache: Path, as_a_new_process: None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "none")
+    monkeypatch.setenv("PC_EWA_OPS", "auto")
+    points = torch.tensor([[[0, 0, 0], [1, 0, 0], [0, 3, 0], [0, 0, 2.0]]])
+    for _ in range(2):
+        assert ops.farthest_point_sample(points, 3).tolist() == [[0, 2, 3]]
     reason = "no C++ compiler (none not found); install one for speed"
-    assert done.stderr == f"point-cloud ops on cpu: reference (cpu: {reason})\n"
+    assert caplog.messages == [f"point-cloud ops on cpu: reference (cpu: {reason})"]

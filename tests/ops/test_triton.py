@@ -146,8 +146,7 @@ class TestKnn:
 
 @needs_triton
 class TestBallQuery:
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("k", [1, 4, 50])
+    @pytest.mark.parametrize(("kind", "k"), [*((kind, 4) for kind in KINDS), ("grid", 1), ("grid", 50)])
     def test_any_cloud(self, backend: Call, kind: str, k: int) -> None:
         """On the grid some points are exactly as far away as the radius, and so outside."""
         points = cloud(kind, 2, 19)
@@ -169,8 +168,10 @@ class TestBallQuery:
 
 @needs_triton
 class TestNearest:
-    @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize(("x_count", "y_count"), [(1, 1), (7, 40), (35, 16)])
+    @pytest.mark.parametrize(
+        ("kind", "x_count", "y_count"),
+        [*((kind, 7, 40) for kind in KINDS), ("random", 1, 1), ("grid", 35, 16), ("random", 35, 16)],
+    )
     def test_any_clouds(self, backend: Call, kind: str, x_count: int, y_count: int) -> None:
         x, y = cloud(kind, 2, x_count), cloud(kind, 2, y_count, seed=1)
         check(backend("nearest", x, y, None, None), reference.nearest(x, y, None, None))

@@ -125,8 +125,27 @@ def test_wrong_arguments_are_one_line(tool: Tool, arguments: list[str], message:
         (["--save", "none/page.md"], "--save none/page.md: there is no folder none; make it, or choose another"),
     ],
 )
-def test_wrong_arguments_of_latency_are_one_line(tool: Tool, arguments: list[str], message: str) -> None:
+def test_wrong_arguments_of_latency_and_model_are_one_line(tool: Tool, arguments: list[str], message: str) -> None:
     assert tool("benchmark", "latency", "absent.pt", *arguments) == (2, "", f"error: {message}\n")
+    assert tool("benchmark", "model", *arguments) == (2, "", f"error: {message}\n")
+
+
+def test_the_model_is_timed_beside_the_official_style(
+    module: Callable[[str], Any], toy_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pc_ewa.config import load_experiment
+
+    model = module("model")
+    plan = model.Plan(rounds=1, threads=(1,), batches=(2,), pause=0)
+    found = model.measure(load_experiment(toy_config, ["device=cpu"]), plan)
+    inference, training, where, *_ = found.tables
+    assert {row[0] for row in inference.rows} >= {model.OFFICIAL, model.OFFICIAL_KEPT, model.DENSE, model.MERGED}
+    assert {row[0] for row in training.rows} >= {model.OFFICIAL, model.DENSE, model.EWA}
+    assert "matrix products" in {row[0] for row in where.rows}
+    assert {target.bound for target in found.targets} >= {1.45, 1.35, 1.05, 1}
+    page = model.page(found, "pc-ewa benchmark model", plan)
+    assert all(target.describe() in page for target in found.targets)
+    capsys.readouterr()
 
 
 def test_an_unknown_backend_is_one_line(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,7 +182,6 @@ def test_the_command_is_named_as_the_shell_finds_it(tmp_path: Path, monkeypatch:
     ("arguments", "missing", "extra"),
     [
         (["train", "quickstart"], "h5py", "pc-ewa[train]"),
-        (["compare", "compare/furniture", "--check"], "yaml", "pc-ewa[compare]"),
         (["prepare", "--list"], "h5py", "pc-ewa[data]"),
         (["train", "quickstart"], "torch", "pc-ewa"),
     ],

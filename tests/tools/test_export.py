@@ -25,6 +25,7 @@ from pc_ewa.export.check import KINDS, largest_difference
 from pc_ewa.export.source import load
 from pc_ewa.train.restore import restore
 
+pytest.importorskip("onnxruntime")  # optional: it has no wheels for Python 3.10
 Tool = Callable[..., Any]
 REPOSITORY = Path(__file__).parent.parent.parent
 

@@ -73,7 +73,7 @@ def test_torch_comes_first_by_its_pin_and_the_clone_last_without_dependencies(cl
     code, out, err = set_up(clone, environment)
     assert (code, err) == (0, "")
     assert out == f"installing requirements.txt into {environment} (once; about 2 GB and a few minutes)\n"
-    options = "install --disable-pip-version-check --quiet"
+    options = "install --disable-pip-version-check --no-compile --quiet"
     asked = (environment / "asked").read_text().splitlines()
     assert asked == [f"{options} torch=={PIN}", f"{options} -r requirements.txt", f"{options} --no-deps -e ."]
 

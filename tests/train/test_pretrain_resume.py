@@ -65,7 +65,7 @@ def test_stopped_after_any_checkpoint_a_run_ends_the_same(
     own = ("train.steps=3", *own)
     whole = run(tiny(model, *overrides, *own, f"output={tmp_path}/whole"))
     assert whole is not None
-    for step in (1, 2):
+    for step in (1, 2) if len(overrides) == 1 else (2,):  # one variant after any checkpoint
         cut = tiny(model, *overrides, *own, f"output={tmp_path}/cut{step}")
         with monkeypatch.context() as patch:
             stop_after_saving(step, patch)

@@ -27,7 +27,8 @@ import json, os, runpy, signal, sys
 import torch._dynamo  # every optimizer imports it
 import pc_ewa.train
 pc_ewa.train.loop.LOG_EVERY = 1
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a parent under nohup hands on that it is ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # a parent under nohup hands on that it is ignored,
+signal.signal(signal.SIGINT, signal.default_int_handler)  # and one in the background of a script likewise
 
 def watch(changes, deadly, number, half):
     seen = 0

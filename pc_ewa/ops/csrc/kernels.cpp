@@ -3,6 +3,7 @@
 // Arguments are those of pc_ewa/ops/reference.py with the sizes of the tensors; lengths and start may be null. All
 // return 0, or 1 when memory ran out.
 #include "nearest.h"
+#include "patch.h"
 #include "sample.h"
 
 extern "C" {
@@ -64,6 +65,36 @@ int nearest_backward(const T* grad_to_y, const T* grad_to_x, const T* x, const T
             pull(y + 3 * j, x + 3 * i, grad_to_x + j, y_index + j, y_count, grad_y + 3 * j, grad_x + 3 * i);
         }
     });
+}
+
+// relu(batch norm(x + shift)); parts is for the sums of blocks, see parts_of.
+int norm_relu(const T* x, const T* shift, const T* weight, const T* bias, int64_t patches, int64_t size,
+              int64_t channels, double eps, T* parts, T* y, T* mean, T* variance, Parallel parallel, int64_t threads) {
+    const Rows rows{x, shift, patches, size, channels};
+    const Team team{parallel, threads};
+    const std::vector<T> zeros(channels);
+    if (!statistics(rows, zeros.data(), parts, mean, variance, team)) return 1;
+    return !normalize(rows, zeros.data(), Affine(weight, bias, mean, variance, eps, channels), y, team);
+}
+
+int norm_relu_backward(const T* grad, const T* x, const T* shift, const T* weight, const T* bias, const T* mean,
+                       const T* variance, int64_t patches, int64_t size, int64_t channels, double eps, T* parts,
+                       T* grad_x, T* grad_shift, T* grad_weight, T* grad_bias, Parallel parallel, int64_t threads) {
+    const Rows rows{x, shift, patches, size, channels};
+    const std::vector<T> zeros(channels);
+    return !normalize_backward(rows, zeros.data(), Affine(weight, bias, mean, variance, eps, channels), mean, grad,
+                               parts, grad_x, grad_shift, grad_weight, grad_bias, {parallel, threads});
+}
+
+int largest(const T* x, int64_t patches, int64_t size, int64_t channels, T* values, Int* winners, Parallel parallel,
+            int64_t threads) {
+    return !largest(Rows{x, nullptr, patches, size, channels}, values, winners, Team{parallel, threads});
+}
+
+int largest_backward(const T* grad, const Int* winners, int64_t patches, int64_t size, int64_t channels, T* grad_x,
+                     Parallel parallel, int64_t threads) {
+    return !largest_backward(Rows{nullptr, nullptr, patches, size, channels}, grad, winners, grad_x,
+                             Team{parallel, threads});
 }
 
 }  // extern "C"

@@ -1,0 +1,128 @@
+"""The fused layers of the patch encoder: what plain torch computes, forward, gradients and running statistics."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from pc_ewa.ops.patch_layers import largest, norm_relu, plain_norm_relu
+
+DTYPES = (torch.float32, torch.float64)
+
+
+def norm_of(channels: int, dtype: torch.dtype, **options: object) -> nn.BatchNorm1d:
+    norm = nn.BatchNorm1d(channels, dtype=dtype, **options)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def both(x, shift, norm, weigh=None):
+    """Outputs, gradients and statistics of the fused and of the plain layer."""
+    found = []
+    for function in (norm_relu, plain_norm_relu):
+        own = copy.deepcopy(norm)
+        inputs = [None if t is None else t.clone().requires_grad_() for t in (x, shift)]
+        y = function(*inputs, own)
+        y.backward(torch.ones_like(y) if weigh is None else weigh)
+        gradients = [t.grad for t in (*inputs, own.weight, own.bias) if t is not None]
+        found.append([y.detach(), *gradients, *own.buffers()])
+    return found
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    patches=st.integers(1, 40), size=st.integers(1, 200), channels=st.integers(1, 40), seed=st.integers(0, 99),
+    shifted=st.booleans(), dtype=st.sampled_from(DTYPES), momentum=st.sampled_from([0.1, None]),
+)  # fmt: skip
+def test_the_fused_layer_is_batch_norm_and_relu(patches, size, channels, seed, shifted, dtype, momentum):
+    torch.manual_seed(seed)
+    if patches * size < 3:  # of two rows the gradient is 0, and what is left is rounding
+        size = 3
+    x = torch.randn(patches, size, channels, dtype=dtype) * 3 + 5
+    shift = torch.randn(patches, channels, dtype=dtype) if shifted else None
+    norm = norm_of(channels, dtype, momentum=momentum)
+    # Next to 0 rounding decides which side of ReLU a value is on, and with it all of its gradient.
+    doubled = copy.deepcopy(norm).double()
+    before_relu = doubled((x if shift is None else x + shift[:, None]).double().flatten(0, 1)).view(x.shape)
+    weigh = torch.where(before_relu.abs() > 1e-3, torch.randn_like(x), 0)
+    fused, plain = both(x, shift, norm, weigh)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-10
+    for one, other in zip(fused, plain, strict=True):
+        assert (one - other).abs().max() <= tolerance * other.abs().max().clamp_min(1)
+
+
+def test_rows_that_are_equal_become_the_bias():
+    norm = norm_of(4, torch.float32)
+    fused, plain = both(torch.full((3, 5, 4), 7.0), None, norm)
+    torch.testing.assert_close(fused[0], norm.bias.detach().relu().expand(3, 5, 4), rtol=0, atol=1e-3)
+    torch.testing.assert_close(fused[-2], plain[-2])
+
+
+def test_nan_is_not_hidden():
+    x = torch.randn(4, 8, 3)
+    x[1, 2, 0] = torch.nan
+    y = norm_relu(x, None, nn.BatchNorm1d(3))
+    assert y[..., 0].isnan().all()
+    assert not y[..., 1:].isnan().any()
+    assert largest(x.requires_grad_())[1, 0].isnan()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_sums_do_not_depend_on_the_number_of_threads(threads):
+    torch.manual_seed(0)
+    x, shift, norm = torch.randn(700, 32, 20), torch.randn(700, 20), norm_of(20, torch.float32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone, _ = both(x, shift, norm)
+        torch.set_num_threads(threads)
+        shared, _ = both(x, shift, norm)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(alone, shared, strict=True))
+
+
+def test_second_derivatives_are_those_of_plain_torch():
+    torch.manual_seed(0)
+    x, shift, norm = torch.randn(6, 4, 3).double(), torch.randn(6, 3).double(), norm_of(3, torch.float64)
+    found = []
+    for function in (norm_relu, plain_norm_relu):
+        inputs = [x.clone().requires_grad_(), shift.clone().requires_grad_()]
+        (first,) = torch.autograd.grad(function(*inputs, norm).square().sum(), inputs[:1], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), inputs))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_norms_that_are_frozen_or_in_evaluation_are_left_to_torch():
+    x, norm = torch.randn(4, 8, 3), norm_of(3, torch.float32).eval()
+    fused, plain = both(x, None, norm)
+    assert all(torch.equal(one, other) for one, other in zip(fused, plain, strict=True))
+
+
+def test_hooks_of_the_norm_are_called():
+    x, norm, seen = torch.randn(4, 8, 3), nn.BatchNorm1d(3), []
+    norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
+    norm_relu(x, None, norm)
+    assert seen == [(32, 3)]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    patches=st.integers(1, 9), size=st.integers(1, 40), channels=st.integers(1, 20), seed=st.integers(0, 99),
+    dtype=st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_the_maximum_and_its_gradient_go_to_the_first_that_ties(patches, size, channels, seed, dtype):
+    torch.manual_seed(seed)
+    x = torch.randint(-3, 3, (patches, size, channels)).to(dtype)  # many ties
+    given_x, weigh = x.clone().requires_grad_(), torch.randn(patches, channels, dtype=dtype)
+    values = largest(given_x)
+    values.backward(weigh)
+    assert torch.equal(values, x.amax(1))
+    first = (x == x.amax(1, keepdim=True)).to(torch.int64).argmax(1, keepdim=True)
+    assert torch.equal(given_x.grad, torch.zeros_like(x).scatter(1, first, weigh[:, None]))
+    with torch.no_grad():
+        assert torch.equal(largest(x), values)
