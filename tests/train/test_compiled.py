@@ -55,8 +55,10 @@ def test_a_compiled_run_resumes_exactly_and_is_the_plain_one_to_rounding(
     assert_equal(saved["whole"]["optimizer"], saved["cut"]["optimizer"])
     assert repeatable_metrics(tmp_path / "whole") == repeatable_metrics(tmp_path / "cut")
     assert saved["plain"]["model"].keys() == saved["whole"]["model"].keys()
-    for first, second in zip(*(repeatable_metrics(tmp_path / name) for name in ("plain", "whole")), strict=True):
-        assert first.get("loss") == pytest.approx(second.get("loss"), rel=1e-3)
+    losses = [
+        [line["loss"] for line in repeatable_metrics(tmp_path / name) if "loss" in line] for name in ("plain", "whole")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_an_unknown_mode_is_one_line(toy_config: Path) -> None:
