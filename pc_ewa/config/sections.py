@@ -152,6 +152,8 @@ class Train(_Section):
     """Share of the label that is spread over all classes."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast: weights stay fp32."""
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
+    """Compile the training step by torch.compile in this mode; the last two replay it as CUDA graphs. null does not."""
     checkpoint_activations: bool = False
     """Compute activations twice: half the memory, a third more time."""
     sharding: Literal["none", "fsdp"] = "none"

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -78,13 +78,20 @@ class ExpertAverager:
         self.every = every
         self.steps_done = 0
         self._hook: RemovableHandle | None = None
+        self._reads_found_inf = True
         self._lr: float | None = None  # of the latest step
         self._is_first = False  # whether the next step is the first since attach()
 
-    def attach(self, optimizer: Optimizer) -> "ExpertAverager":
+    def attach(self, optimizer: Optimizer, *, reads_found_inf: bool = True) -> "ExpertAverager":
         """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it.
 
         A wrapper that holds the optimizer as `optimizer`, such as accelerate's, is unwrapped.
+
+        Args:
+            optimizer: the optimizer of the experts.
+            reads_found_inf: a fused optimizer has `found_inf` under a `GradScaler`, and where that is 1 skips the step
+                inside its kernel: such a step is not counted, and reading it waits for the GPU. False does not wait:
+                such a step leaves the experts as they are, and counts.
 
         Raises:
             ValueError: attached already (the experts would be averaged twice a step), not an optimizer, experts sharded
@@ -108,6 +115,7 @@ class ExpertAverager:
                 "resume, averager.load_state_dict() what averager.state_dict() gave",
                 stacklevel=2,
             )
+        self._reads_found_inf = reads_found_inf
         self._hook = inner.register_step_post_hook(self._after_optimizer_step)
         self._lr = self._learning_rate(inner)
         self._is_first = True
@@ -145,11 +153,12 @@ class ExpertAverager:
         return self.rate.at(step, lr)
 
     @torch.no_grad()
-    def step(self, lr: float | None = None) -> None:
+    def step(self, lr: float | None = None, unless: Tensor | None = None) -> None:
         """Average once, for those who call it by hand after `optimizer.step()` instead of attaching.
 
         Args:
             lr: the learning rate of that step, for schedule "lr"; an attached averager reads it from the optimizer.
+            unless: a scalar on the device of the experts: where it is 1, and not 0, they stay as they are.
 
         Raises:
             ValueError: the model was merged, so that these experts are no longer in it; or no learning rate.
@@ -169,7 +178,8 @@ class ExpertAverager:
         for layer in self.layers.values():
             gamma = 1 - (1 - share_rate * layer.num_experts / (layer.num_experts - 1)) ** self.every
             for _, stack in local_stacks(layer):
-                stack.lerp_(merge_stack(stack).expand_as(stack), gamma)
+                weight = gamma if unless is None else ((1 - unless) * gamma).to(stack.dtype)
+                stack.lerp_(merge_stack(stack).expand_as(stack), weight)
 
     @torch.no_grad()
     def statistics(self) -> dict[str, LayerStatistics]:
@@ -211,8 +221,11 @@ class ExpertAverager:
         self._is_first = False
         # Fused optimizers run under a GradScaler even when they skip the update inside their kernel.
         found_inf = getattr(optimizer, "found_inf", None)
-        if found_inf is None or not bool(found_inf):
-            self.step(self._learning_rate(optimizer) if self.rate.schedule == "lr" else None)
+        lr = self._learning_rate(optimizer) if self.rate.schedule == "lr" else None
+        if found_inf is None or not self._reads_found_inf:
+            self.step(lr, unless=found_inf)
+        elif not bool(found_inf):
+            self.step(lr)
 
 
 def _unwrapped(optimizer: object) -> Optimizer:

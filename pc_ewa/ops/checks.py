@@ -1,13 +1,37 @@
 """Checks of arguments for all ops: shapes and types at the call, values where the work is done."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+# Where `noting_in` has values noted; for all threads, as autograd has its own.
+_notes: list[Tensor] = []
+
 
 class NotFiniteError(ValueError):
     """NaN or infinity among coordinates."""
+
+
+@contextmanager
+def noting_in(note: Tensor | None) -> Iterator[None]:
+    """Set a flag where coordinates are not finite, in place of raising `NotFiniteError`: nothing waits for the GPU.
+
+    The work is done on zeros in their place, so that no kernel meets NaN. CUDA graphs captured inside of the block
+    need such a block, and the same flag, whenever they run. `lengths` are read as ever.
+
+    Args:
+        note: the flag, a bool scalar on the device of the clouds; None changes nothing.
+    """
+    if note is None:
+        yield
+        return
+    _notes.append(note)
+    try:
+        yield
+    finally:
+        _notes.remove(note)
 
 
 def check_cloud(name: str, points: Tensor) -> Tensor:
@@ -56,10 +80,11 @@ def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> 
 def check_values(name: str, points: Tensor, lengths: Tensor | None = None, needed: int = 1) -> Tensor:
     """Raise ValueError unless every length is in needed..N and every point within them is finite.
 
-    It reads the tensors, which synchronises a GPU: call it where the work is done, not in traced code.
+    It reads the tensors, which synchronises a GPU, but for what `noting_in` has noted instead: call it where the work
+    is done, not in traced code.
 
     Returns:
-        The points, with zeros for padding.
+        The points, with zeros for padding, and for what was noted.
     """
     if points.numel() == 0:
         return points
@@ -69,6 +94,10 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None = None, neede
             wrong = least if least < needed else most
             raise ValueError(f"a length of {wrong} for {name}; it must lie between {needed} and {points.shape[1]}")
         points = points.masked_fill(~valid(points, lengths)[..., None], 0)
+    if _notes:
+        finite = points.isfinite()
+        _notes[-1].logical_or_(~finite.all())
+        return torch.where(finite, points, 0)
     low, high = points.aminmax()
     if not bool((high - low).isfinite()) and not bool(points.isfinite().all()):
         cloud = int((~points.isfinite()).flatten(1).any(1).nonzero()[0])

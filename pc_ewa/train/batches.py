@@ -61,10 +61,11 @@ class Batches:
         """One part of the batch of this step, B / slots shapes of `num_points` points."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.experiment.train.batch_size
-        order = _epoch_order(len(self.clouds), stream(self.experiment.seed, ORDER, epoch))
+        order = _epoch_order(len(self.clouds), stream(self.experiment.seed, ORDER, epoch), self.clouds.points.device)
         indices = order[place * size : (place + 1) * size].chunk(self.slots)[slot]
-        points, labels = (tensor.to(self.device) for tensor in self.clouds.batch(indices))
-        parts = None if self.clouds.parts is None else self.clouds.part_labels(indices).to(self.device)
+        points, labels = (tensor.to(self.device, non_blocking=True) for tensor in self.clouds.batch(indices))
+        parts = None if self.clouds.parts is None else self.clouds.part_labels(indices)
+        parts = None if parts is None else parts.to(self.device, non_blocking=True)
         generator = torch.Generator(self.device).manual_seed(stream(self.experiment.seed, AUGMENT, step, slot))
         shared_draw = self.experiment.recipe == "official"
         points, index = sample_points(points, self.experiment.data, generator, shared_draw)
@@ -107,5 +108,7 @@ def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Gene
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(count: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+def _epoch_order(count: int, seed: int, device: torch.device) -> Tensor:
+    """The order of an epoch, drawn on the CPU, the same for every device, and sent to that of the clouds once."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order.to(device, non_blocking=True)

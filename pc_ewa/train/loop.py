@@ -14,8 +14,9 @@ from pc_ewa.config import Experiment
 from pc_ewa.data import describe_change
 from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ewa.sharding import local_part
-from pc_ewa.ops.checks import NotFiniteError
+from pc_ewa.ops.checks import NotFiniteError, noting_in
 from pc_ewa.progress import bar
+from pc_ewa.train.compiled import compiled, compiled_pass
 from pc_ewa.train.distributed import (
     World,
     check_replicas,
@@ -115,7 +116,7 @@ def train(
         Stopped: a signal asked to stop; the state is saved, and the same command goes on from there.
         TrainingError: a loss, gradient or weight that is not finite; the checkpoints stay as they are.
     """
-    parallel = parallel_model(setup.model, world)
+    parallel = parallel_model(compiled(setup.model, experiment), world)
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
     save_every = experiment.train.save_every or eval_every
     probe_every = experiment.probe.every * setup.batches.steps_per_epoch if experiment.probe else 0
@@ -127,9 +128,12 @@ def train(
             began = time.perf_counter()
             meter.add(train_step(setup, experiment, world, parallel, progress.step))
             progress.step += 1
-            progress.seconds += time.perf_counter() - began
             done = progress.step == setup.total_steps
-            if progress.step % LOG_EVERY == 0 or done:
+            logged = progress.step % LOG_EVERY == 0 or done
+            if logged or progress.step % eval_every == 0 or progress.step % save_every == 0:
+                _check_gradients(setup, experiment)  # of the steps since the last time; it waits for the GPU
+            progress.seconds += time.perf_counter() - began
+            if logged:
                 tracker.metrics(progress.step, meter.means(experiment.train.batch_size) | _ewa_metrics(setup))
             steps.update()
             best = False
@@ -143,6 +147,7 @@ def train(
                     _probe(setup.probe, setup.measured(progress.step), world, progress, tracker)
             stop = first_signal(received, world.device)
             if best or stop or done or progress.step % save_every == 0:
+                _check_gradients(setup, experiment)
                 with _divergence_told(experiment, progress.step):
                     _check_weights(setup.model)
                 _save(setup, experiment, world, progress, checkpoints, meter, best)
@@ -154,12 +159,13 @@ def train(
 def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
     """Take one optimizer step; returns the metrics of this process's part of the batch, on the device.
 
-    `parallel` is `setup.model`, or its DistributedDataParallel wrapper.
+    `parallel` is `setup.model`, compiled or not, or its DistributedDataParallel wrapper.
 
     Raises:
-        TrainingError: a loss, gradient or prediction that is not finite; the weights stay as they are.
+        TrainingError: a loss, gradient or prediction that is not finite; the weights stay as they are. On a GPU it is
+            for `setup.guard.found` to tell: no step waits for the GPU.
     """
-    with _divergence_told(experiment, step + 1):
+    with _divergence_told(experiment, step + 1), noting_in(setup.guard.coordinates):
         return _train_step(setup, experiment, world, parallel, step)
 
 
@@ -175,7 +181,7 @@ def _train_step(
     for slot in slots:
         batch = setup.batches.draw(step, slot)
         setup.batches.seed_model(step, slot)
-        with gradients_wait(parallel, slot == slots[-1]):
+        with gradients_wait(parallel, slot == slots[-1]), compiled_pass(experiment):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 output = setup.objective.loss(parallel, batch, step)
             if experiment.ewa and experiment.ewa.arguments["gate"]:
@@ -184,9 +190,7 @@ def _train_step(
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
             metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / len(slots)
     norm = whole(nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf))
-    if not math.isfinite(norm.item()):
-        raise NotFiniteError(f"loss {metrics['loss'].item():.4g}, gradient norm {norm.item():.4g}")
-    setup.optimizer.step()  # the averager runs in its post-step hook
+    setup.guard.step(norm, metrics["loss"], step + 1)  # the averager runs in the optimizer's post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
     setup.objective.after_step(setup.model)
     if setup.weight_average:
@@ -281,13 +285,23 @@ def _ewa_metrics(setup: Setup) -> dict[str, float]:
     return metrics
 
 
+def _check_gradients(setup: Setup, experiment: Experiment) -> None:
+    """Raise TrainingError if a step since the last time had gradients that are not finite, where they wait for this."""
+    if found := setup.guard.found():
+        raise _diverged(experiment, *found)
+
+
 @contextmanager
 def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
     """Turn numbers that are not finite into a TrainingError that says what to do."""
     try:
         yield
     except (NotFiniteError, OutputError) as error:
-        raise TrainingError(
-            f"step {step}: {error}: not finite; the checkpoints before it are whole: lower train.lr (now "
-            f"{experiment.train.lr:g}) or use train.precision=fp32"
-        ) from None
+        raise _diverged(experiment, step, str(error)) from None
+
+
+def _diverged(experiment: Experiment, step: int, what: str) -> TrainingError:
+    return TrainingError(
+        f"step {step}: {what}: not finite; the checkpoints before it are whole: lower train.lr (now "
+        f"{experiment.train.lr:g}) or use train.precision=fp32"
+    )

@@ -20,7 +20,9 @@ from pc_ewa.models import MODELS, create_model, load_pretrained
 from pc_ewa.streams import stream
 from pc_ewa.train.activations import checkpoint_activations
 from pc_ewa.train.batches import INIT, Batches
+from pc_ewa.train.compiled import check_compile
 from pc_ewa.train.distributed import World
+from pc_ewa.train.finite import GradientGuard, can_defer
 from pc_ewa.train.objectives import Objective, create_objective
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
 from pc_ewa.train.probe import SVMProbe
@@ -38,6 +40,7 @@ class Setup(NamedTuple):
     batches: Batches
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    guard: GradientGuard
     averager: ExpertAverager | None
     weight_average: WeightAverage | None
     total_steps: int
@@ -70,6 +73,7 @@ def build(experiment: Experiment, world: World) -> Setup:
             "steps; each must get an equal share of at least 2 samples"
         )
     check_initial_weights(experiment)
+    check_compile(experiment, world)
     splits = load_splits(experiment.data, experiment.seed)
     seen = digest({"train": splits.train, "test": splits.test, **({"val": splits.val} if splits.val else {})})
     batches = Batches(to_device_if_it_fits(splits.train, world.device), experiment, slots, world.device)
@@ -89,11 +93,14 @@ def build(experiment: Experiment, world: World) -> Setup:
         checkpoint_activations(model)
     sharded = place(model, experiment, world)
     optimizer = create_optimizer(model, train, decay_cls_pos=experiment.recipe == "official")
-    averager = attach_averager(model, optimizer, experiment, total_steps)
+    deferred = can_defer(model, world.device)
+    guard = GradientGuard(optimizer, world.device, deferred)
+    averager = attach_averager(model, optimizer, experiment, total_steps, reads_found_inf=not deferred)
     extra = ", one more than asked, as in the official code" if experiment.recipe == "official" else ""
     notes.append(
         f"plan: {total_steps} steps of {train.batch_size} samples ({total_steps / batches.steps_per_epoch:.4g} epochs"
         f"{extra}) on {world.size} x {world.device.type}{sharded}"
+        f"{f', compiled ({train.compile})' if train.compile else ''}"
     )
     backend = ops.backend(world.device)
     notes.append(f"ops: {backend.name} ({backend.reason})")
@@ -115,6 +122,7 @@ def build(experiment: Experiment, world: World) -> Setup:
         batches,
         model,
         optimizer,
+        guard,
         averager,
         weight_average,
         total_steps,
@@ -165,14 +173,18 @@ def place(model: nn.Module, experiment: Experiment, world: World) -> str:
 
 
 def attach_averager(
-    model: nn.Module, optimizer: torch.optim.Optimizer, experiment: Experiment, total_steps: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    experiment: Experiment,
+    total_steps: int,
+    reads_found_inf: bool = True,
 ) -> ExpertAverager | None:
     """Average the experts after every optimizer step, as the experiment's `ewa` section says."""
     ewa = experiment.ewa
     if ewa is None:
         return None
     averager = ExpertAverager(model, total_steps=total_steps, **arguments_of(ExpertAverager, ewa.arguments))
-    return averager.attach(optimizer)
+    return averager.attach(optimizer, reads_found_inf=reads_found_inf)
 
 
 def check_initial_weights(experiment: Experiment) -> None:
