@@ -35,14 +35,18 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, -1))
 
 
-def give_freed_memory_back() -> None:
-    """Return free memory to the kernel, now and from now on, as glibc does in a process that has run for a while."""
+def give_freed_memory_back(at_once_from: int = 32 * _MEGABYTE) -> None:
+    """Return free memory to the kernel, now and from now on, as glibc does in a process that has run for a while.
+
+    Args:
+        at_once_from: bytes from which a tensor's memory goes back as soon as it is freed.
+    """
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
     for parameter, value in (
         (_MMAP_MAX, 65_536),
-        (_MMAP_THRESHOLD, 32 * _MEGABYTE),
+        (_MMAP_THRESHOLD, at_once_from),
         (_TRIM_THRESHOLD, 64 * _MEGABYTE),
     ):
         libc.mallopt(parameter, value)

@@ -6,10 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pc_ewa.ops.patch_layers import largest, norm_relu
-
-# Patches that are encoded together at inference: their features, 8 MB at official size, stay in the processor's cache.
-CACHED_PATCHES = 128
+from pc_ewa.ops.patch_layers import PART, is_bare, largest, norm_relu, norm_relu_linear_largest
 
 
 def position_embedding(dim: int) -> nn.Sequential:
@@ -58,7 +55,7 @@ class PatchEncoder(nn.Module):
         """Encode groups (B, G, K, 3) as tokens (B, G, C)."""
         patches = groups.flatten(0, 1)
         if self._in_parts(patches):
-            tokens = torch.cat([self._encode(part) for part in torch.split(patches, CACHED_PATCHES)])
+            tokens = torch.cat([self._encode(part) for part in torch.split(patches, PART)])
         else:
             tokens = self._encode(patches)
         return tokens.view(*groups.shape[:2], -1)
@@ -74,8 +71,20 @@ class PatchEncoder(nn.Module):
         local = widen(norm_relu(lift(patches), None, cast(nn.BatchNorm1d, norm)))
         whole = largest(local)
         mix, norm, _, project = self.second_conv
-        # The official layer maps concat(whole, local). A linear layer on a concatenation is the sum of two linear
-        # layers: the one on `whole` then runs once per patch, not once per point. That saves a quarter of all products.
-        whole_weight, local_weight = cast(PointConv, mix).weight.squeeze(-1).chunk(2, dim=1)
-        shift = F.linear(whole, whole_weight, cast(PointConv, mix).bias)
-        return largest(project(norm_relu(F.linear(local, local_weight), shift, cast(nn.BatchNorm1d, norm))))
+        mixed, shift = _mix(mix, whole, local) if is_bare(mix, PointConv) else (mix(_concatenated(whole, local)), None)
+        if is_bare(project, PointConv):
+            weight, bias = cast(PointConv, project).weight.squeeze(-1), cast(Tensor, project.bias)
+            return norm_relu_linear_largest(mixed, shift, cast(nn.BatchNorm1d, norm), weight, bias)
+        return largest(project(norm_relu(mixed, shift, cast(nn.BatchNorm1d, norm))))
+
+
+def _mix(mix: nn.Module, whole: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:
+    """Map features of patches (P, C) and points (P, K, C); the output is the sum of (P, K, D) and a shift (P, D)."""
+    # The official layer maps concat(whole, local). A linear layer on a concatenation is the sum of two linear layers:
+    # the one on `whole` then runs once per patch, not once per point. That saves a quarter of all products.
+    whole_weight, local_weight = cast(PointConv, mix).weight.squeeze(-1).chunk(2, dim=1)
+    return F.linear(local, local_weight), F.linear(whole, whole_weight, cast(PointConv, mix).bias)
+
+
+def _concatenated(whole: Tensor, local: Tensor) -> Tensor:
+    return torch.cat([whole[:, None].expand_as(local), local], dim=2)

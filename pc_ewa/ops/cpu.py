@@ -3,7 +3,7 @@
 import ctypes
 import functools
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,16 @@ from pc_ewa.ops.compiled import Scalar, UnavailableError, library
 from pc_ewa.ops.reference import NEAR_ORIGIN
 
 _WORTH_THREADS = 2**17  # distances, about 20 microseconds of work: as long as waking the other threads takes
+
+
+class Norm(NamedTuple):
+    """A batch norm with the statistics of its batch."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    variance: Tensor
+    eps: float
 
 
 def unavailable(device: str) -> str | None:
@@ -107,31 +117,33 @@ def nearest_backward(
     return to_x, to_y
 
 
-def norm_relu(
-    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return relu(norm(x + shift)) for x (P, K, C), and the mean and the biased variance of each channel of x + shift.
+def norm_statistics(x: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the mean and the biased variance of each channel of x + shift, for x (P, K, C) and shift (P, C).
 
-    `shift` (P, C) is that of each patch. All tensors are contiguous.
+    `shift` is that of each patch; None is 0. All tensors are contiguous, here and below.
     """
-    patches, size, channels = x.shape
-    y, mean, variance, parts = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight), _parts(x)
-    sizes = (patches, size, channels, ctypes.c_double(eps))
-    _call("norm_relu", x.numel(), x, shift, weight, bias, *sizes, parts, y, mean, variance)
-    return y, mean, variance
+    mean, variance = x.new_empty(x.shape[2]), x.new_empty(x.shape[2])
+    _call("norm_statistics", x.numel(), x, shift, *x.shape, _parts(x), mean, variance)
+    return mean, variance
+
+
+def norm_relu(x: Tensor, shift: Tensor | None, norm: Norm) -> Tensor:
+    """Return relu(norm(x + shift))."""
+    y = torch.empty_like(x)
+    _call("norm_relu", x.numel(), x, shift, *norm[:4], *x.shape, ctypes.c_double(norm.eps), y)
+    return y
 
 
 def norm_relu_backward(
-    grad: Tensor, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, shift, weight and bias."""
-    grad_x, grad_shift = torch.empty_like(x), None if shift is None else torch.empty_like(shift)
-    grad_weight, grad_bias, parts = torch.empty_like(weight), torch.empty_like(bias), _parts(x)
-    sizes = (*x.shape, ctypes.c_double(eps))
-    inputs = (grad, x, shift, weight, bias, mean, variance)
-    _call("norm_relu_backward", x.numel(), *inputs, *sizes, parts, grad_x, grad_shift, grad_weight, grad_bias)
-    return grad_x, grad_shift, grad_weight, grad_bias
+    grad: Tensor, x: Tensor, shift: Tensor | None, norm: Norm, in_place: bool = False
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """Return the gradients of x, shift, weight and bias; `in_place` writes that of x over `grad`."""
+    grad_x, grad_shift = grad if in_place else torch.empty_like(x), None if shift is None else torch.empty_like(shift)
+    grad_weight, grad_bias = torch.empty_like(norm.weight), torch.empty_like(norm.bias)
+    sizes = (*x.shape, ctypes.c_double(norm.eps))
+    gradients = (grad_x, grad_shift, grad_weight, grad_bias)
+    _call("norm_relu_backward", x.numel(), grad, x, shift, *norm[:4], *sizes, _parts(x), *gradients)
+    return gradients
 
 
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:

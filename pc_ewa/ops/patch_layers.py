@@ -4,6 +4,7 @@ In plain torch each reads and writes all features several times. Our C++ kernels
 backward, on the CPU in float32 and float64, where batch norm takes statistics. Anywhere else the plain layers run.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from pc_ewa.ops import cpu
 from pc_ewa.ops.dispatch import backend
 from pc_ewa.ops.registry import forward_mode
+
+# Patches whose features are computed together: 8 MB at official size, which stay in the processor's cache.
+PART = 128
 
 
 def norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
@@ -27,10 +31,10 @@ def norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
         >>> norm_relu(torch.randn(8, 32, 16), torch.randn(8, 16), nn.BatchNorm1d(16)).shape
         torch.Size([8, 32, 16])
     """
-    if not (_has_kernels(x) and _takes_statistics(norm) and x.shape[:2].numel() > 1):
+    if not _is_fused(x, norm):
         return plain_norm_relu(x, shift, norm)
-    y, mean, variance = _NormRelu.apply(x, shift, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
-    _update_statistics(norm, mean, variance, x.shape[:2].numel())
+    mean, variance = _statistics(x, shift, norm)
+    y: Tensor = _NormRelu.apply(x, shift, norm.weight, norm.bias, mean, variance, norm.eps)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -38,6 +42,33 @@ def plain_norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Te
     """Compute `norm_relu` in plain torch."""
     moved = x if shift is None else x + shift[:, None]
     return F.relu(norm(moved.flatten(0, 1)), inplace=True).view(x.shape)
+
+
+def norm_relu_linear_largest(
+    x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Compute largest(linear(norm_relu(x, shift, norm))): the tail of the patch encoder, (P, K, C) to (P, D).
+
+    The features between are computed a few patches at a time, in the processor's cache, and again for the gradient, so
+    that they are never in memory as a whole.
+
+    Args:
+        x: features (P, K, C) of the K points of P patches.
+        shift: (P, C), added to all points of a patch; None adds nothing.
+        norm: a batch norm of C channels; its statistics are those of all P · K rows.
+        weight: of the linear layer, (D, C).
+        bias: of the linear layer, (D,).
+
+    Example:
+        >>> x, shift, norm = torch.randn(8, 32, 16), torch.randn(8, 16), nn.BatchNorm1d(16)
+        >>> norm_relu_linear_largest(x, shift, norm, torch.randn(24, 16), torch.randn(24)).shape
+        torch.Size([8, 24])
+    """
+    if not (_is_fused(x, norm) and torch.is_grad_enabled()):
+        return largest(F.linear(norm_relu(x, shift, norm), weight, bias))
+    mean, variance = _statistics(x, shift, norm)
+    tokens: Tensor = _Tail.apply(x, shift, norm.weight, norm.bias, mean, variance, norm.eps, weight, bias)  # type: ignore[no-untyped-call]
+    return tokens
 
 
 def largest(x: Tensor) -> Tensor:
@@ -59,25 +90,55 @@ def largest(x: Tensor) -> Tensor:
 class _NormRelu(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
+        eps: float,
+    ) -> Tensor:  # fmt: skip
         x, shift = x.contiguous(), None if shift is None else shift.contiguous()
-        y, mean, variance = cpu.norm_relu(x, shift, weight, bias, eps)
         ctx.save_for_backward(x, shift, weight, bias, mean, variance)
         ctx.eps = eps
-        ctx.mark_non_differentiable(mean, variance)
-        return y, mean, variance
+        return cpu.norm_relu(x, shift, cpu.Norm(weight, bias, mean, variance, eps))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, weight, bias, mean, variance = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the kernels have no second derivative
-            inputs = [tensor for tensor in (x, shift, weight, bias) if tensor is not None]
-            moved = x if shift is None else x + shift[:, None]
-            y = F.relu(F.batch_norm(moved.flatten(0, 1), None, None, weight, bias, training=True, eps=ctx.eps))
-            found = list(torch.autograd.grad(y, inputs, grad.flatten(0, 1), create_graph=True, allow_unused=True))
-            return found[0], None if shift is None else found[1], found[-2], found[-1], None
-        return *cpu.norm_relu_backward(grad.contiguous(), x, shift, weight, bias, mean, variance, ctx.eps), None
+            y = _differentiable(x, shift, weight, bias, ctx.eps)
+            return *_gradients(y, (x, shift, weight, bias), grad), None, None, None
+        norm = cpu.Norm(weight, bias, mean, variance, ctx.eps)
+        return *cpu.norm_relu_backward(grad.contiguous(), x, shift, norm), None, None, None
+
+
+class _Tail(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, shift: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, mean: Tensor,
+        variance: Tensor, eps: float, weight: Tensor, bias: Tensor,
+    ) -> Tensor:  # fmt: skip
+        x, shift = x.contiguous(), None if shift is None else shift.contiguous()
+        norm = cpu.Norm(norm_weight, norm_bias, mean, variance, eps)
+        parts = [cpu.largest(F.linear(_features(x, shift, norm, some), weight, bias)) for some in _parts(x)]
+        values, winners = (torch.cat(results) for results in zip(*parts, strict=True))
+        ctx.save_for_backward(x, shift, norm_weight, norm_bias, mean, variance, weight, bias, winners)
+        ctx.eps = eps
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, shift, norm_weight, norm_bias, mean, variance, weight, bias, winners = ctx.saved_tensors
+        size = x.shape[1]
+        if torch.is_grad_enabled():
+            features = F.linear(_differentiable(x, shift, norm_weight, norm_bias, ctx.eps), weight, bias)
+            chosen = features.gather(1, winners[:, None].long())[:, 0]
+            first = _gradients(chosen, (x, shift, norm_weight, norm_bias, weight, bias), grad)
+            return *first[:4], None, None, None, *first[4:]
+        norm, grad = cpu.Norm(norm_weight, norm_bias, mean, variance, ctx.eps), grad.contiguous()
+        grad_features, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
+        for some in _parts(x):
+            pulled = cpu.largest_backward(grad[some], winners[some], size).flatten(0, 1)
+            torch.mm(pulled, weight, out=grad_features[some].view(-1, x.shape[2]))
+            grad_weight.addmm_(pulled.t(), _features(x, shift, norm, some).flatten(0, 1))
+        gradients = cpu.norm_relu_backward(grad_features, x, shift, norm, in_place=True)
+        return *gradients, None, None, None, grad_weight, grad.sum(0)
 
 
 class _Largest(torch.autograd.Function):
@@ -97,6 +158,43 @@ class _Largest(torch.autograd.Function):
         return cpu.largest_backward(grad.contiguous(), winners, ctx.size)
 
 
+def is_bare(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return True for a module of this very class without hooks, which may be computed without being called.
+
+    Adapters such as LoRA put another class in its place; pruning and weight norm put hooks on it.
+    """
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return type(module) is kind and not any(hooks)
+
+
+def _parts(x: Tensor) -> Iterator[slice]:
+    """Yield slices of the patches that are computed together."""
+    return (slice(begin, begin + PART) for begin in range(0, len(x), PART))
+
+
+def _features(x: Tensor, shift: Tensor | None, norm: cpu.Norm, some: slice) -> Tensor:
+    """Compute relu(norm(x + shift)) of some patches."""
+    return cpu.norm_relu(x[some], None if shift is None else shift[some], norm)
+
+
+def _differentiable(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Compute relu(norm(x + shift)) in plain torch, for second derivatives."""
+    moved = x if shift is None else x + shift[:, None]
+    return F.relu(F.batch_norm(moved.flatten(0, 1), None, None, weight, bias, training=True, eps=eps)).view(x.shape)
+
+
+def _gradients(y: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> list[Tensor | None]:
+    """Return the gradients of the inputs as a graph; None for an input that is None or needs none."""
+    wanted = [tensor for tensor in inputs if tensor is not None and tensor.requires_grad]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
+
+
+def _is_fused(x: Tensor, norm: nn.BatchNorm1d) -> bool:
+    """Return True where the kernels serve: on the CPU, for a plain batch norm that takes statistics of several rows."""
+    return _has_kernels(x) and _takes_statistics(norm) and x.shape[:2].numel() > 1
+
+
 def _has_kernels(x: Tensor) -> bool:
     """Return True for tensors that the compiled kernels read, outside of traced code and forward mode."""
     readable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and type(x) is Tensor
@@ -106,19 +204,20 @@ def _has_kernels(x: Tensor) -> bool:
 def _takes_statistics(norm: nn.BatchNorm1d) -> bool:
     """Return True for a plain batch norm without hooks that normalises by the statistics of its batch."""
     takes = norm.training or norm.running_mean is None
-    hooked = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
-    return takes and type(norm) is nn.BatchNorm1d and norm.affine and not hooked
+    return takes and is_bare(norm, nn.BatchNorm1d) and norm.affine
 
 
 @torch.no_grad()
-def _update_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, rows: int) -> None:
-    """Move the running statistics towards those of a batch, as torch.nn.BatchNorm1d does."""
-    if not (norm.training and norm.track_running_stats):
-        return
-    assert norm.num_batches_tracked is not None
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
-    norm.num_batches_tracked.add_(1)
-    rate = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean, rate)
-    norm.running_var.lerp_(variance * (rows / (rows - 1)), rate)
+def _statistics(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of x + shift, and move the running ones towards them, as torch.nn.BatchNorm1d does."""
+    mean, variance = cpu.norm_statistics(x.contiguous(), None if shift is None else shift.contiguous())
+    if norm.training and norm.track_running_stats:
+        assert norm.num_batches_tracked is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.num_batches_tracked.add_(1)
+        rate = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+        rows = x.shape[:2].numel()
+        norm.running_mean.lerp_(mean, rate)
+        norm.running_var.lerp_(variance * (rows / (rows - 1)), rate)
+    return mean, variance

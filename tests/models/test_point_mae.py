@@ -14,6 +14,7 @@ from pc_ewa import ops
 from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import expert_layers, merge_experts, upcycle
 from pc_ewa.models import create_model
+from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.models.point_mae import PointMAE
 
 Clouds = Callable[..., Tensor]
@@ -179,3 +180,33 @@ def test_masks_that_do_not_fit_are_refused(mask: Tensor, message: str, clouds: C
 def test_impossible_ones_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         small_mae(**arguments)
+
+
+@pytest.mark.parametrize("layer", ["second_conv.0", "second_conv.3"])
+def test_layers_of_the_encoder_that_were_replaced_or_hooked_are_called(layer: str) -> None:
+    """Adapters such as LoRA replace a layer, and pruning hooks it: neither may be passed over."""
+
+    class Doubled(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.inner(x)
+
+    torch.manual_seed(0)
+    encoder = PatchEncoder(8, 4).double().train()
+    groups = torch.randn(2, 3, 5, 3).double()
+    plain = encoder(groups)
+    inner = encoder.get_submodule(layer)
+    handle = inner.register_forward_hook(lambda module, inputs, output: 2 * output)
+    hooked = encoder(groups)
+    handle.remove()
+    encoder.set_submodule(layer, Doubled(inner))
+    replaced = encoder(groups)
+    torch.testing.assert_close(hooked, replaced)
+    assert layer == "second_conv.0" or not torch.allclose(plain, replaced)
+    if layer == "second_conv.3":
+        torch.testing.assert_close(replaced, 2 * plain)
+    else:  # batch norm takes the factor out again
+        torch.testing.assert_close(replaced, plain, rtol=1e-3, atol=1e-3)

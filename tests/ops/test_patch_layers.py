@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from pc_ewa.ops.patch_layers import largest, norm_relu, plain_norm_relu
+from pc_ewa.ops.patch_layers import largest, norm_relu, norm_relu_linear_largest, plain_norm_relu
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -94,6 +94,51 @@ def test_second_derivatives_are_those_of_plain_torch():
         inputs = [x.clone().requires_grad_(), shift.clone().requires_grad_()]
         (first,) = torch.autograd.grad(function(*inputs, norm).square().sum(), inputs[:1], create_graph=True)
         found.append(torch.autograd.grad(first.square().sum(), inputs))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def tail(function, x, shift, norm, weight, bias):
+    """Output, gradients and statistics of the tail of the encoder, by the fused function or by plain layers."""
+    own = copy.deepcopy(norm)
+    inputs = [None if t is None else t.clone().requires_grad_() for t in (x, shift, weight, bias)]
+    y = function(*inputs[:2], own, *inputs[2:])
+    weigh = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(0))
+    y.backward(weigh)
+    return [y.detach(), *(t.grad for t in (*inputs, own.weight, own.bias) if t is not None), *own.buffers()]
+
+
+def plain_tail(x, shift, norm, weight, bias):
+    return torch.nn.functional.linear(plain_norm_relu(x, shift, norm), weight, bias).max(dim=1).values
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize("patches", [1, 5, 128, 300])
+def test_the_tail_is_norm_relu_linear_and_maximum(patches, shifted):
+    torch.manual_seed(patches)
+    x, shift = torch.randn(patches, 6, 7).double(), torch.randn(patches, 7).double() if shifted else None
+    norm, weight, bias = norm_of(7, torch.float64), torch.randn(5, 7).double(), torch.randn(5).double()
+    x[0, 3] = x[0, 1]  # two points that tie
+    found = tail(norm_relu_linear_largest, x, shift, norm, weight, bias)
+    expected = tail(plain_tail, x, shift, norm, weight, bias)
+    # Of points that are the same it does not matter which one the gradient goes to.
+    found[1][0, 1] += found[1][0, 3]
+    expected[1][0, 1] += expected[1][0, 3]
+    found[1][0, 3] = expected[1][0, 3] = 0
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        torch.testing.assert_close(norm_relu_linear_largest(x, shift, copy.deepcopy(norm), weight, bias), expected[0])
+
+
+def test_second_derivatives_of_the_tail_are_those_of_plain_torch():
+    torch.manual_seed(0)
+    x, norm = torch.randn(6, 4, 3).double(), norm_of(3, torch.float64)
+    weight, bias, found = torch.randn(5, 3).double(), torch.randn(5).double(), []
+    for function in (norm_relu_linear_largest, plain_tail):
+        own, its_weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        y = function(own, None, copy.deepcopy(norm), its_weight, bias)
+        (first,) = torch.autograd.grad(y.square().sum(), own, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), (own, its_weight)))
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -67,16 +67,22 @@ int nearest_backward(const T* grad_to_y, const T* grad_to_x, const T* x, const T
     });
 }
 
-// relu(batch norm(x + shift)); parts is for the sums of blocks, see parts_of.
-int norm_relu(const T* x, const T* shift, const T* weight, const T* bias, int64_t patches, int64_t size,
-              int64_t channels, double eps, T* parts, T* y, T* mean, T* variance, Parallel parallel, int64_t threads) {
-    const Rows rows{x, shift, patches, size, channels};
-    const Team team{parallel, threads};
+// Mean and variance of x + shift; `parts` is room for the sums of blocks, see patch.h.
+int norm_statistics(const T* x, const T* shift, int64_t patches, int64_t size, int64_t channels, T* parts, T* mean,
+                    T* variance, Parallel parallel, int64_t threads) {
     const std::vector<T> zeros(channels);
-    if (!statistics(rows, zeros.data(), parts, mean, variance, team)) return 1;
-    return !normalize(rows, zeros.data(), Affine(weight, bias, mean, variance, eps, channels), y, team);
+    return !statistics({x, shift, patches, size, channels}, zeros.data(), parts, mean, variance, {parallel, threads});
 }
 
+// relu(batch norm(x + shift)) with the given statistics.
+int norm_relu(const T* x, const T* shift, const T* weight, const T* bias, const T* mean, const T* variance,
+              int64_t patches, int64_t size, int64_t channels, double eps, T* y, Parallel parallel, int64_t threads) {
+    const std::vector<T> zeros(channels);
+    return !normalize({x, shift, patches, size, channels}, zeros.data(),
+                      Affine(weight, bias, mean, variance, eps, channels), y, {parallel, threads});
+}
+
+// grad_x may be grad.
 int norm_relu_backward(const T* grad, const T* x, const T* shift, const T* weight, const T* bias, const T* mean,
                        const T* variance, int64_t patches, int64_t size, int64_t channels, double eps, T* parts,
                        T* grad_x, T* grad_shift, T* grad_weight, T* grad_bias, Parallel parallel, int64_t threads) {

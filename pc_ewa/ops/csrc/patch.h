@@ -150,15 +150,17 @@ static inline bool normalize_backward(const Rows& rows, const T* zeros, const Af
     const T* __restrict__ tilt = slope.data();
     return team.run(blocks, [&](int64_t block) {
         int64_t at = -1;
+        std::vector<T> result(channels);  // a row of grad_x, which may be the row of grad that is read
+        T* __restrict__ out = result.data();
         rows.each(block, zeros, [&](int64_t r, int64_t patch, const T* __restrict__ moved) {
             const T* __restrict__ row = rows.x + r * channels;
             const T* __restrict__ from = grad + r * channels;
-            T* __restrict__ out = grad_x + r * channels;
             for (int64_t c = 0; c < channels; c++) {
                 const T value = row[c] + moved[c], given = from[c];
                 const T passed = value * scale[c] + offset[c] <= 0 ? 0 : given;
                 out[c] = scale[c] * (passed - level[c] - (value - mean[c]) * tilt[c]);
             }
+            std::memcpy(grad_x + r * channels, out, channels * sizeof(T));
             if (grad_shift) {
                 T* __restrict__ whole = grad_shift + patch * channels;
                 if (patch != at) {
