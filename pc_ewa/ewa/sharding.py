@@ -93,8 +93,8 @@ def whole_copy(model: Model) -> Model:
         module.reshard()  # unsharded parameters that a forward left in place may be older than the latest step
     # Entries of deepcopy's memo are taken as copies that exist already: gathered parameters for sharded ones.
     memo: dict[int, Any] = {id(parameter): _whole(parameter) for parameter in model.parameters()}
-    # FSDP2 makes a module an instance of a subclass that refuses deepcopy (torch 2.6 to 2.13). So the copy is made as an
-    # empty object of the class before, and filled afterwards without FSDP2's hooks. All empty copies are in the memo
+    # FSDP2 makes a module an instance of a subclass that refuses deepcopy (torch 2.6 to 2.13). So the copy is made as
+    # an empty object of the class before, and filled afterwards without FSDP2's hooks. All empty copies are in the memo
     # before the first is filled, because modules may refer to each other.
     memo |= {id(module): object.__new__(_class_before(type(module), FSDPModule)) for module in sharded}
     for module in sharded:

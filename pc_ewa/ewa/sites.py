@@ -107,9 +107,7 @@ def put_part(host: nn.Module, path: str, value: object) -> None:
     parent, _, slot = path.rpartition(".")
     owner = host.get_submodule(parent)
     if not isinstance(value, nn.Module) or slot not in owner._modules:
-        # nn.Module keeps modules in `_modules` and all else in `__dict__`. It refuses to put a function over a module,
-        # and a module put over a function would be hidden by the entry in `__dict__`.
-        delattr(owner, slot)
+        delattr(owner, slot)  # first, because nn.Module refuses to put a function or a number over a child module
     setattr(owner, slot, value)
 
 

@@ -14,8 +14,8 @@ def merge_stack(stack: Tensor) -> Tensor:
     """Return the mean over the experts (axis 0). It is bit-exact if all experts are equal."""
     if len(stack) == 1:
         return stack[0]
-    # The mean of the differences to the first expert is exactly 0 for equal experts. A plain mean rounds: (x + x + x) / 3
-    # need not be x. So upcycling and merging without training returns the same weights to the bit.
+    # The mean of the differences to the first expert is exactly 0 for equal experts. A plain mean rounds: the sum
+    # x + x + x, divided by 3, need not be x. So upcycling and merging without training returns the same weights.
     return stack[0] + (stack - stack[0]).mean(0)
 
 
@@ -102,7 +102,7 @@ def stack_parameters(ffn: nn.Module, num_experts: int, init: Init) -> nn.Module:
 
     The copy is called by `functional_call` with the parameters of one expert, or with their mean.
     """
-    # deepcopy takes the entries of its memo as copies that exist already: it puts the stacks in place of the parameters.
+    # deepcopy takes entries of its memo as copies that exist already, so it puts the stacks in place of the parameters.
     stacks = {id(parameter): _stacked(parameter, num_experts, init) for parameter in ffn.parameters()}
     return copy.deepcopy(ffn, dict(stacks))
 

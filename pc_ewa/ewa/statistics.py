@@ -60,7 +60,7 @@ def _sums(stack: Tensor) -> Tensor:
 
 def _sums_of(experts: Tensor) -> Tensor:
     mean = experts.mean(0)
-    # Not from the products, as ‖W_i‖² - 2 W_i·W̄ + ‖W̄‖²: for experts that are close it would cancel to rounding errors.
+    # Not from the products, as ‖W_i‖² - 2 W_i·W̄ + ‖W̄‖²: for experts that are close that cancels to rounding errors.
     deviations = (experts - mean).square().sum(1)
     return torch.cat([mean.square().sum()[None], deviations, (experts @ experts.T).flatten()])
 

@@ -104,7 +104,7 @@ def _map_of(layer: nn.Module) -> _Map | None:
 
 
 def _is_there_and_back(sizes: list[_Map], any_width: bool) -> bool:
-    """Return True for the sizes of an FFN: C -> H -> C; gated, twice C -> H and H -> C in any order; or packed, C -> 2H."""
+    """Return True for the sizes of an FFN: C -> H -> C, or gated: C -> H twice, or C -> 2H, and H -> C."""
     if len(sizes) == 2:
         first, last = sizes
         hidden_sizes = [last.inputs, 2 * last.inputs]

@@ -1,7 +1,8 @@
-"""Layers of the patch encoder that are bound by memory: batch norm with ReLU, and the maximum over a patch.
+"""Layers of the patch encoder that are limited by memory bandwidth: batch norm with ReLU, and the maximum of a patch.
 
 In plain torch each reads and writes all features several times. Our C++ kernels take fewer passes, forward and
-backward, on the CPU in float32 and float64, where batch norm takes statistics. Anywhere else the plain layers run.
+backward. They run on the CPU in float32 and float64; batch norm only where it computes statistics. Otherwise the plain
+layers run.
 """
 
 from typing import Any
@@ -20,8 +21,8 @@ def norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
 
     Args:
         x: features (P, K, C) of the K points of P patches.
-        shift: (P, C), added to all points of a patch; None adds nothing.
-        norm: a batch norm of C channels; its statistics are those of all P · K rows.
+        shift: (P, C), added to all points of a patch. None adds nothing.
+        norm: a batch norm of C channels. Its statistics are those of all P · K rows.
 
     Example:
         >>> norm_relu(torch.randn(8, 32, 16), torch.randn(8, 16), nn.BatchNorm1d(16)).shape
@@ -50,7 +51,7 @@ def largest(x: Tensor) -> Tensor:
         tensor([[3., 5.]])
     """
     if not torch.is_grad_enabled():
-        return x.amax(dim=1)  # it keeps no index, and takes a quarter of the time of `max`
+        return x.amax(dim=1)  # a quarter of the time of `max`, because it does not compute the index
     if _has_kernels(x) and x.numel():
         return _Largest.apply(x)  # type: ignore[no-untyped-call]
     return x.max(dim=1).values
@@ -71,11 +72,14 @@ class _NormRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, weight, bias, mean, variance = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the kernels have no second derivative
+        if torch.is_grad_enabled():
+            # create_graph=True asks for a second derivative, which the kernels do not have. Run the layer again in
+            # plain torch and differentiate that.
             inputs = [tensor for tensor in (x, shift, weight, bias) if tensor is not None]
             moved = x if shift is None else x + shift[:, None]
             y = F.relu(F.batch_norm(moved.flatten(0, 1), None, None, weight, bias, training=True, eps=ctx.eps))
             found = list(torch.autograd.grad(y, inputs, grad.flatten(0, 1), create_graph=True, allow_unused=True))
+            # `inputs` has no shift if that is None, so weight and bias are counted from the end.
             return found[0], None if shift is None else found[1], found[-2], found[-1], None
         return *cpu.norm_relu_backward(grad.contiguous(), x, shift, weight, bias, mean, variance, ctx.eps), None
 
@@ -91,20 +95,22 @@ class _Largest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (winners,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # a second derivative, as above: the gradient is linear in `grad`
             points = torch.arange(ctx.size, device=grad.device)[:, None]
             return torch.where(winners[:, None] == points, grad[:, None], 0)
         return cpu.largest_backward(grad.contiguous(), winners, ctx.size)
 
 
 def _has_kernels(x: Tensor) -> bool:
-    """Return True for tensors that the compiled kernels read, outside of traced code and forward mode."""
+    """Return True for tensors that the compiled kernels can read, outside of traced code and forward-mode AD."""
+    # `type(x) is Tensor`: a subclass, such as a DTensor or a fake tensor, need not have its data at data_ptr().
     readable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and type(x) is Tensor
     return readable and not torch.compiler.is_compiling() and not forward_mode() and backend("cpu").name == "cpu"
 
 
 def _takes_statistics(norm: nn.BatchNorm1d) -> bool:
     """Return True for a plain batch norm without hooks that normalises by the statistics of its batch."""
+    # The kernel replaces the call of the module, so a subclass (SyncBatchNorm) or a hook would be ignored.
     takes = norm.training or norm.running_mean is None
     hooked = norm._forward_hooks or norm._forward_pre_hooks or norm._backward_hooks or norm._backward_pre_hooks
     return takes and type(norm) is nn.BatchNorm1d and norm.affine and not hooked
@@ -112,7 +118,7 @@ def _takes_statistics(norm: nn.BatchNorm1d) -> bool:
 
 @torch.no_grad()
 def _update_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, rows: int) -> None:
-    """Move the running statistics towards those of a batch, as torch.nn.BatchNorm1d does."""
+    """Update the running statistics by those of a batch, as torch.nn.BatchNorm1d does."""
     if not (norm.training and norm.track_running_stats):
         return
     assert norm.num_batches_tracked is not None
@@ -121,4 +127,5 @@ def _update_statistics(norm: nn.BatchNorm1d, mean: Tensor, variance: Tensor, row
     norm.num_batches_tracked.add_(1)
     rate = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean, rate)
+    # BatchNorm normalises by the biased variance, but its running variance is the unbiased one.
     norm.running_var.lerp_(variance * (rows / (rows - 1)), rate)
