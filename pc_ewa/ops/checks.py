@@ -100,7 +100,7 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None = None, neede
         _notes[-1].logical_or_(~finite.all())
         return torch.where(finite, points, 0)
     # Cheap first: one pass without a temporary tensor. Any NaN or inf makes the difference not finite. So can the
-    # difference of two huge finite numbers, which the second test tells apart.
+    # difference of two huge finite numbers, so a second test decides.
     low, high = points.aminmax()
     if not bool((high - low).isfinite()) and not bool(points.isfinite().all()):
         cloud = int((~points.isfinite()).flatten(1).any(1).nonzero()[0])

@@ -19,7 +19,7 @@ _CHUNK = 2**24  # distances in memory at a time
 def farthest_point_sample(
     points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
 ) -> Tensor:
-    """Return indices (B, n), int64. The first point is `start`, or index 0. Each next one is the farthest from all before."""
+    """Return indices (B, n), int64: first `start`, or index 0, then each time the point farthest from all before."""
     batch, count, _ = points.shape
     # Coordinates apart: each step then reads three contiguous rows, and the sum has the order (x² + y²) + z², which is
     # the definition for all backends.
@@ -46,7 +46,10 @@ def farthest_point_sample(
 
 
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return squared distances and indices (B, M, k) of the k nearest points, nearest first, ties to the lowest index."""
+    """Return squared distances and indices (B, M, k) of the k nearest points, nearest first.
+
+    Ties go to the lowest index.
+    """
     distances = queries.new_empty(*queries.shape[:2], k)
     indices = torch.empty(distances.shape, dtype=torch.int64, device=queries.device)
     for rows, squared in _rows_of_distances(queries, points, lengths):
@@ -56,7 +59,10 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tupl
 
 
 def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, lengths: Tensor | None) -> Tensor:
-    """Return indices (B, M, k) of the first k points inside the ball, padded with the first, or with 0 if it is empty."""
+    """Return indices (B, M, k) of the first k points inside the ball.
+
+    The first is repeated if there are fewer, and all are 0 if there is none.
+    """
     count = points.shape[1]
     found = torch.empty(*queries.shape[:2], k, dtype=torch.int64, device=queries.device)
     index = torch.arange(count, device=queries.device)
@@ -106,8 +112,8 @@ def _take(points: Tensor, index: Tensor) -> Tensor:
 
 def _rows_of_distances(queries: Tensor, points: Tensor, lengths: Tensor | None) -> Iterator[tuple[slice, Tensor]]:
     """Yield slices of the queries with their squared distances (B, rows, N), which are inf beyond the length."""
-    # From differences. The usual |a|² + |b|² - 2ab, one matrix product, cancels for clouds far from the origin: at 1,000
-    # units nothing is left of distances below 0.1 in float32.
+    # From differences. The usual |a|² + |b|² - 2ab, one matrix product, cancels for clouds far from the origin: at
+    # 1,000 units two neighbouring float32 values of |a|² differ by 0.06.
     step = max(1, _CHUNK // max(1, points.shape[0] * points.shape[1]))
     for begin in range(0, queries.shape[1], step):
         rows = slice(begin, begin + step)
