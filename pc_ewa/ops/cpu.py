@@ -176,7 +176,7 @@ def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor |
 
 
 def _call(kernel: str, cost: int, points: Tensor, *arguments: Any) -> None:
-    """Call a kernel, with tensors as pointers and int as int64. `cost`, in distances, decides if threads are worth it."""
+    """Call a kernel, with tensors as pointers and int as int64. It uses threads if `cost`, in distances, is high."""
     scalar: Scalar = "float" if points.dtype == torch.float32 else "double"
     function = getattr(library(scalar), kernel)
     threads = ctypes.c_int64(torch.get_num_threads() if cost >= _WORTH_THREADS else 1)

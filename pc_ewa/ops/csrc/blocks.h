@@ -1,8 +1,9 @@
 // A cloud with x, y and z in separate arrays, split into blocks of points that are close together, each with its
 // bounding box.
 //
-// A box gives a lower bound of the distances to all of its points. Rounding is monotonic, and the bound is computed with
-// the same operations as a distance. So the bound holds for the rounded distances too, and skipping a block is exact.
+// A box gives a lower bound of the distances to all of its points. Rounding is monotonic, and the bound is computed
+// with the same operations as a distance. So the bound holds for the rounded distances too, and skipping a block is
+// exact.
 #pragma once
 #include <vector>
 
@@ -12,12 +13,13 @@ constexpr int64_t BLOCK = 64;  // points: 4 vectors of floats
 
 struct Blocks {
     int64_t count = 0, blocks = 0, padded_blocks = 0;
-    // Padding beyond the count is NaN, for which every comparison is false. Boxes beyond `blocks` are infinitely far away.
+    // Padding beyond the count is NaN, for which every comparison is false. Boxes beyond `blocks` are infinitely far
+    // away.
     std::vector<T> x, y, z, box;
     std::vector<Int> index;
 
-    // Load the points of one cloud: in the order of the cells of a coarse grid, with boxes, or in the order of the caller,
-    // without boxes.
+    // Load the points of one cloud: in the order of the cells of a coarse grid, with boxes, or in the order of the
+    // caller, without boxes.
     void build(const T* points, int64_t number, bool spatial) {
         count = number;
         blocks = (count + BLOCK - 1) / BLOCK;
@@ -33,8 +35,8 @@ struct Blocks {
         }
     }
 
-    // Return lower bounds of the squared distances of a point q to `WIDTH` blocks, beginning with block b. Along each axis
-    // the distance to an interval is max(low - q, q - high, 0).
+    // Return lower bounds of the squared distances of a point q to `WIDTH` blocks, beginning with block b. Along each
+    // axis the distance to an interval is max(low - q, q - high, 0).
     Vec bounds(int64_t b, const Vec (&q)[3]) const {
         Vec d[3];
         for (int a = 0; a < 3; a++) {
@@ -74,8 +76,8 @@ struct Blocks {
         index[slot] = static_cast<Int>(i);
     }
 
-    // Sort the points by the cells of a grid over the cloud, along a Morton curve, on which neighbouring cells are often
-    // close. A counting sort: it keeps the order of points within a cell, and takes two passes.
+    // Sort the points by the cells of a grid over the cloud, along a Morton curve, on which neighbouring cells are
+    // often close. A counting sort: it keeps the order of points within a cell, and takes two passes.
     void fill_by_cell(const T* points) {
         const int bits = count < 4096 ? 3 : count < 32768 ? 4 : 5;
         T low[3], scale[3];
@@ -90,7 +92,8 @@ struct Blocks {
             const T wanted = static_cast<T>(1 << bits) / (most - least);
             scale[a] = wanted < INF ? wanted : 0;
         }
-        // spread[v] has the bits of v at every third position, so that the cells of three axes can be interleaved by `|`.
+        // spread[v] has the bits of v at every third position, so that the cells of three axes can be interleaved by
+        // `|`.
         uint32_t spread[32];
         for (uint32_t v = 0; v < 32; v++) {
             spread[v] = 0;
@@ -102,7 +105,8 @@ struct Blocks {
             uint32_t cell = 0;
             for (int a = 0; a < 3; a++) {
                 const T place = (points[3 * i + a] - low[a]) * scale[a];
-                // The largest coordinate is beyond the last cell. In a very large cloud inf * 0 is NaN, which goes to 0.
+                // The largest coordinate is beyond the last cell. In a very large cloud inf * 0 is NaN, which goes to
+                // 0.
                 cell |= spread[place < last ? static_cast<int32_t>(place) : place >= last ? last : 0] << a;
             }
             cells[i] = static_cast<int32_t>(cell);

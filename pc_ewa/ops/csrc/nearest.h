@@ -7,7 +7,8 @@ struct Nothing {
     explicit Nothing(const Blocks&) {}
 };
 
-// The nearest point of each lane so far. Ties go to the lowest index, because blocks are not in the order of the caller.
+// The nearest point of each lane so far. Ties go to the lowest index, because blocks are not in the order of the
+// caller.
 struct Best {
     Vec distance = fill(INF);
     Mask index = Mask{} + NO_INDEX;
@@ -48,8 +49,8 @@ static void nearest_one(const Blocks& cloud, const T* query, Found& found, T* di
     *index = lowest;
 }
 
-// For small clouds: compare a vector of queries with each point in turn. Points come in the order of their indices, so `<`
-// gives ties to the lowest.
+// For small clouds: compare a vector of queries with each point in turn. Points come in the order of their indices, so
+// `<` gives ties to the lowest.
 static void nearest_all(const Blocks& queries, const T* points, int64_t count, T* distance, int64_t* index) {
     for (int64_t i = 0; i < queries.count; i += WIDTH) {
         Vec low = fill(INF);

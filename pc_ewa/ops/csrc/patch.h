@@ -12,8 +12,8 @@ struct Rows {
     const T* shift;
     int64_t patches, size, channels;
 
-    // Patches per block: about 128 rows, which stay in the cache of a core. It does not depend on the number of threads,
-    // so that sums over blocks do not either.
+    // Patches per block: about 128 rows, which stay in the cache of a core. It does not depend on the number of
+    // threads, so that sums over blocks do not either.
     int64_t together() const { return size < 128 ? 128 / size : 1; }
     int64_t blocks() const { return (patches + together() - 1) / together(); }
 
@@ -29,11 +29,12 @@ struct Rows {
     }
 };
 
-// Compute the mean and the biased variance of each channel over all rows. `parts` (blocks, 2, channels) gets the mean and
-// the sum of squared deviations of each block. They are combined in the order of blocks, whichever thread made them.
+// Compute the mean and the biased variance of each channel over all rows. `parts` (blocks, 2, channels) gets the mean
+// and the sum of squared deviations of each block. They are combined in the order of blocks, whichever thread made
+// them.
 //
-// Two passes over each block, deviations from its mean: E[x²] - E[x]² would cancel for means far from 0. The second pass
-// reads the block from the cache.
+// Two passes over each block, deviations from its mean: E[x²] - E[x]² would cancel for means far from 0. The second
+// pass reads the block from the cache.
 static inline bool statistics(const Rows& rows, const T* zeros, T* parts, T* mean, T* variance, const Team& team) {
     const int64_t channels = rows.channels, blocks = rows.blocks();
     const bool done = team.run(blocks, [&](int64_t block) {
@@ -54,8 +55,8 @@ static inline bool statistics(const Rows& rows, const T* zeros, T* parts, T* mea
         });
     });
     if (!done) return false;
-    // Combine the blocks (Chan et al.): squared deviations from the total mean are those from the mean of the block, plus
-    // number of rows times the squared difference of the means.
+    // Combine the blocks (Chan et al.): squared deviations from the total mean are those from the mean of the block,
+    // plus number of rows times the squared difference of the means.
     std::vector<double> sum(channels), spread(channels);
     const double total = static_cast<double>(rows.patches * rows.size);
     const auto weigh = [&](int64_t block) {
@@ -119,8 +120,8 @@ static inline bool normalize_backward(const Rows& rows, const T* zeros, const Af
     const T* __restrict__ scale = affine.scale.data();
     const T* __restrict__ offset = affine.offset.data();
     const T* __restrict__ inverse = affine.inverse.data();
-    // First pass: per channel the sum of the gradients that pass the ReLU, and of their products with the deviation. The
-    // output of the forward is computed again from x, which is cheaper than reading it from memory.
+    // First pass: per channel the sum of the gradients that pass the ReLU, and of their products with the deviation.
+    // The output of the forward is computed again from x, which is cheaper than reading it from memory.
     bool done = team.run(blocks, [&](int64_t block) {
         T* __restrict__ plain = parts + 2 * block * channels;
         T* __restrict__ product = plain + channels;
@@ -181,8 +182,8 @@ static inline bool normalize_backward(const Rows& rows, const T* zeros, const Af
     });
 }
 
-// Find the largest value of each channel over the rows of each patch, and its row: the first of equal ones, or the first
-// NaN, as torch does. Selections instead of branches, so that the loops over channels are vectorised.
+// Find the largest value of each channel over the rows of each patch, and its row: the first of equal ones, or the
+// first NaN, as torch does. Selections instead of branches, so that the loops over channels are vectorised.
 static inline bool largest(const Rows& rows, T* values, Int* winners, const Team& team) {
     const int64_t channels = rows.channels;
     return team.run(rows.blocks(), [&](int64_t block) {

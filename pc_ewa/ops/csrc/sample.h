@@ -1,5 +1,5 @@
-// Farthest point sampling. Both ways keep the squared distance of each point to the nearest chosen one in `near`. It is -1
-// for padding and for points that must not be chosen: below any distance, so that it stays and never wins.
+// Farthest point sampling. Both ways keep the squared distance of each point to the nearest chosen one in `near`. It is
+// -1 for padding and for points that must not be chosen: below any distance, so that it stays and never wins.
 #pragma once
 #include "blocks.h"
 #include "team.h"
@@ -59,8 +59,8 @@ static void sample_blocks(const T* points, const Blocks& cloud, T* near, int64_t
             best = larger(load(most.data() + b0), best);
         }
         const T highest = highest_of(best);
-        // Of all points at the largest distance find the lowest index in the order of the caller. It is 0 if none may be
-        // chosen, because all are at -1 then.
+        // Of all points at the largest distance find the lowest index in the order of the caller. It is 0 if none may
+        // be chosen, because all are at -1 then.
         Int first = NO_INDEX;
         for (int64_t b0 = 0; b0 < blocks; b0 += WIDTH) {
             each(bits(load(most.data() + b0) == highest), [&](int64_t lane) {

@@ -36,8 +36,8 @@ struct Found {
         }
     }
 
-    // Return a distance that at least k of the points found do not exceed, and usually not many more. A bisection, which
-    // is exact in the sense that `high` always has at least k points below it, wherever it stops.
+    // Return a distance that at least k of the points found do not exceed, and usually not many more. A bisection,
+    // which is exact in the sense that `high` always has at least k points below it, wherever it stops.
     T enough(int64_t k) {
         pad();
         Vec most{};
@@ -81,8 +81,8 @@ struct Found {
     }
 
   private:
-    // The position of a point is the number of points before it. Without branches to predict, this is faster than a sort
-    // of up to 256 points.
+    // The position of a point is the number of points before it. Without branches to predict, this is faster than a
+    // sort of up to 256 points.
     void by_rank(int64_t k, T* distances, int64_t* indices) {
         pad();
         for (int64_t j = 0; j < count; j += WIDTH) {

@@ -7,7 +7,8 @@
 #include <immintrin.h>
 #endif
 
-// The calling convention for wide vectors depends on -march. No vector is passed to another file, so it does not matter.
+// The calling convention for wide vectors depends on -march. No vector is passed to another file, so it does not
+// matter.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
 // The type of a coordinate, float or double, and an integer of the same width for indices and results of comparisons.
