@@ -22,8 +22,8 @@ def farthest_point_sample(
     points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
 ) -> Tensor:
     """Compute the op of the reference by a loop in the graph, for clouds without padding that start at index 0."""
-    # A Python loop would be unrolled to n copies of its body. The public while_loop compiles each loop separately, which
-    # fails inside of a trace; the operator below it does not.
+    # A Python loop would be unrolled to n copies of its body. The public while_loop compiles each loop separately, so
+    # the operator below it is used.
     from torch._higher_order_ops.while_loop import while_loop_op
 
     if start is not None or lengths is not None:

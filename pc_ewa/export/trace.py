@@ -1,4 +1,4 @@
-"""Tracing of a model to a graph of torch's ops: from (points, categories), of any batch and number of points, to scores."""
+"""Tracing of a model to a graph of torch's ops, from (points, categories) to scores, for any batch and cloud size."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Writing of exported files: ONNX, ONNX with 8-bit weights, and .pt2 of torch.export. Each is checked before it is kept."""
+"""Writing of exported files: ONNX, with 8-bit weights too, and .pt2 of torch.export. Each is checked beforehand."""
 
 import io
 import json
@@ -93,8 +93,8 @@ def export_onnx(
     clouds. The metadata has the preprocessing, as JSON by key (see `pc_ewa.export.metadata.describe`).
 
     Before anything is written, the graph is compared with PyTorch in onnxruntime, and in OpenVINO if it is installed.
-    The clouds for it include ties, duplicates and large offsets from the origin. The model refuses NaN and infinity; the
-    graph returns meaningless numbers for them.
+    The clouds for it include ties, duplicates and large offsets from the origin. The model refuses NaN and infinity;
+    the graph returns meaningless numbers for them.
 
     Args:
         model: a classifier or segmenter without experts. It is not changed.

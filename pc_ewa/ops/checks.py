@@ -60,7 +60,7 @@ def check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, 
 def check_count(what: str, count: int, points: int) -> None:
     """Raise ValueError unless 1 <= count <= points; `what` reads "k=9 neighbours"."""
     if not 1 <= count <= points:
-        raise ValueError(f"{what} of clouds of {points} points; choose 1 to {points}")
+        raise ValueError(f"{what} in clouds of {points} points; choose 1 to {points}")
 
 
 def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> Tensor | None:
