@@ -56,6 +56,8 @@ def push_to_hub(model: nn.Module, repo: str, *, private: bool = False, token: st
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
+        >>> len(model.class_names)  # the model card lists them
+        18
         >>> pc_ewa.inference.push_to_hub(model, "owner/furniture")  # doctest: +SKIP
         'https://huggingface.co/owner/furniture/commit/...'
     """
