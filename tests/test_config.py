@@ -290,7 +290,7 @@ FOUND_BY_CHECKING = {
     "model.head_dropout=1": "head_dropout=1.0; it must be at least 0 and below 1",
     "model.depth=0": "depth=0; it must be at least 1",
     "model.encoder_dim=8": "encoder_dim=8 with dim=16",
-    "ewa.layers=every-3": "ewa: layers='every-3' asks for more than the 2 FFNs of the model",
+    "ewa.layers=every-3": "ewa: layers='every-3' needs more than the 2 FFNs of the model",
     "ewa.layers=evry-2": "ewa: layers='evry-2'; choose 'all', 'every-k'",
     "ewa.layers=[2]": "ewa: layers=[2]; choose one or more different indices from 0 to 1",
     "task=clasify": "unknown task 'clasify'; did you mean 'classify'?",

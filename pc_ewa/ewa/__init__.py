@@ -1,4 +1,4 @@
-"""Experts Weights Averaging (arXiv 2308.06093) for any vision transformer; knows nothing of point clouds."""
+"""Experts Weights Averaging (arXiv 2308.06093) for any vision transformer. Nothing here is specific to point clouds."""
 
 from pc_ewa.ewa.averaging import ExpertAverager
 from pc_ewa.ewa.conversion import dense_state_dict, expert_layers, merge_experts, upcycle

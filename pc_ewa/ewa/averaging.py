@@ -1,4 +1,4 @@
-"""ExpertAverager: moves the experts of each mixture a little towards each other after every optimizer step."""
+"""ExpertAverager: moves the experts of each mixture towards their mean after every optimizer step."""
 
 import warnings
 from collections.abc import Mapping
@@ -18,34 +18,43 @@ from pc_ewa.ewa.statistics import LayerStatistics, local_stacks, measure
 class ExpertAverager:
     """Experts weights averaging (EWA, arXiv 2308.06093, Eq. 6) after each optimizer step, in place.
 
-    With share rate β and N experts, all at once from the weights before the step:
+    With share rate β and N experts, all experts are updated at once from the weights before the averaging:
 
         W_i <- (1 - β) W_i + Σ_{j≠i} β/(N-1) W_j     =  W_i + γ (W̄ - W_i),   γ = β N/(N-1)
 
-    The mean of the experts stays; their deviations from it shrink by 1 - γ. Under data parallelism every rank does
-    the same arithmetic on the same weights: no communication.
+    The mean of the experts does not change. Their deviations from it shrink by the factor 1 - γ. Under data
+    parallelism every rank does the same arithmetic on the same weights, so there is no communication.
 
     Args:
-        model: a model with mixtures (`upcycle`). Of gated ones the experts are averaged, never the gate.
-        share_rate: β, 0 to (N-1)/N, which merges the experts fully; the peak of the schedule.
+        model: a model with mixtures (`upcycle`). In a gated mixture the experts are averaged, never the gate.
+        share_rate: β, the peak of the schedule, from 0 to (N-1)/N. The largest value merges the experts fully.
         schedule: "constant"; a "linear" or "cosine" ramp from 0 to `share_rate`; or "lr", which follows the learning
-            rate of each step: γ = min(γ of `share_rate`, (lr / alpha)^power). It falls as the learning rate does, by
-            the rule that workers of local SGD shall synchronise less often then (Gu et al., arXiv 2303.01215, and
-            the quadratic rule, arXiv 2310.14423). Of several groups with experts, the largest rate counts.
-        total_steps: optimizer steps of the whole training; needed for a ramp, `start` and `stop`.
-        ramp: the share of the window over which the ramp rises; `share_rate` holds after it.
-        start: averaging begins after this share of training.
-        stop: averaging ends after this share of training (0.5 is "Early EWA").
-        every: average each k-th step only, k steps at once: γ_k = 1 - (1 - γ)^k.
-        alpha: of "lr": the learning rate at which the experts would be merged fully.
-        power: of "lr": 1 or 2.
+            rate of each step: γ = min(γ of `share_rate`, (lr / alpha)^power). It falls as the learning rate does. The
+            rule is that of local SGD, whose workers synchronise less often then (Gu et al., arXiv 2303.01215, and the
+            quadratic rule, arXiv 2310.14423). If several parameter groups hold experts, their largest rate is taken.
+        total_steps: optimizer steps of the whole training. A ramp, `start` and `stop` need it.
+        ramp: fraction of the window over which the ramp rises. After it the rate stays at `share_rate`.
+        start: fraction of training after which averaging begins.
+        stop: fraction of training after which averaging ends (0.5 is "Early EWA").
+        every: average only at each k-th step, with the strength of k steps: γ_k = 1 - (1 - γ)^k.
+        alpha: for "lr": the learning rate at which the experts would be merged fully.
+        power: for "lr": 1 or 2.
 
     Attributes:
         layers: the mixtures by name.
-        steps_done: optimizer steps seen; `state_dict` has it.
+        steps_done: number of optimizer steps seen. It is the content of `state_dict`.
 
     Raises:
         ValueError: an impossible value, or a model without mixtures.
+
+    Example:
+        >>> model = pc_ewa.upcycle(nn.TransformerEncoderLayer(8, 2, 32), num_experts=2, layers="all")
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> averager = pc_ewa.ExpertAverager(model, share_rate=0.3, total_steps=10).attach(optimizer)
+        >>> model(torch.rand(4, 5, 8)).sum().backward()
+        >>> optimizer.step()  # the optimizer's step, then the averaging
+        >>> averager.steps_done
+        1
     """
 
     def __init__(
@@ -80,23 +89,25 @@ class ExpertAverager:
         self._hook: RemovableHandle | None = None
         self._reads_found_inf = True
         self._lr: float | None = None  # of the latest step
-        self._is_first = False  # whether the next step is the first since attach()
+        self._is_first = False  # True: the next step is the first since attach()
 
     def attach(self, optimizer: Optimizer, *, reads_found_inf: bool = True) -> "ExpertAverager":
-        """Run after every `optimizer.step()` from now on; returns self. `detach()` ends it.
+        """Average after every `optimizer.step()` from now on, and return self. `detach()` ends it.
 
         A wrapper that holds the optimizer as `optimizer`, such as accelerate's, is unwrapped.
 
         Args:
             optimizer: the optimizer of the experts.
-            reads_found_inf: a fused optimizer has `found_inf` under a `GradScaler`, and where that is 1 skips the step
-                inside its kernel: such a step is not counted, and reading it waits for the GPU. False does not wait:
-                such a step leaves the experts as they are, and counts.
+            reads_found_inf: applies to a fused optimizer under a `GradScaler`. Such an optimizer has a flag `found_inf`
+                and skips the step inside its kernel where the flag is 1. True reads the flag, which waits for the GPU,
+                and does not count a skipped step. False does not wait. A skipped step then leaves the experts as they
+                are, and counts.
 
         Raises:
-            ValueError: attached already (the experts would be averaged twice a step), not an optimizer, experts sharded
-                otherwise than by `expert_shard_placement`, or an optimizer that lacks experts which train: it was built
-                before `upcycle` or `fully_shard`, or of another model.
+            ValueError: the averager is attached already (the experts would be averaged twice a step), the argument is
+                not an optimizer, the experts are sharded on the expert axis (use `expert_shard_placement`), or the
+                optimizer lacks trainable experts because it was built before `upcycle` or `fully_shard`, or from
+                another model.
         """
         if self._hook:
             raise ValueError("the averager is attached to an optimizer already; detach() it first")
@@ -106,13 +117,15 @@ class ExpertAverager:
         self._check_held(inner)
         if not any(stack.requires_grad for stack in self._stacks().values()):
             warnings.warn("all experts are frozen (requires_grad=False): averaging changes nothing", stacklevel=2)
+        # The hook is a bound method, so `__self__` is the averager that registered it. A second averager of the same
+        # experts, say from a notebook cell that was run twice, would double the share rate without any other sign.
         others = [getattr(hook, "__self__", None) for hook in inner._optimizer_step_post_hooks.values()]
         if any(isinstance(each, ExpertAverager) and each._averages_with(self) for each in others):
             raise ValueError("another averager of these experts is attached to the optimizer; detach() it first")
         if inner.state and not self.steps_done:
             warnings.warn(
-                "the optimizer has taken steps that this averager does not know of, so its schedule begins at 0; to "
-                "resume, averager.load_state_dict() what averager.state_dict() gave",
+                "the optimizer has taken steps that this averager has not seen, so its schedule begins at 0; to "
+                "resume, pass the saved averager.state_dict() to averager.load_state_dict()",
                 stacklevel=2,
             )
         self._reads_found_inf = reads_found_inf
@@ -122,20 +135,20 @@ class ExpertAverager:
         return self
 
     def detach(self) -> None:
-        """Take the hook off the optimizer, if there is one."""
+        """Remove the hook from the optimizer, if there is one."""
         if self._hook:
             self._hook.remove()
         self._hook = None
 
     def state_dict(self) -> dict[str, int]:
-        """Return what a checkpoint needs to go on with the schedule: the number of optimizer steps done."""
+        """Return the state that a checkpoint needs to continue the schedule: the number of optimizer steps done."""
         return {"steps_done": self.steps_done}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from the state that `state_dict` returned.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
-            ValueError: something else.
+            ValueError: the argument is not such a state.
         """
         steps = state.get("steps_done") if isinstance(state, Mapping) else None
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 0:
@@ -143,25 +156,27 @@ class ExpertAverager:
         self.steps_done = steps
 
     def share_rate_at(self, step: int, lr: float | None = None) -> float:
-        """Return β for the averaging after optimizer step `step` (the first is 0), of that learning rate.
+        """Return β for the averaging after optimizer step `step`, counted from 0, at learning rate `lr`.
 
-        A pure function of the step, and for schedule "lr" of the learning rate.
+        The result depends on the step alone, and for schedule "lr" also on the learning rate.
 
         Raises:
-            ValueError: schedule "lr" and no learning rate.
+            ValueError: the schedule is "lr" and no learning rate is given.
         """
         return self.rate.at(step, lr)
 
     @torch.no_grad()
     def step(self, lr: float | None = None, unless: Tensor | None = None) -> None:
-        """Average once, for those who call it by hand after `optimizer.step()` instead of attaching.
+        """Average once. Call it after `optimizer.step()` instead of attaching the averager.
 
         Args:
-            lr: the learning rate of that step, for schedule "lr"; an attached averager reads it from the optimizer.
-            unless: a scalar on the device of the experts: where it is 1, and not 0, they stay as they are.
+            lr: the learning rate of that step, for schedule "lr". An attached averager reads it from the optimizer.
+            unless: a scalar on the device of the experts. The experts are averaged if it is 0 and left as they are if
+                it is 1.
 
         Raises:
-            ValueError: the model was merged, so that these experts are no longer in it; or no learning rate.
+            ValueError: the model was merged, so that these experts are no longer in it; or the schedule is "lr" and no
+                learning rate is given.
         """
         if any(layer.merged for layer in self.layers.values()):
             raise ValueError(
@@ -178,12 +193,15 @@ class ExpertAverager:
         for layer in self.layers.values():
             gamma = 1 - (1 - share_rate * layer.num_experts / (layer.num_experts - 1)) ** self.every
             for _, stack in local_stacks(layer):
+                # A product with the flag, not an `if`: reading the flag on the host would wait for the GPU.
                 weight = gamma if unless is None else ((1 - unless) * gamma).to(stack.dtype)
+                # merge_stack makes a new tensor, so every expert moves towards the mean of the weights before the step.
+                # lerp_ on equal experts is exact: their mean is bit-equal to them, and lerp adds a product with 0.
                 stack.lerp_(merge_stack(stack).expand_as(stack), weight)
 
     @torch.no_grad()
     def statistics(self) -> dict[str, LayerStatistics]:
-        """Measure every mixture; under sharding all processes call it together, and each gets the same."""
+        """Measure every mixture. Under sharding all processes must call it together, and all get the same result."""
         rate = self.share_rate_at(max(0, self.steps_done - 1), self._lr or 0.0)
         return {name: measure(layer, rate) for name, layer in self.layers.items()}
 
@@ -210,14 +228,14 @@ class ExpertAverager:
             )
 
     def _stacks(self) -> dict[str, nn.Parameter]:
-        """Every parameter of the mixtures by its name, gates too."""
+        """Return every parameter of the mixtures by its name, gates included."""
         return {f"{name}.{key}".lstrip("."): p for name, m in self.layers.items() for key, p in m.named_parameters()}
 
     def _after_optimizer_step(self, optimizer: Optimizer, args: object, kwargs: Mapping[str, object]) -> None:
         if _only_makes_state(optimizer, kwargs):
             return
         if self._is_first:
-            self._check_held(optimizer)  # fully_shard() after attach() has put other parameters in their place
+            self._check_held(optimizer)  # fully_shard() after attach() replaces the parameters by others
         self._is_first = False
         # Fused optimizers run under a GradScaler even when they skip the update inside their kernel.
         found_inf = getattr(optimizer, "found_inf", None)
@@ -229,7 +247,7 @@ class ExpertAverager:
 
 
 def _unwrapped(optimizer: object) -> Optimizer:
-    """Return the optimizer that steps, out of what wraps it."""
+    """Return the optimizer that takes the steps, without its wrappers."""
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer  # type: ignore[attr-defined]
     if not isinstance(optimizer, Optimizer) or not hasattr(optimizer, "_optimizer_step_post_hooks"):
@@ -242,22 +260,25 @@ def _unwrapped(optimizer: object) -> Optimizer:
 
 def _only_makes_state(optimizer: Optimizer, kwargs: Mapping[str, object]) -> bool:
     """Return True for the step by which torch.distributed.checkpoint makes the state of an optimizer that has none."""
+    # It calls step(closure=None) with every learning rate at 0, only so that Adam allocates its moments. No training
+    # step looks like that: a loop calls step() or step(closure), and a rate of 0 in all groups would train nothing.
     return kwargs == {"closure": None} and not any(group.get("lr") for group in optimizer.param_groups)
 
 
 def _check_stacks(layers: dict[str, Mixture]) -> None:
-    """Raise ValueError if a mixture has come to hold what is not a stack of its experts, such as an adapter."""
+    """Raise ValueError if a mixture holds a parameter that is not a stack of its experts, such as an adapter's."""
     for name, layer in layers.items():
         for key, parameter in layer.experts.named_parameters():
             if parameter.shape[:1] != (layer.num_experts,):
                 raise ValueError(
-                    f"{name}.experts.{key} is of shape {tuple(parameter.shape)}, no stack of {layer.num_experts} "
-                    "experts; take out what was put into the mixture after upcycle(), such as LoRA"
+                    f"{name}.experts.{key} is of shape {tuple(parameter.shape)}, not a stack of {layer.num_experts} "
+                    "experts; remove what was put into the mixture after upcycle(), such as LoRA"
                 )
 
 
 def _check_share_rate(share_rate: float, layers: dict[str, Mixture]) -> None:
-    """Raise ValueError unless 0 <= β <= (N-1)/N; above that the averaging would overshoot the mean."""
+    """Raise ValueError unless 0 <= β <= (N-1)/N. Above that the averaging would overshoot the mean."""
+    # The mixture with the fewest experts has the lowest limit.
     name, fewest = min(layers.items(), key=lambda item: item[1].num_experts)
     count = fewest.num_experts
     limit = (count - 1) / count

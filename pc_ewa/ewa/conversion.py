@@ -1,4 +1,4 @@
-"""Dense model <-> mixtures of experts, in place: upcycles some of its FFNs, merges them back."""
+"""Conversion of a dense model to mixtures of experts and back, in place."""
 
 import logging
 from collections.abc import Iterator
@@ -17,7 +17,8 @@ log = logging.getLogger(__name__)
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# torch's fused inference kernels read linear1.weight themselves: off while a mixture stands in its place.
+# In evaluation nn.TransformerEncoderLayer calls a fused kernel that reads linear1.weight itself (torch 2.6 to 2.13).
+# It would bypass a mixture in the place of linear1, or fail on it. These values of its attributes disable the kernel.
 _FAST_PATHS: dict[str, Any] = {"activation_relu_or_gelu": 0, "use_nested_tensor": False}
 _FAST_PATHS_BEFORE = "_fast_paths_before_upcycle"
 
@@ -33,20 +34,20 @@ def upcycle(
 ) -> Model:
     """Replace some FFNs of a transformer by mixtures of experts, in place.
 
-    Build the optimizer afterwards: it has to hold the experts' parameters.
+    Build the optimizer afterwards, because it has to hold the parameters of the experts.
 
     Args:
         model: any module whose FFNs are found by structure, or chosen by `ffn`.
         num_experts: experts of each mixture, at least 2.
-        layers: which FFNs, counted in the order of `model.named_modules()`: "all"; "every-k" (the k-th, 2k-th, ...);
-            "last-n"; or indices.
+        layers: the FFNs to replace, counted in the order of `model.named_modules()`: "all"; "every-k" (the k-th, 2k-th,
+            ...); "last-n"; or indices.
         init: "copy" or "independent", see `Mixture`.
-        partition: deal the tokens of the whole "batch" together, or of each "sample" apart.
+        partition: route the tokens of the whole "batch" together, or those of each "sample" separately.
         ffn: for models whose FFNs are not found: a name, a pattern such as "blocks.*.ffn", a list of them, a class, or
-            a predicate on (name, module). The modules must map (..., C) to (..., C) token by token; each is tried on
-            random tokens. A model that should not be upcycled everywhere (a decoder that is thrown away, a frozen
-            copy) says so itself, in an attribute `expert_ffns` of the same kind.
-        gate: make them naive top-1 mixtures with a learned gate (`GatedFFN`), which stay mixtures at inference. Add
+            a predicate on (name, module). The modules must map (..., C) to (..., C) token by token; each is tested on
+            random tokens. If None, the attribute `expert_ffns` of the model is used, which has the same form. Set it
+            on a model that should not be upcycled everywhere (a decoder that is thrown away, a frozen copy).
+        gate: settings for naive top-1 mixtures with a learned gate (`GatedFFN`), which stay mixtures at inference. Add
             `balance_loss(model)` to the loss.
 
     Returns:
@@ -56,6 +57,11 @@ def upcycle(
         ValueError: no FFN found, a named module that is not an FFN, FFNs that share parameters, a selection that is
             empty or out of range, a model that has mixtures already or is sharded, or a partition by "sample" with a
             gate.
+
+    Example:
+        >>> model = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 32), 4, enable_nested_tensor=False)
+        >>> list(pc_ewa.ewa.expert_layers(pc_ewa.upcycle(model, num_experts=4)))  # every second of 4 FFNs
+        ['layers.1.linear1', 'layers.3.linear1']
     """
     if has_gate(model):
         raise ValueError("the model has gated mixtures of experts already; start from a dense model")
@@ -67,11 +73,12 @@ def upcycle(
         raise ValueError(f"gate={gate!r}; give a Gate(), with capacity_factor and balance_weight, or None")
     if gate and partition != "batch":
         raise ValueError(
-            f"partition={partition!r} with a gate, which deals the tokens by content; leave one of them out"
+            f"partition={partition!r} with a gate, which routes the tokens by content; leave one of them out"
         )
     sites = find_ffns(model, ffn)
     chosen = [sites[i] for i in select_layers(layers, len(sites))]
     check_not_shared(model, chosen)
+    # All mixtures are built before the first FFN is replaced: an error in one leaves the model as it was.
     mixtures = [
         GatedFFN(ffn_at(site), gate, num_experts, init)
         if gate
@@ -87,22 +94,32 @@ def upcycle(
 
 
 def merge_experts(model: Model) -> Model:
-    """Replace every mixture by one FFN, the mean of its experts, in place: the original classes and keys again.
+    """Replace every mixture by one FFN, the mean of its experts, in place.
 
-    A model without mixtures stays as it is. Returns the model itself. To train it further, build a new optimizer: the
-    old one holds the experts.
+    The model then has its original classes and keys again. A model without mixtures stays as it is. To train the merged
+    model further, build a new optimizer, because the old one holds the experts.
+
+    Returns:
+        The model itself.
 
     Raises:
         ValueError: a gated or a sharded mixture (see `whole_copy`), or the model is itself an `ExpertFFN`; call its
             `fuse()`.
+
+    Example:
+        >>> model = nn.TransformerEncoderLayer(8, 2, 32)
+        >>> before = model.state_dict()
+        >>> merged = pc_ewa.merge_experts(pc_ewa.upcycle(model, layers="all")).state_dict()
+        >>> all(torch.equal(merged[key], before[key]) for key in before)  # copies that were not trained
+        True
     """
     if isinstance(model, ExpertFFN):
-        raise ValueError("the model is itself one mixture; ffn = model.fuse() gives its merged FFN")
+        raise ValueError("the model is itself one mixture; ffn = model.fuse() returns its merged FFN")
     mixtures = _ungated(model)
     if mixtures and is_sharded(model):
         raise ValueError(
-            f"the {type(model).__name__} is sharded over processes, of which none has all of its weights; on all of "
-            "them, merge_experts(whole_copy(model)), or dense_state_dict(model)"
+            f"the {type(model).__name__} is sharded over processes, and none of them has all of its weights; call "
+            "merge_experts(whole_copy(model)) or dense_state_dict(model) on all of them"
         )
     for name, mixture in mixtures.items():
         host_name, _, slot = name.rpartition(".")
@@ -115,21 +132,26 @@ def merge_experts(model: Model) -> Model:
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The merged weights under the host's own keys; the model goes on training as it is.
+    """Return the merged weights under the keys of the dense model. The model keeps its mixtures and can train on.
 
-    If it is sharded over processes, all of them call it together, and each gets the whole weights.
+    If the model is sharded, all processes must call it together, and each gets the full weights.
 
     Raises:
         ValueError: a gated mixture, or the model is itself an `ExpertFFN`.
+
+    Example:
+        >>> model = pc_ewa.upcycle(nn.TransformerEncoderLayer(8, 2, 32), layers="all")
+        >>> pc_ewa.dense_state_dict(model).keys() == nn.TransformerEncoderLayer(8, 2, 32).state_dict().keys()
+        True
     """
-    _ungated(model)  # before anything is gathered
+    _ungated(model)  # raises before whole_copy gathers anything over processes
     return merge_experts(whole_copy(model)).state_dict()
 
 
 def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter under its name in the merged model, those of mixtures by the mean of their experts.
+    """Yield every parameter under its name in the merged model. For a mixture it is the mean of the experts.
 
-    Only for mixtures that stand where one module was, as in all models here.
+    It works only for mixtures that replace a single module, as in all models here.
 
     Raises:
         ValueError: a gated mixture.
@@ -144,12 +166,18 @@ def merged_parameters(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def expert_layers(model: nn.Module) -> dict[str, Mixture]:
-    """Every mixture of the model by its dotted name, gated ones too."""
+    """Return every mixture of the model by its dotted name, gated ones included.
+
+    Example:
+        >>> model = pc_ewa.upcycle(nn.TransformerEncoderLayer(8, 2, 32), layers="all")
+        >>> list(pc_ewa.ewa.expert_layers(model))
+        ['linear1']
+    """
     return {name: module for name, module in model.named_modules() if isinstance(module, Mixture)}
 
 
 def _ungated(model: nn.Module) -> dict[str, ExpertFFN]:
-    """Every mixture by its dotted name; raise ValueError if one is gated."""
+    """Return every mixture by its dotted name. Raise ValueError if one is gated."""
     mixtures = {}
     for name, mixture in expert_layers(model).items():
         if not isinstance(mixture, ExpertFFN):
@@ -159,6 +187,7 @@ def _ungated(model: nn.Module) -> dict[str, ExpertFFN]:
 
 
 def _leave_fast_paths(model: nn.Module) -> None:
+    # The former values are kept in the module itself, so that a pickled or copied model can be merged too.
     for module in model.modules():
         off = {k: v for k, v in _FAST_PATHS.items() if k in module.__dict__ and expert_layers(module)}
         if off:

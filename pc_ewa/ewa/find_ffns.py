@@ -1,4 +1,4 @@
-"""Finds the FFNs of a transformer, by structure or by name."""
+"""Search for the FFNs of a transformer, by structure or by name."""
 
 import difflib
 import logging
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 Layers = str | Sequence[int]
 FFNChoice = str | Sequence[str] | type[nn.Module] | Callable[[str, nn.Module], bool]
 
-# Wrappers hold on to the parameters that they found, or hide what the model says of its FFNs.
+# A wrapper keeps references to the parameters that it found, or hides the attribute `expert_ffns` of the model.
 _WRAPPERS = ("DistributedDataParallel", "FullyShardedDataParallel", "DataParallel", "OptimizedModule")
 
 
 def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[Site]:
-    """Find the FFNs of a model, in the order of `named_modules()`; `ffn` as in `upcycle`.
+    """Find the FFNs of a model, in the order of `named_modules()`. `ffn` is as in `upcycle`.
 
-    Each is tried on random tokens (`why_not_tokenwise`). A module found by structure that does not map token by token,
-    such as a token mixer, is left out and logged.
+    Each is tested on random tokens (`why_not_tokenwise`). A module found by structure that does not map token by token,
+    such as a token mixer, is left out, and the log names it.
 
     Raises:
-        ValueError: no FFN, or one that was named and does not map token by token.
+        ValueError: there is no FFN, or a named one does not map token by token.
     """
     if type(model).__name__ in _WRAPPERS:
         raise ValueError(f"the model is wrapped in {type(model).__name__}; upcycle() it first, then wrap it")
@@ -39,7 +39,8 @@ def find_ffns(model: nn.Module, ffn: FFNChoice | None = None) -> list[Site]:
 def _by_choice(model: nn.Module, ffn: FFNChoice) -> list[Site]:
     sites: list[Site] = []
     for name, module in model.named_modules():
-        # A pattern or predicate that fits an FFN often fits its parts too: the outermost module is meant.
+        # A pattern or predicate that fits an FFN often fits its children too. named_modules() lists a parent before its
+        # children, so it is enough to skip what is inside of the latest site.
         inside = bool(sites) and name.startswith(f"{sites[-1].name}.")
         if name and not inside and _is_chosen(ffn, name, module):
             sites.append(site_of(model, name))
@@ -68,7 +69,7 @@ def _by_structure(model: nn.Module) -> list[Site]:
             kept.append(site)
     if not kept:
         raise ValueError(
-            f"{type(model).__name__} has no FFN that upcycle() knows; looked for {LOOKED_FOR}; "
+            f"{type(model).__name__} has no FFN that upcycle() recognises; looked for {LOOKED_FOR}; "
             "name yours with ffn='pattern', a class or a predicate"
             + (f"; left out: {', '.join(left_out[:3])}" if left_out else "")
         )
@@ -76,7 +77,7 @@ def _by_structure(model: nn.Module) -> list[Site]:
 
 
 def _candidates(model: nn.Module) -> list[Site]:
-    """List the modules, and the parts side by side of one, that have the layers of an FFN."""
+    """List the modules that are built as an FFN, and the modules that hold the layers of one side by side."""
     sites = []
     for name, module in model.named_modules():
         if layout := split_layout(module):
@@ -87,7 +88,7 @@ def _candidates(model: nn.Module) -> list[Site]:
 
 
 def select_layers(layers: Layers, count: int) -> list[int]:
-    """Turn "all", "every-k", "last-n" or explicit indices into sorted indices below `count`."""
+    """Convert "all", "every-k", "last-n" or explicit indices to sorted indices below `count`."""
     if isinstance(layers, str):
         match = re.fullmatch(r"all|(every|last)-([1-9]\d*)", layers)
         if not match:
@@ -97,7 +98,7 @@ def select_layers(layers: Layers, count: int) -> list[int]:
             list(range(max(0, count - number), count)) if match[1] == "last" else list(range(number - 1, count, number))
         )
         if not chosen or (match[1] == "last" and number > count):
-            raise ValueError(f"layers={layers!r} asks for more than the {count} FFNs of the model")
+            raise ValueError(f"layers={layers!r} needs more than the {count} FFNs of the model; choose fewer, or 'all'")
         return chosen
     wrong = [i for i in layers if not 0 <= i < count]
     if wrong or not layers or len(set(layers)) < len(layers):
@@ -124,7 +125,7 @@ def _wanted(ffn: FFNChoice) -> str:
 
 
 def _nearest(model: nn.Module, ffn: FFNChoice) -> str:
-    """Name the modules, or their classes, that come closest to what was asked for."""
+    """Name the modules, or the classes, that are closest to the choice."""
     modules = [(name, type(module).__name__) for name, module in model.named_modules() if name]
     if isinstance(ffn, type):
         return f"its classes are {', '.join(sorted({kind for _, kind in modules}))}"

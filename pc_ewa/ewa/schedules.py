@@ -1,4 +1,4 @@
-"""ShareRate: how strongly experts are averaged after a step, as a pure function of the step and its learning rate."""
+"""ShareRate: the strength of averaging after a step, as a pure function of the step and its learning rate."""
 
 import math
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ Schedule = Literal["constant", "linear", "cosine", "lr"]
 
 @dataclass(frozen=True)
 class ShareRate:
-    """The share rate β after each optimizer step; arguments as in `ExpertAverager`.
+    """The share rate β after each optimizer step. The other arguments are those of `ExpertAverager`.
 
     Args:
         peak: the largest β.
-        num_experts: the fewest experts of a mixture, N, for the law of "lr".
+        num_experts: N, the smallest number of experts of a mixture, for schedule "lr".
 
     Raises:
         ValueError: an impossible value.
@@ -30,7 +30,7 @@ class ShareRate:
     num_experts: int
 
     def __post_init__(self) -> None:
-        """Check the values, but for the peak."""
+        """Check the values, except for the peak."""
         if self.schedule not in ("constant", "linear", "cosine", "lr"):
             raise ValueError(f"schedule={self.schedule!r}; choose 'constant', 'linear', 'cosine' or 'lr'")
         always = self.schedule in ("constant", "lr") and (self.start, self.stop) == (0.0, 1.0)
@@ -55,10 +55,10 @@ class ShareRate:
             )
 
     def at(self, step: int, lr: float | None = None) -> float:
-        """Return β for the averaging after optimizer step `step` (the first is 0), of that learning rate.
+        """Return β for the averaging after optimizer step `step`, counted from 0, at learning rate `lr`.
 
         Raises:
-            ValueError: the schedule follows the learning rate, and there is none.
+            ValueError: the schedule is "lr" and no learning rate is given.
         """
         if not self._within_window(step):
             return 0.0
@@ -67,7 +67,7 @@ class ShareRate:
         if self.schedule == "constant" or self.total_steps is None:
             return self.peak
         begin, end = self._window(self.total_steps)
-        # The ramp counts the steps done, so that it ends on the full rate.
+        # `step + 1` steps are done when the averaging runs. With `step` the last one would miss the full rate.
         progress = min(1.0, (step + 1 - begin) / max(1.0, self.ramp * (end - begin)))
         return self.peak * (progress if self.schedule == "linear" else (1 - math.cos(math.pi * progress)) / 2)
 
@@ -78,11 +78,12 @@ class ShareRate:
         if self.total_steps is None:
             return True
         begin, end = self._window(self.total_steps)
-        # A window up to the end of training has no end: who trains longer keeps the full rate.
+        # With stop=1 the window has no end: training beyond `total_steps` keeps the full rate, and does not suddenly
+        # stop averaging.
         return step >= begin and (step < end or self.stop == 1)
 
     def _following(self, lr: float | None) -> float:
-        """Return β of γ = min(γ_max, (lr / alpha)^power), where γ = β N/(N-1)."""
+        """Return the β for which γ = min(γ_max, (lr / alpha)^power), where γ = β N/(N-1)."""
         if lr is None or self.alpha is None:
             raise ValueError("schedule='lr' needs the learning rate of the step; attach(optimizer), or step(lr=...)")
         limit = (self.num_experts - 1) / self.num_experts

@@ -1,4 +1,4 @@
-"""Sites: where the FFNs of a model are, and how they are taken out of their hosts and put back in."""
+"""Sites of FFNs in a model: removing an FFN from its host module and putting it back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class Site(NamedTuple):
-    """Where an FFN is: its dotted name in the model, the module that holds it, and the names of its pieces there.
+    """The place of an FFN: its dotted name in the model, the module that holds it (the host), and its parts there.
 
-    The pieces are dotted too, and in the order in which they compute; most FFNs are one piece.
+    `parts` are the dotted names of the parts in the host, in the order of computation. Most FFNs are one part.
     """
 
     name: str
@@ -18,7 +18,7 @@ class Site(NamedTuple):
 
 
 class SplitFFN(nn.Sequential):
-    """An FFN put together from the parts of a host that keeps them side by side."""
+    """An FFN assembled from parts that its host holds side by side, such as linear1 and linear2."""
 
     def __init__(self, host: nn.Module, parts: tuple[str, ...]) -> None:
         super().__init__(*(_as_module(get_part(host, part)) for part in parts))
@@ -42,7 +42,7 @@ class Rate(nn.Dropout):
 
 
 def site_of(model: nn.Module, name: str) -> Site:
-    """Return the site of the module of that dotted name."""
+    """Return the site of the module with a dotted name."""
     parent, _, slot = name.rpartition(".")
     return Site(name, model.get_submodule(parent), (slot,))
 
@@ -55,14 +55,15 @@ def ffn_at(site: Site) -> nn.Module:
 
 
 def replace_ffn(site: Site, mixture: nn.Module) -> None:
-    """Put a mixture in the place of the FFN: where its first part is; the other parts then do nothing."""
+    """Replace the FFN by a mixture. It takes the place of the first part, and the other parts become identities."""
+    # The host still calls all parts in order, as in linear2(dropout(activation(linear1(x)))).
     put_part(site.host, site.parts[0], mixture)
     for part in site.parts[1:]:
         put_part(site.host, part, 0.0 if _is_rate(get_part(site.host, part)) else nn.Identity())
 
 
 def restore_ffn(host: nn.Module, slot: str, ffn: nn.Module) -> None:
-    """Put an FFN back in the place of its mixture, part by part if it is a `SplitFFN`."""
+    """Put an FFN back in place of its mixture, part by part if it is a `SplitFFN`."""
     if not isinstance(ffn, SplitFFN):
         put_part(host, slot, ffn)
         return
@@ -72,11 +73,13 @@ def restore_ffn(host: nn.Module, slot: str, ffn: nn.Module) -> None:
 
 
 def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
-    """Raise ValueError if an FFN, or a parameter of one, hangs in two places.
+    """Raise ValueError if an FFN, or a parameter of one, is registered in two places.
 
-    A mixture in one of them would leave the other behind: they would train apart, and merge into another function.
+    A mixture in one place would leave the other unchanged. The two would train separately, and the merged model would
+    compute another function.
     """
     places: dict[int, list[str]] = {}
+    # Read `_modules` and `_parameters`: named_parameters() lists a shared parameter once, under its first name.
     for name, owner in model.named_modules():
         for slot, part in (*owner._modules.items(), *owner._parameters.items()):
             if part is not None:
@@ -92,7 +95,7 @@ def check_not_shared(model: nn.Module, sites: list[Site]) -> None:
 
 
 def get_part(host: nn.Module, path: str) -> Any:
-    """Return what is at the dotted `path` of the host, None if nothing is."""
+    """Return the attribute at the dotted `path` of the host. None means that there is none."""
     value: Any = host
     for step in path.split("."):
         value = getattr(value, step, None)
@@ -100,11 +103,11 @@ def get_part(host: nn.Module, path: str) -> Any:
 
 
 def put_part(host: nn.Module, path: str, value: object) -> None:
-    """Put a module, a function or a number in the place of what is at the dotted `path` of the host."""
+    """Replace the attribute at the dotted `path` of the host by a module, a function or a number."""
     parent, _, slot = path.rpartition(".")
     owner = host.get_submodule(parent)
     if not isinstance(value, nn.Module) or slot not in owner._modules:
-        delattr(owner, slot)  # a function and a module cannot take each other's place
+        delattr(owner, slot)  # first, because nn.Module refuses to put a function or a number over a child module
     setattr(owner, slot, value)
 
 

@@ -1,4 +1,4 @@
-"""Tells from its layers whether a module is built as an FFN is, and which layers no expert can have to itself."""
+"""Recognition of FFNs by their layers, and of layers that experts cannot have."""
 
 from collections import Counter
 from typing import NamedTuple
@@ -15,10 +15,10 @@ LOOKED_FOR = (
     "linear1 and linear2 (torch.nn.TransformerEncoderLayer); fc1, activation_fn, activation_dropout and fc2 (BART); "
     "ffn and ffn_output (ALBERT); pwconv1 and pwconv2 (ConvNeXt); intermediate and output.dense (older transformers)"
 )
-# Fewer features than this are coordinates or scores, as those that position-bias MLPs map, not tokens.
+# Fewer features than this are coordinates or scores, such as the input of a position-bias MLP, not tokens.
 MIN_FEATURES = 4
-# Hosts that keep the parts of their FFN side by side: the parts in the order in which they compute, and a module that
-# such hosts have beside them.
+# Hosts that hold the parts of their FFN side by side: the parts in the order of computation, and the name of another
+# module that such a host has.
 _SPLIT_LAYOUTS = (
     (("linear1", "activation", "dropout", "linear2"), None),
     (("intermediate", "output.dense"), None),
@@ -27,7 +27,8 @@ _SPLIT_LAYOUTS = (
     (("pwconv1", "act", "grn", "pwconv2"), "dwconv"),
     (("pwconv1", "act", "pwconv2"), "dwconv"),
 )
-# Without a rate of its own, the dropout between fc1 and fc2 is anybody's guess: only where it is known to be none.
+# A host with fc1 and fc2 but no attribute for the dropout between them may call F.dropout there. So this layout is used
+# only for classes that are known to have none.
 _SPLIT_LAYOUTS_OF = {"OPTDecoderLayer": (("fc1", "activation_fn", "fc2"), "self_attn")}
 _TOKEN_MIXERS = ("mlp_tokens", "token_mixing", "token_mixer")
 
@@ -40,9 +41,9 @@ class _Map(NamedTuple):
 
 
 def is_built_as_ffn(module: nn.Module) -> bool:
-    """Return True if the children of a module are the layers of an FFN, plain or gated, and vectors at most.
+    """Return True if the children of a module are the layers of an FFN, plain or gated.
 
-    Whether it maps token by token is for `why_not_tokenwise` to try.
+    Other children may hold vectors, such as norms. `why_not_tokenwise` tests if the module maps token by token.
     """
     sizes, others = [], []
     for child in module.children():
@@ -55,17 +56,17 @@ def is_built_as_ffn(module: nn.Module) -> bool:
 
 
 def split_layout(module: nn.Module) -> tuple[str, ...] | None:
-    """Return the names of the parts of an FFN that this module keeps side by side among others; None if it does not."""
+    """Return the names of the parts of an FFN that a module holds side by side. None means that it holds none."""
     known = _SPLIT_LAYOUTS_OF.get(type(module).__name__)
     layouts = (known, *_SPLIT_LAYOUTS) if known else _SPLIT_LAYOUTS
     return next((parts for parts, beside in layouts if _has_split_ffn(module, parts, beside)), None)
 
 
 def why_no_expert(name: str, ffn: nn.Module) -> str | None:
-    """Name the layer of an FFN that cannot be had N times, each on its own tokens; None if there is none."""
+    """Return a message about the layer of an FFN that experts cannot have. None means that there is no such layer."""
     if name.rpartition(".")[2] in _TOKEN_MIXERS:
-        # As in MLP-Mixer: the module is an MLP, but its host transposes what it gives it.
-        return "its name says that it mixes tokens"
+        # As in MLP-Mixer: the module is an MLP, but its host transposes the input, so no test of the module shows it.
+        return "its name is that of a token mixer"
     for part, layer in ffn.named_modules():
         where = f"its {part}" if part else "it"
         if isinstance(layer, _ConvNd) and any(size != 1 for size in layer.kernel_size):
@@ -75,17 +76,22 @@ def why_no_expert(name: str, ffn: nn.Module) -> str | None:
         if isinstance(layer, _BatchNorm) and layer.track_running_stats:
             return f"{where} is a {type(layer).__name__}, whose running statistics experts would not share"
         if hasattr(layer, "base_layer"):
+            # The effective weight is W + B A, and mean(B A) is not mean(B) mean(A): averaging the factors would not
+            # average the function.
             return (
                 f"{where} is an adapter (LoRA), and the mean of products is not the product of means; adapt layers "
                 "outside of the FFNs, or merge_and_unload() first"
             )
     strange = next((key for key, p in ffn.named_parameters() if not p.is_floating_point()), None)
-    return strange and f"its {strange} is no floating-point number, so that experts have no mean"
+    return strange and f"its {strange} is not a floating-point number, so that experts have no mean"
 
 
 def _map_of(layer: nn.Module) -> _Map | None:
-    """Return the sizes of a linear layer, of what is one by another name, or of one with a norm; None for the rest."""
-    layer = getattr(layer, "base_layer", layer)  # of an adapter
+    """Return the sizes of a linear layer, of an equivalent layer, or of a module with one and norms.
+
+    None means that it is not such a layer.
+    """
+    layer = getattr(layer, "base_layer", layer)  # the layer inside of an adapter
     if isinstance(layer, nn.Linear):
         return _Map(layer.in_features, layer.out_features)
     if isinstance(layer, nn.Conv1d | nn.Conv2d):
@@ -98,7 +104,7 @@ def _map_of(layer: nn.Module) -> _Map | None:
 
 
 def _is_there_and_back(sizes: list[_Map], any_width: bool) -> bool:
-    """Return True for C -> H -> C, in any order C -> H, C -> H and H -> C, or C -> 2H and H -> C."""
+    """Return True for the sizes of an FFN: C -> H -> C, or gated: C -> H twice, or C -> 2H, and H -> C."""
     if len(sizes) == 2:
         first, last = sizes
         hidden_sizes = [last.inputs, 2 * last.inputs]
@@ -108,14 +114,17 @@ def _is_there_and_back(sizes: list[_Map], any_width: bool) -> bool:
         hidden_sizes = [last.inputs]
     else:
         return False
-    # H > C tells an FFN from two projections of an attention; where the names tell, any H will do.
+    # H > C distinguishes an FFN from two projections of an attention. If the names are those of an FFN, any H is taken.
     wider = any_width or last.inputs > first.inputs
     returns = first.outputs in hidden_sizes and last.outputs == first.inputs
     return returns and wider and first.inputs >= MIN_FEATURES
 
 
 def _holds_vectors(module: nn.Module) -> bool:
-    """Return True for norms, scales and activations; for depthwise convolutions too, which `why_no_expert` names."""
+    """Return True for norms, scales and activations.
+
+    It is also True for depthwise convolutions, so that `why_no_expert` can name them in its message.
+    """
     return all(
         _is_vector(parameter) or (isinstance(owner, _ConvNd) and owner.groups > 1)
         for owner in module.modules()

@@ -1,4 +1,4 @@
-"""Trained models for other runtimes: ONNX (onnxruntime, OpenVINO, the browser) and the .pt2 of torch.export."""
+"""Export of trained models for other runtimes: ONNX (onnxruntime, OpenVINO, browsers) and .pt2 of torch.export."""
 
 from pc_ewa.export.runtime import OnnxModel, OpenVinoModel, ProgramModel, openvino_precisions
 from pc_ewa.export.write import export, export_onnx, export_program, load_exported, quantize

@@ -1,4 +1,4 @@
-"""The comparison of an exported model with PyTorch."""
+"""Comparison of an exported model with PyTorch."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pc_ewa.export.trace import inputs
 
-TOLERANCE = 1e-4  # between scores; of their largest, if that is above 1
+TOLERANCE = 1e-4  # of a difference of scores; relative to the largest score if that is above 1
 
 
 def random_clouds(count: int, num_points: int, generator: torch.Generator) -> Tensor:
@@ -18,12 +18,12 @@ def random_clouds(count: int, num_points: int, generator: torch.Generator) -> Te
 
 
 def with_ties(count: int, num_points: int, generator: torch.Generator) -> Tensor:
-    """Draw points of a grid: most distances occur many times."""
+    """Draw clouds of points on a coarse grid, where most distances occur many times."""
     return torch.randint(-3, 4, (count, num_points, 3), generator=generator).float() / 4
 
 
 def with_duplicates(count: int, num_points: int, generator: torch.Generator) -> Tensor:
-    """Draw clouds in which every point occurs about eight times; the last is one point, repeated."""
+    """Draw clouds in which every point occurs about eight times. The last cloud is a single point, repeated."""
     few = random_clouds(count, max(1, num_points // 8), generator)
     clouds = few.repeat(1, -(-num_points // few.shape[1]), 1)[:, :num_points]
     clouds[-1] = clouds[-1, :1].clone()
@@ -44,7 +44,10 @@ KINDS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
 
 
 def largest_difference(model: nn.Module, exported: nn.Module, clouds: Iterable[Tensor]) -> float:
-    """Return the largest difference of scores over batches (B, N, 3), in units of the tolerance's; NaN is infinite."""
+    """Return the largest difference of scores over batches (B, N, 3), to be compared with TOLERANCE.
+
+    It is infinite if scores are NaN or have another shape.
+    """
     worst = 0.0
     with torch.no_grad():
         for points in clouds:
@@ -53,5 +56,6 @@ def largest_difference(model: nn.Module, exported: nn.Module, clouds: Iterable[T
             if found.shape != expected.shape:
                 return math.inf
             difference = (found - expected).abs() / max(1.0, float(expected.abs().max()))
+            # NaN is handled before `max`, which would ignore it or not depending on the order of its arguments.
             worst = max(worst, math.inf if bool(difference.isnan().any()) else float(difference.max()))
     return worst

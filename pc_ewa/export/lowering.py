@@ -1,4 +1,4 @@
-"""Our ops in terms that other runtimes know, put in their place while a model is traced."""
+"""Replacements of our ops by ops of torch that other runtimes have, used while a model is traced."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,10 @@ from torch.overrides import TorchFunctionMode
 from pc_ewa.ops import registry
 from pc_ewa.ops.reference import NEAR_ORIGIN
 
-# onnxscript takes constants up to this size for zero, and drops their addition: 1 / (d + 1e-8) would be infinite at 0.
+# onnxscript 0.7 treats constants up to this size as zero, and drops their addition. The weights 1 / (d + 1e-8) of an
+# interpolation would then be infinite at d = 0.
 _TAKEN_FOR_ZERO = 1e-8
-# A power of two: scaling by it and back changes no bit of a result that is in range.
+# A power of two, because scaling by it and back is exact for results in the normal range.
 _SCALE = 2.0**27
 _ADDITIONS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__radd__}
 
@@ -20,8 +21,10 @@ _ADDITIONS = {torch.add, torch.Tensor.add, torch.Tensor.__add__, torch.Tensor.__
 def farthest_point_sample(
     points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
 ) -> Tensor:
-    """As the reference, for clouds without padding that start at index 0; a loop of the graph, not of Python."""
-    from torch._higher_order_ops.while_loop import while_loop_op  # the public one compiles each loop by itself
+    """Compute the op of the reference by a loop in the graph, for clouds without padding that start at index 0."""
+    # A Python loop would be unrolled to n copies of its body. The public while_loop compiles each loop separately, so
+    # the operator below it is used.
+    from torch._higher_order_ops.while_loop import while_loop_op
 
     if start is not None or lengths is not None:
         raise NotImplementedError("farthest_point_sample with start or lengths cannot be exported")
@@ -40,6 +43,7 @@ def farthest_point_sample(
         dx, dy, dz = (axis - axis.gather(1, last) for axis in axes)
         nearest = torch.minimum(nearest, dx * dx + dy * dy + dz * dz)
         last = nearest.argmax(1, keepdim=True)
+        # A loop in the graph cannot write in place, so column i is replaced by `where`.
         return i + 1, nearest, last, torch.where(slots == i, last, chosen)
 
     begin = (torch.ones((), dtype=torch.int64), nearest, first, chosen)
@@ -48,13 +52,16 @@ def farthest_point_sample(
 
 
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As the reference, for clouds without padding, but in the order of the index."""
+    """Compute the op of the reference for clouds without padding, but with neighbours ordered by another key.
+
+    Nearer ones than the k-th come first, then those at its distance, each in the order of their indices.
+    """
     if lengths is not None:
         raise NotImplementedError("knn with lengths cannot be exported")
     dx, dy, dz = (queries[:, :, None, axis] - points[:, None, :, axis] for axis in range(3))
     distances = dx * dx + dy * dy + dz * dz
-    # topk leaves the order of ties open, in torch and in OpenVINO. So it only finds the k-th distance; a second one, on
-    # keys that do not tie, takes all that are nearer, and of those at that distance the first.
+    # topk does not define the order of ties, neither in torch nor in OpenVINO. So the first topk only finds the k-th
+    # distance. The second has keys without ties: it takes all nearer points, and then the first at that distance.
     kth = distances.topk(k, dim=-1, largest=False).values.amax(-1, keepdim=True)
     count = points.shape[1]
     position = torch.arange(count).to(distances.dtype)  # exact below 2^24 points
@@ -67,16 +74,16 @@ LOWERED: dict[Any, Callable[..., Any]] = {
     torch.ops.pc_ewa.farthest_point_sample.default: farthest_point_sample,
     torch.ops.pc_ewa.knn.default: knn,
 }
-assert registry  # it has registered the ops above
+assert registry  # its import registers the ops above
 
 
 class Lowering(TorchFunctionMode):
-    """Replace our ops, and what onnxscript would take for zero, while a model is traced in a `with` block."""
+    """Mode that replaces our ops, and additions that onnxscript would drop, while a model is traced in its block."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Call the replacement of a function, or the function."""
+        """Call the replacement of a function, or the function itself."""
         kwargs = kwargs or {}
         if func in _ADDITIONS and not kwargs and isinstance(args[1], float) and 0 < abs(args[1]) <= _TAKEN_FOR_ZERO:
             return (args[0] * _SCALE + args[1] * _SCALE) / _SCALE

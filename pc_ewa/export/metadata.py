@@ -1,4 +1,4 @@
-"""What an exported file says of itself, so that whoever has it needs nothing else."""
+"""Metadata of an exported file, from which a user can run it without other information."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,16 +14,16 @@ from pc_ewa.package import version
 
 
 def describe(model: nn.Module, class_names: Sequence[str] | None, preprocessing: Any) -> dict[str, Any]:
-    """Describe an exported model in plain values.
+    """Return the metadata of a model in plain values.
 
     Returns:
-        `pc_ewa`, the version; `model`, its name; `task`, "classify" or "segment"; `class_names`, of the logits, or of
-        the categories that a segmenter takes; `preprocessing`, what to do with a cloud before: the graph does none of
-        it; `min_points`, the fewest points that the graph takes; for a segmenter also `parts_of`, the parts that each
-        category can have, or None for all.
+        A dict of `pc_ewa`, the version; `model`, the name of the model; `task`, "classify" or "segment"; `class_names`,
+        the names of the logits, or of the categories that a segmenter takes; `preprocessing`, the preprocessing of a
+        cloud, which is not in the graph; and `min_points`, the fewest points that the graph takes. A segmenter also has
+        `parts_of`, the parts that each category can have, or None for all.
 
     Raises:
-        ConfigError: names that are not one for each class.
+        ConfigError: there is not one name for each class.
     """
     task, known = model.task, getattr(model, "class_names", None)
     class_names = known or () if class_names is None else class_names
@@ -52,5 +52,6 @@ def _plain(preprocessing: Any) -> dict[str, Any]:
 
 def _num_classes(model: nn.Module) -> int:
     """Return the number of logits of a classifier."""
+    # By a forward pass, because a user's model need not have an attribute for it.
     with torch.no_grad():
         return int(model(torch.rand(1, least_points(model), 3)).shape[1])

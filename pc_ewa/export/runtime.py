@@ -1,4 +1,4 @@
-"""Exported files as models: what evaluates a network evaluates them too."""
+"""Exported files as modules, which can be evaluated like the network."""
 
 import json
 from collections.abc import Callable
@@ -18,14 +18,14 @@ DESCRIPTION = "pc_ewa.json"  # the metadata in a .pt2
 
 
 class OnnxModel(nn.Module):
-    """An ONNX file in onnxruntime, on the CPU; called like the network it was exported from.
+    """An ONNX file in onnxruntime, on the CPU. It is called like the network that it was exported from.
 
     Args:
         source: the path of the file, or its content.
-        threads: threads for one call; None for torch's number.
+        threads: number of threads for one call. None uses the number of torch.
 
     Raises:
-        CheckpointError: a file that onnxruntime cannot load.
+        CheckpointError: onnxruntime cannot load the file.
 
     Example:
         >>> model = OnnxModel("chairs.onnx")  # doctest: +SKIP
@@ -38,19 +38,19 @@ class OnnxModel(nn.Module):
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        # Threads that spin while they wait take the cores of whoever is next.
+        # By default idle threads spin for a while, and take the cores from torch when both run in turn.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # errors
+        options.log_severity_level = 3  # errors only
         try:
             content = source if isinstance(source, bytes) else str(source)
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # its own classes have no public base
+        except Exception as error:  # the exceptions of onnxruntime have no public base class
             name = "the exported model" if isinstance(source, bytes) else source
             raise CheckpointError(f"onnxruntime cannot load {name}: {' '.join(str(error).split())[:200]}") from None
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """What the file says of itself, see `pc_ewa.export.metadata`; of files of others, text."""
+        """The metadata of the file, see `pc_ewa.export.metadata`. Values that are not JSON are returned as text."""
         return {key: _plain(value) for key, value in self.session.get_modelmeta().custom_metadata_map.items()}
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -60,10 +60,19 @@ class OnnxModel(nn.Module):
 
 
 class OpenVinoModel(nn.Module):
-    """The same in OpenVINO; `precision` is "f32", or "bf16" on CPUs that have it.
+    """An ONNX file in OpenVINO, on the CPU. It is called like the network that it was exported from.
+
+    Args:
+        source: the path of the file, or its content.
+        precision: "f32", or "bf16" on CPUs that have it (`openvino_precisions`).
+        threads: number of threads for one call. None uses the number of torch.
 
     Raises:
-        CheckpointError: a file that OpenVINO cannot load.
+        CheckpointError: OpenVINO cannot load the file.
+
+    Example:
+        >>> model = OpenVinoModel("chairs.onnx", precision="bf16")  # doctest: +SKIP
+        >>> model(torch.rand(1, 1024, 3)).argmax(dim=1)  # doctest: +SKIP
     """
 
     def __init__(self, source: bytes | str | Path, precision: str = "f32", threads: int | None = None) -> None:
@@ -88,7 +97,14 @@ class OpenVinoModel(nn.Module):
 
 
 def openvino_precisions() -> set[str]:
-    """Return the precisions that OpenVINO has on this CPU, if it is installed; others it replaces without a word."""
+    """Return the precisions that OpenVINO has on this CPU. The set is empty if OpenVINO is not installed.
+
+    Example:
+        >>> from pc_ewa.export import openvino_precisions
+        >>> openvino_precisions() <= {"f32", "bf16"}
+        True
+    """
+    # OpenVINO replaces a precision that the CPU does not have, without a warning. So callers must check first.
     try:
         import openvino
     except ModuleNotFoundError:
@@ -98,12 +114,16 @@ def openvino_precisions() -> set[str]:
 
 
 class ProgramModel(nn.Module):
-    """A .pt2 file of torch.export, or the program itself; called like the network it was exported from.
+    """A .pt2 file of torch.export, or the program itself. It is called like the network that it was exported from.
 
-    Load only files that you or people you trust have made: what torch runs is in the file.
+    Load only files from sources that you trust, because torch runs the program in the file.
 
     Raises:
-        CheckpointError: a file that torch cannot load.
+        CheckpointError: torch cannot load the file.
+
+    Example:
+        >>> model = ProgramModel("chairs.pt2")  # doctest: +SKIP
+        >>> model(torch.rand(1, 1024, 3)).argmax(dim=1)  # doctest: +SKIP
     """
 
     def __init__(self, source: str | Path | ExportedProgram) -> None:
@@ -113,11 +133,11 @@ class ProgramModel(nn.Module):
             try:
                 with quiet():
                     source = torch.export.load(source, extra_files=extra)
-            except Exception as error:  # it promises none
+            except Exception as error:  # torch.export.load documents no exceptions
                 reason = " ".join(str(error).split())[:200]
                 raise CheckpointError(f"torch.export cannot load {source}: {reason}") from None
         self.metadata: dict[str, Any] = json.loads(extra[DESCRIPTION] or "{}")
-        # Not a part of this module: it refuses to change its mode.
+        # A bound method, so that the exported module is not a child of this one: it raises on train() and eval().
         self._run: Callable[..., Tensor] = source.module().forward
 
     def forward(self, *tensors: Tensor) -> Tensor:
@@ -133,5 +153,5 @@ def _plain(text: str) -> Any:
 
 
 def array(tensor: Tensor) -> NDArray[Any]:
-    """Return a tensor as runtimes take it."""
+    """Return a tensor as a contiguous array, the input of the runtimes."""
     return tensor.detach().cpu().contiguous().numpy()

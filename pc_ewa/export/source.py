@@ -1,4 +1,4 @@
-"""From whatever holds a trained model to what is exported, and to the data that it is measured on."""
+"""Loading of a trained model for export, and its evaluation on the data of its run."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,11 +27,11 @@ def load(
     overrides: list[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Restored:
-    """Load what `pc_ewa.load_model` takes, with the experiment; mixtures of experts are not merged.
+    """Load a source of `pc_ewa.load_model` with its experiment. Mixtures of experts are not merged.
 
     Raises:
-        CheckpointError: nothing there, or a file that cannot be read.
-        ConfigError: a config or override that is wrong.
+        CheckpointError: there is no such file, or it cannot be read.
+        ConfigError: a config or override is wrong.
     """
     place = find(source)
     if place.is_dir():
@@ -40,7 +40,7 @@ def load(
     else:
         restored = restore(place, config, overrides, class_names)
     if not restored.clouds and restored.experiment.data.name != own_files.NAME:
-        with suppress(Error):  # a file of an earlier version: the data knows, if it is still there
+        with suppress(Error):  # a file of an earlier version; the data has the rest, if it is still there
             restored.ask_data()
     if parts_of := restored.clouds.get("parts_of"):
         restored.model.parts_of = parts_of
@@ -48,22 +48,22 @@ def load(
 
 
 def knowledge(restored: Restored) -> dict[str, Any]:
-    """Return what is written into the exported file, as arguments of `export_onnx`."""
+    """Return the class names and the preprocessing of a model, as arguments of `export_onnx`."""
     return {"class_names": restored.class_names, "preprocessing": asdict(restored.preprocessing)}
 
 
 def measure(restored: Restored, exported: nn.Module, split: Split, samples: int | None = None) -> Score:
-    """Measure an exported model on a split of the dataset that the run was trained on.
+    """Evaluate an exported model on a split of the dataset that the run was trained on.
 
     Args:
-        restored: the run's model.
-        exported: the exported one.
-        split: of the dataset.
-        samples: of the split, spread evenly over it; None for all.
+        restored: the model of the run.
+        exported: the exported model.
+        split: a split of the dataset.
+        samples: number of samples, spread evenly over the split. None means all.
 
     Raises:
         DataError: the dataset is missing.
-        CheckpointError: it does not fit the model.
+        CheckpointError: the dataset does not fit the model.
     """
     objective = create_objective(restored.experiment)
     splits = restored.splits()
@@ -75,11 +75,11 @@ def measure(restored: Restored, exported: nn.Module, split: Split, samples: int 
 
 
 def _of_folder(folder: Path, overrides: list[str]) -> Restored:
-    """Load a folder of `save_pretrained`; its experiment is the one that it keeps of the training."""
+    """Load a folder of `save_pretrained`, with the experiment of its training record."""
     model = load_model(folder, device="cpu")
     content = (model.training_record or {}).get("config")
     if not content or model.preprocessing is None or model.built_as is None:
-        raise ConfigError(f"{folder} does not say how its model was trained; export it with pc_ewa.export.export")
+        raise ConfigError(f"{folder} has no record of the training; export its model with pc_ewa.export.export")
     try:
         experiment = resolve(apply_overrides({"output": "runs/export", **content}, overrides))
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""A model as a graph of torch's own ops: (points, categories) of any batch and number of points -> scores."""
+"""Tracing of a model to a graph of torch's ops, from (points, categories) to scores, for any batch and cloud size."""
 
 import copy
 import logging
@@ -20,16 +20,16 @@ TASKS = ("classify", "segment")
 
 
 def ready(model: nn.Module) -> nn.Module:
-    """Return a copy of a model as it is exported: on the CPU, in float32, in evaluation mode.
+    """Return a copy of a model that is ready for export: on the CPU, in float32, in evaluation mode.
 
     Raises:
-        CheckpointError: mixtures of experts.
-        ConfigError: a model that is neither a classifier nor a segmenter.
+        CheckpointError: the model has mixtures of experts.
+        ConfigError: the model is neither a classifier nor a segmenter.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if has_gate(model):
         raise CheckpointError(
-            "its mixtures are gated: each token needs its own expert at inference too, which no exported file has; "
+            "its mixtures are gated: each token needs its expert at inference too, which no exported file supports; "
             "train without ewa.gate and merge with `pc-ewa merge CHECKPOINT -o merged.pt`, then export that"
         )
     mixtures = len(expert_layers(model))
@@ -40,13 +40,13 @@ def ready(model: nn.Module) -> nn.Module:
         )
     task = getattr(model, "task", None)
     if task not in TASKS:
-        does = f"is made to {task}" if task else "is not a model of pc_ewa"
+        does = f"is built to {task}" if task else "is not a model of pc_ewa"
         raise ConfigError(f"{type(model).__name__} {does}; export takes classifiers and segmenters")
     return copy.deepcopy(model).to("cpu", torch.float32).eval()
 
 
 def inputs(model: nn.Module, points: Tensor) -> tuple[Tensor, ...]:
-    """Return the inputs of a model for clouds (B, N, 3): segmenters also get categories, each in turn."""
+    """Return the inputs of a model for clouds (B, N, 3). A segmenter also gets categories, one after another."""
     if model.task != "segment":
         return (points,)
     return points, torch.arange(len(points)) % int(model.num_categories)  # type: ignore[arg-type]
@@ -63,7 +63,9 @@ def output_name(model: nn.Module) -> str:
 
 
 def trace(model: nn.Module) -> ExportedProgram:
-    """Trace a model that is `ready`. The graph has no op of ours, and holds for any batch and number of points."""
+    """Trace a model that is `ready`. The graph has none of our ops, and takes any batch and number of points."""
+    # Sizes of the example must not be 0 or 1, which torch.export specialises, nor the minimum, which a branch on the
+    # number of points could specialise.
     batch, least = Dim("batch", min=1), least_points(model)
     points = torch.rand(2, least + 3, 3, generator=torch.Generator().manual_seed(0))
     shapes = {"points": {0: batch, 1: Dim("num_points", min=least)}, "categories": {0: batch}}
@@ -74,15 +76,15 @@ def trace(model: nn.Module) -> ExportedProgram:
 
 @contextmanager
 def exporting(step: str) -> Iterator[None]:
-    """Do a step of torch's exporter in a `with` block: what it raises becomes one line with the versions.
+    """Run a step of torch's exporter in a `with` block, and convert its errors to one line with the versions.
 
     Raises:
-        CheckpointError: the exporter, which is young, does not manage the step.
+        CheckpointError: the exporter fails.
     """
     try:
         with quiet():
             yield
-    except Exception as error:  # it promises none
+    except Exception as error:  # the exporter documents no exceptions
         found = f"torch {torch.__version__}, onnxscript {version_of('onnxscript')}"
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
@@ -92,7 +94,7 @@ def exporting(step: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep notes of the exporters, which say nothing to a user, off the terminal in a `with` block."""
+    """Suppress log messages and warnings of the exporters, which do not help a user, in a `with` block."""
     root = logging.getLogger()
     disabled, handlers = root.manager.disable, list(root.handlers)
     logging.disable(logging.WARNING)
@@ -102,4 +104,6 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(disabled)
-        root.handlers[:] = handlers  # some log through logging.warning, which gives the root logger a handler
+        # Some exporters call logging.warning, which adds a handler to the root logger. Every later message of a program
+        # would then be printed twice.
+        root.handlers[:] = handlers

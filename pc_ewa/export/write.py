@@ -1,4 +1,4 @@
-"""Exported files: ONNX, that smaller with 8-bit weights, and the .pt2 of torch.export; none before it is checked."""
+"""Writing of exported files: ONNX, with 8-bit weights too, and .pt2 of torch.export. Each is checked beforehand."""
 
 import io
 import json
@@ -23,15 +23,16 @@ from pc_ewa.package import missing_package, version_of
 
 ENDINGS = (".onnx", ".pt2")
 
-# Nodes whose weights become 8-bit integers; their inputs do when they are known, which costs accuracy: measure it.
+# Nodes whose weights become 8-bit integers. Their inputs are quantised at run time, by their largest value. That can
+# cost accuracy, so it has to be measured.
 _QUANTIZED = ["MatMul", "Gemm"]
 
 
 def check_path(path: str | Path, *endings: str) -> Path:
-    """Return the path of a file to write.
+    """Check the path of a file to write, and return it.
 
     Raises:
-        ConfigError: another ending, a folder, or no folder to write into.
+        ConfigError: the path has another ending, is a folder, or its folder does not exist.
     """
     path, endings = Path(path), endings or ENDINGS
     if path.suffix not in endings:
@@ -44,11 +45,19 @@ def check_path(path: str | Path, *endings: str) -> Path:
 
 
 def export(model: nn.Module, path: str | Path, **about: Any) -> dict[str, float]:
-    """Write a model to .onnx or .pt2, by the ending; `about` are the keyword arguments of `export_onnx`.
+    """Write a model to .onnx or .pt2, by the ending of the path.
+
+    `about` are the keyword arguments of `export_onnx`, and the result is the same.
 
     Raises:
-        ConfigError: another ending, a model that is neither a classifier nor a segmenter, or too few names.
-        CheckpointError: a model with mixtures of experts, or a file that computes something else than the model.
+        ConfigError: the path has another ending, the model is neither a classifier nor a segmenter, or there is not one
+            name for each class.
+        CheckpointError: the model has mixtures of experts, or the file does not compute the same as the model.
+
+    Example:
+        >>> from pc_ewa.export import export
+        >>> export(pc_ewa.load_model("furniture"), "furniture.pt2")  # doctest: +SKIP
+        {'torch 2.13.0': 0.0}
     """
     path = check_path(path)
     write = export_onnx if path.suffix == ".onnx" else export_program
@@ -56,11 +65,16 @@ def export(model: nn.Module, path: str | Path, **about: Any) -> dict[str, float]
 
 
 def load_exported(path: str | Path) -> OnnxModel | ProgramModel:
-    """Load an exported file, to be called like the network; by the ending.
+    """Load an exported file by its ending. The result is called like the network.
 
     Raises:
-        ConfigError: another ending.
-        CheckpointError: a file that cannot be loaded.
+        ConfigError: the path has another ending.
+        CheckpointError: the file cannot be loaded.
+
+    Example:
+        >>> from pc_ewa.export import load_exported
+        >>> load_exported("furniture.onnx")(torch.rand(1, 1024, 3)).shape  # doctest: +SKIP
+        torch.Size([1, 18])
     """
     return OnnxModel(path) if check_path(path).suffix == ".onnx" else ProgramModel(path)
 
@@ -72,27 +86,31 @@ def export_onnx(
     class_names: Sequence[str] | None = None,
     preprocessing: Any = None,
 ) -> dict[str, float]:
-    """Write a model as ONNX: clouds of any batch and number of points to scores, grouping inside.
+    """Write a model as ONNX: from clouds, of any batch and number of points, to scores. Grouping is in the graph.
 
-    The graph is the model's forward pass: `points` (B, N, 3) float32, and for segmenters `categories` (B,) int64, to
-    `logits` (B, classes) or `log_probabilities` (B, N, parts). To normalise and sample is left to the caller; the
-    metadata says how, as JSON by key (see `pc_ewa.export.metadata.describe`). Before anything is written, the graph is
-    compared with PyTorch in onnxruntime, and in OpenVINO if it is installed, on clouds with ties, duplicates and far
-    from the origin. NaN and infinity, which the model refuses, give numbers without meaning.
+    The graph is the forward pass of the model. It maps `points` (B, N, 3) float32, and for segmenters `categories` (B,)
+    int64, to `logits` (B, classes) or `log_probabilities` (B, N, parts). The caller has to normalise and sample the
+    clouds. The metadata has the preprocessing, as JSON by key (see `pc_ewa.export.metadata.describe`).
+
+    Before anything is written, the graph is compared with PyTorch in onnxruntime, and in OpenVINO if it is installed.
+    The clouds for it include ties, duplicates and large offsets from the origin. The model refuses NaN and infinity;
+    the graph returns meaningless numbers for them.
 
     Args:
-        model: a classifier or segmenter without experts; it is not changed.
-        path: where to write.
-        class_names: of the logits, or of the categories that a segmenter takes; None for those that the model knows.
-        preprocessing: how clouds were presented to the model, a mapping or a `Preprocessing`; None likewise.
+        model: a classifier or segmenter without experts. It is not changed.
+        path: the file to write.
+        class_names: names of the logits, or of the categories that a segmenter takes. None uses those of the model.
+        preprocessing: preprocessing of clouds, as a mapping or a `Preprocessing`. None uses that of the model.
 
     Returns:
-        The largest difference from PyTorch by the name of the runtime, of the largest score if that is above 1.
+        The largest difference from PyTorch, by the name of the runtime. It is relative to the largest score if that is
+        above 1.
 
     Raises:
-        ConfigError: another ending, a model that is neither a classifier nor a segmenter, or too few names.
-        CheckpointError: a model with mixtures of experts, or a file that computes something else than the model.
-        MissingPackageError: without the extra `export`.
+        ConfigError: the path has another ending, the model is neither a classifier nor a segmenter, or there is not one
+            name for each class.
+        CheckpointError: the model has mixtures of experts, or the file does not compute the same as the model.
+        MissingPackageError: the extra `export` is not installed.
 
     Example:
         >>> from pc_ewa.export import export_onnx
@@ -119,9 +137,14 @@ def export_program(
     class_names: Sequence[str] | None = None,
     preprocessing: Any = None,
 ) -> dict[str, float]:
-    """Write a model as the .pt2 of torch.export, which torch runs without pc-ewa: `torch.export.load(path).module()`.
+    """Write a model as a .pt2 of torch.export, which torch runs without pc-ewa: `torch.export.load(path).module()`.
 
-    Inputs, scores, arguments and checks are those of `export_onnx`. The metadata is the extra file "pc_ewa.json".
+    Inputs, scores, arguments and checks are those of `export_onnx`. The metadata is in the extra file "pc_ewa.json".
+
+    Example:
+        >>> from pc_ewa.export import export_program
+        >>> export_program(pc_ewa.load_model("furniture"), "furniture.pt2")  # doctest: +SKIP
+        {'torch 2.13.0': 0.0}
     """
     path = check_path(path, ".pt2")
     model = ready(model)
@@ -137,7 +160,7 @@ def export_program(
 
 
 class Quantized(NamedTuple):
-    """What a model reaches exactly, and with 8-bit weights."""
+    """Scores of a model with its exact weights and with 8-bit weights."""
 
     exact: Score
     int8: Score
@@ -148,26 +171,31 @@ def quantize(
 ) -> Quantized | None:
     """Write an ONNX file with 8-bit weights, a quarter of the size (dynamic quantisation of the linear layers).
 
-    Scores change, and accuracy may.
+    The outputs of the model change, and its accuracy may change.
 
     Args:
-        source: the file of `export_onnx`.
-        path: where to write.
-        measure: measures a model, such as `lambda model: evaluate_classifier(model, clouds, settings)`. It is called on
-            both, and the metadata keeps what it finds under "float32" and "int8".
+        source: a file of `export_onnx`.
+        path: the file to write.
+        measure: a function that returns the score of a model, such as
+            `lambda model: evaluate_classifier(model, clouds, settings)`. It is called on both models, and their metrics
+            are added to the metadata under "float32" and "int8". None measures nothing.
 
     Returns:
-        The two scores, None without `measure`.
+        The two scores, or None without `measure`.
 
     Raises:
-        CheckpointError: a source that onnxruntime cannot load.
+        CheckpointError: onnxruntime cannot load the source.
+
+    Example:
+        >>> from pc_ewa.export import quantize
+        >>> quantize("furniture.onnx", "small.onnx")  # doctest: +SKIP
     """
     path = check_path(path, ".onnx")
     _need_onnx()
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    metadata = OnnxModel(source).metadata | {"int8": True}  # first: it says in one line what is not ONNX
+    metadata = OnnxModel(source).metadata | {"int8": True}  # first, because it refuses other files with a clear message
     with tempfile.TemporaryDirectory() as folder, quiet():
         small = Path(folder) / "small.onnx"
         quantize_dynamic(source, small, weight_type=QuantType.QInt8, op_types_to_quantize=_QUANTIZED)
@@ -182,7 +210,7 @@ def quantize(
 
 
 def _onnx(model: nn.Module, program: ExportedProgram, metadata: Mapping[str, Any]) -> bytes:
-    """Translate a traced model."""
+    """Return a traced model as the bytes of an ONNX file."""
     names = {"input_names": list(input_names(model)), "output_names": [output_name(model)]}
     with exporting("translate"):
         exported = torch.onnx.export(program, dynamo=True, verbose=False, **names)  # type: ignore[arg-type]
@@ -193,14 +221,15 @@ def _onnx(model: nn.Module, program: ExportedProgram, metadata: Mapping[str, Any
 
 
 def _set_metadata(proto: Any, metadata: Mapping[str, Any]) -> None:
-    """Put metadata into an onnx.ModelProto, each value as JSON."""
+    """Write metadata into an onnx.ModelProto, each value as JSON."""
     import onnx
 
     onnx.helper.set_model_props(proto, {key: json.dumps(value) for key, value in metadata.items()})
 
 
 def _compare(model: nn.Module, exported: nn.Module, metadata: Mapping[str, Any]) -> float:
-    """Compare with PyTorch on clouds of every kind, some in a batch and one alone."""
+    """Return the largest difference from PyTorch on clouds of every kind, in batches and alone."""
+    # A cloud alone with one point more than the others: the graph must not have fixed the batch or number of points.
     count = max(least_points(model), metadata["preprocessing"].get("num_points", 0))
     generator = torch.Generator().manual_seed(0)
     clouds: list[Tensor] = [draw(2, count, generator) for draw in KINDS.values()]
@@ -217,7 +246,7 @@ def _refuse_differences(found: Mapping[str, float]) -> None:
 
 
 def _need_onnx() -> None:
-    """Name the extra that brings the packages, before any work."""
+    """Raise MissingPackageError with the extra to install, before any work."""
     try:
         import onnx
         import onnxruntime

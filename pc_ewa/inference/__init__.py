@@ -1,4 +1,4 @@
-"""Use what was trained: load a model, predict, save it for others."""
+"""Use of a trained model: loading, prediction, saving and sharing."""
 
 from pc_ewa.inference.clouds import as_inputs
 from pc_ewa.inference.folder import save_pretrained

@@ -1,4 +1,4 @@
-"""The model card of a saved folder: what a person wants to know before using a model."""
+"""The model card of a saved folder: a README for people who want to use the model."""
 
 import json
 import shlex
@@ -7,11 +7,11 @@ from typing import Any
 
 
 def model_card(about: Mapping[str, Any], name: str, notes: str = "") -> str:
-    """Write README.md, from what config.json says.
+    """Return the text of README.md, made from config.json.
 
     Args:
         about: the content of config.json.
-        name: of the folder or of the repository, for the title and the code.
+        name: name of the folder or of the repository, for the title and the code.
         notes: Markdown for the end.
     """
     training = about.get("training") or {}
@@ -31,7 +31,8 @@ def model_card(about: Mapping[str, Any], name: str, notes: str = "") -> str:
 
 
 def _header(licence: str | None) -> str:
-    """Write what the Hub reads: YAML, in which JSON is a safe way to write text."""
+    """Return the YAML header that the Hub reads."""
+    # A JSON string is valid YAML, with all characters escaped that could break out of it.
     known = f"license: {json.dumps(licence)}\n" if licence else ""
     return f"---\nlibrary_name: pc-ewa\n{known}tags:\n- point-cloud\n- 3d\n- experts-weights-averaging\n---"
 
@@ -79,7 +80,7 @@ def _data(data: Mapping[str, Any]) -> str:
 
 
 def _recipe(config: Mapping[str, Any]) -> str:
-    """Name what differs from one run to the next; config.json has every key."""
+    """Return a table of the keys that usually differ between runs. config.json has every key."""
     if not config:
         return ""
     train, ewa = config.get("train") or {}, config.get("ewa") or {}

@@ -1,4 +1,4 @@
-"""Whatever a user has, an array, a file or a folder, as the points that a model was trained to see."""
+"""Inputs of prediction, an array, a file or a folder, brought to the points that a model was trained on."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -20,20 +20,25 @@ from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.models.base import Preprocessing
 
-_DRAW = "predict"  # seeds what is drawn: the same points give the same answer, whatever their file is called
+# Seed of the random samples. It does not depend on the name of a file: the same points give the same prediction.
+_DRAW = "predict"
 
 
 class Input(NamedTuple):
-    """A cloud or mesh that is not read yet; `read` raises DataError, naming it and the defect."""
+    """A cloud or mesh that is not read yet. `read` returns it, or raises DataError with its name and the defect."""
 
     name: str
     read: Callable[[], Shape]
 
 
 class Presented(NamedTuple):
-    """A cloud as a model sees it: points (N, 3), where they were before scaling (N, 3), and all points (V, 3).
+    """A cloud as the input of a model.
 
-    `all_points` is None where only the cloud as a whole is of interest: a scan may be large.
+    Attributes:
+        name: the name of the cloud.
+        points: the points in the input, (N, 3).
+        places: the same points before scaling, (N, 3).
+        all_points: all points of the cloud, (V, 3). None for a classifier, because a scan may be large.
     """
 
     name: str
@@ -43,16 +48,21 @@ class Presented(NamedTuple):
 
 
 def as_inputs(inputs: Any) -> tuple[list[Input], bool]:
-    """Find the clouds in what a user gives.
+    """Return the clouds in the input of a user, without reading files.
 
     Args:
         inputs: points (P, 3) or (B, P, 3), a file, a folder with files at any depth, or a list of such.
 
     Returns:
-        The clouds, and True if one cloud was given and not a list of one.
+        The clouds, and a flag. The flag is True for a single cloud, and False for a list or batch of one.
 
     Raises:
-        DataError: another thing, a path that leads nowhere, or a folder without files of a known kind.
+        DataError: the input has another type, a path does not exist, or a folder has no files of a known format.
+
+    Example:
+        >>> clouds, single = pc_ewa.inference.as_inputs(torch.rand(2, 1000, 3))
+        >>> len(clouds), single, clouds[1].name
+        (2, False, 'cloud 1')
     """
     if isinstance(inputs, str | os.PathLike):
         path = Path(os.path.expanduser(inputs))
@@ -75,22 +85,22 @@ def as_inputs(inputs: Any) -> tuple[list[Input], bool]:
 
 
 def present(cloud: Input, preprocessing: Preprocessing, up: UpAxis | None, keep_all: bool = False) -> Presented:
-    """Read a cloud and bring it to the points that the model was trained on, as evaluation does.
+    """Read a cloud and apply the preprocessing of the model, as in evaluation.
 
     Args:
-        cloud: what to read.
-        preprocessing: that of the model.
-        up: the axis that points up in the cloud, where it is another than in the training data.
+        cloud: the cloud to read.
+        preprocessing: the preprocessing of the model.
+        up: the axis that points up in the cloud, if it differs from that of the training data. None means the same.
         keep_all: return all points too.
 
     Raises:
-        DataError: a cloud that cannot be read or used.
+        DataError: the cloud cannot be read or used.
     """
     shape = near_origin(cloud.read(), cloud.name)
     if up is not None and preprocessing.up_axis is not None:
         shape = shape._replace(vertices=turn(shape.vertices, up, preprocessing.up_axis))
     count = preprocessing.stored_points
-    if count is None:  # nobody knows: all points, more where there are too few
+    if count is None:  # unknown: use all points, and repeat some if there are too few
         count = preprocessing.num_points if shape.faces is not None else len(shape.vertices)
         count = max(count, preprocessing.num_points)
     stored = torch.from_numpy(sample_shape(shape, count, _DRAW, cloud.name).points)[None]
@@ -101,24 +111,25 @@ def present(cloud: Input, preprocessing: Preprocessing, up: UpAxis | None, keep_
 
 
 def check_up(up: str | None, preprocessing: Preprocessing) -> None:
-    """Refuse an axis that there is not, or that a model cannot make use of.
+    """Check that an up axis exists, and that the model has one to rotate it to.
 
     Raises:
-        ConfigError: what is wrong with it.
+        ConfigError: it does not, or the model has none.
     """
     if up not in (None, *get_args(UpAxis)):
         raise ConfigError(f"up={up!r}; choose from {', '.join(get_args(UpAxis))}")
     if up is not None and preprocessing.up_axis is None:
         raise ConfigError(
-            f"up={up!r}, but the checkpoint does not say which axis pointed up in its training data; turn the cloud "
-            "yourself, or set model.preprocessing"
+            f"up={up!r}, but the checkpoint has no up axis of its training data; rotate the cloud yourself, or set "
+            "model.preprocessing"
         )
 
 
 def turn(points: NDArray[np.float64], up: UpAxis, to: UpAxis) -> NDArray[np.float64]:
-    """Turn points (P, 3) a quarter so that the axis `up` becomes the axis `to`; the third axis stays where it is."""
+    """Rotate points (P, 3) by 90 degrees so that the axis `up` becomes the axis `to`. The third axis stays."""
     if up == to:
         return points
+    # The minus sign makes it a rotation. A plain exchange of two axes is a reflection: left shoes would become right.
     source, target = "xyz".index(up), "xyz".index(to)
     turned = points.copy()
     turned[:, target], turned[:, source] = points[:, source], -points[:, target]
@@ -133,17 +144,18 @@ def _of_folder(folder: Path) -> list[Input]:
 
 
 def _of_file(path: Path) -> Input:
-    if not os.path.isfile(path):  # pathlib raises where a name is too long
+    if not os.path.isfile(path):  # Path.is_file raises if a name is too long
         raise DataError(f"{path} is not a file or a folder; check the path")
     if path.suffix.lower() not in EXTENSIONS:
-        raise DataError(f"{path} is of an unknown kind; known are {' '.join(EXTENSIONS)}")
-    # Bytes that are not UTF-8 come as surrogates, which can be neither printed nor written.
+        raise DataError(f"{path} has an unknown format; known are {' '.join(EXTENSIONS)}")
+    # Bytes in a path that are not UTF-8 become surrogates, which can be neither printed nor written.
     return Input(str(path).encode("utf-8", "replace").decode(), partial(read_shape, path))
 
 
 def _numbers(points: Tensor) -> NDArray[Any]:
-    """Return a tensor as an array; numpy knows no bfloat16 or float8."""
+    """Return a tensor as an array."""
     try:
+        # numpy has no bfloat16 or float8, so every floating-point tensor is converted.
         points = points.detach().cpu()
         return (points.double() if points.is_floating_point() else points).numpy()
     except (TypeError, NotImplementedError, RuntimeError):

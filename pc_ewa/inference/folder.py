@@ -1,4 +1,4 @@
-"""A trained model as a folder: config.json, model.safetensors with the official keys, README.md for people."""
+"""A trained model as a folder: config.json, model.safetensors with the official keys, and a model card README.md."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from pc_ewa.text import doubled
 from pc_ewa.validation import check_arguments
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-_FORMAT = 1  # of config.json; a later one that older code cannot read counts up
-# The argument of a model that is the number of its classes, by its task.
+_FORMAT = 1  # version of config.json, to be raised when older code cannot read it
+# The argument with the number of classes of a model, by its task.
 _COUNTS = {"classify": "num_classes", "segment": "num_categories"}
 
 
@@ -37,24 +37,24 @@ def save_pretrained(
     notes: str = "",
     repo: str | None = None,
 ) -> Path:
-    """Write a model to a folder that `from_pretrained`, `load_model` and the Hub take.
+    """Write a model to a folder that `from_pretrained`, `load_model` and the Hub can read.
 
     Args:
-        model: built by `create_model`, or loaded; merged.
-        folder: made if need be. Of what is there, only these three files are replaced.
-        metrics: for the card and config.json, in place of those of the run.
-        licence: of the weights, as the Hub abbreviates it: "apache-2.0".
+        model: a dense or merged model that was built by `create_model`, or loaded.
+        folder: the folder, created if it does not exist. Only the three files of a saved model are replaced in it.
+        metrics: metrics for the card and config.json. None uses those of the run.
+        licence: licence of the weights, in the notation of the Hub, such as "apache-2.0". None uses that of the run.
         notes: Markdown for the end of the card: limits, credits, how it was made.
-        repo: "owner/name" on the Hub, for the code in the card.
+        repo: "owner/name" on the Hub, for the code in the card. None uses the name of the folder.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: a model with experts, one that was not built by `create_model`, or one that could not be loaded
-            again: weights that are not finite, names that are not one for each class.
-        ConfigError: metrics that JSON cannot hold.
-        WriteError: a folder that cannot be written.
+        CheckpointError: the model has experts, was not built by `create_model`, or could not be loaded again because
+            its weights are not finite or it has not one name for each class.
+        ConfigError: JSON cannot hold the metrics.
+        WriteError: the folder cannot be written.
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
@@ -76,8 +76,9 @@ def save_pretrained(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be made: {error.strerror}; choose another folder") from None
-    # The config goes first and comes last: a folder without it is not one of ours, whatever a crash left.
-    with suppress(OSError):  # writing says why
+    # Remove the config first and write it last. A folder without it is not a saved model, so that a crash in between
+    # cannot leave old weights with a new config.
+    with suppress(OSError):  # if the folder cannot be changed, the next write raises with the reason
         (folder / CONFIG).unlink(missing_ok=True)
     write_whole(folder / WEIGHTS, lambda file: file.write(content))
     write_text(folder / CARD, card)
@@ -86,10 +87,10 @@ def save_pretrained(
 
 
 def read_folder(folder: Path) -> PointModel:
-    """Build the model of a saved folder, and load every weight of it.
+    """Build the model of a saved folder, and load all of its weights.
 
     Raises:
-        CheckpointError: a file that is missing, damaged, or does not fit the others.
+        CheckpointError: a file is missing, damaged, or does not fit the others.
     """
     about = _read_config(folder / CONFIG)
     built_as, names, weights = dict(about["model"]), about.get("class_names"), read_weights(folder / WEIGHTS)
@@ -116,10 +117,10 @@ def read_folder(folder: Path) -> PointModel:
 
 
 def checked_parts(path: Path, parts_of: Any, model: Any) -> tuple[tuple[int, ...], ...] | None:
-    """Return the parts of each class of a segmenter as a file has them.
+    """Check the parts of each class of a segmenter that were read from a file, and return them.
 
     Raises:
-        CheckpointError: something else.
+        CheckpointError: they do not fit the model.
     """
     if parts_of is None:
         return None
@@ -145,7 +146,7 @@ def _check_plain(model: nn.Module) -> None:
 
 
 def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -> dict[str, Any]:
-    """Everything that config.json says, in plain types."""
+    """Return the content of config.json, in plain types."""
     record = getattr(model, "training_record", None)
     if metrics is not None:
         record = {**(record or {}), "metrics": dict(metrics)}
@@ -168,15 +169,15 @@ def _about(model: Any, metrics: Mapping[str, Any] | None, licence: str | None) -
 
 
 def _texts(about: Mapping[str, Any], name: str, notes: str) -> tuple[str, str]:
-    """Write config.json and the card; numbers of numpy and torch become plain ones.
+    """Return the texts of config.json and of the card. Numbers of numpy and torch become plain ones.
 
     Raises:
-        ConfigError: values of another kind.
+        ConfigError: JSON cannot hold a value.
     """
     try:
         text = json.dumps(about, indent=2, ensure_ascii=False, default=lambda value: value.item())
         card = model_card(json.loads(text), name, notes)
-        (text + card).encode()  # before anything is replaced: text may hold what UTF-8 cannot
+        (text + card).encode()  # before any file is replaced, because a text may hold surrogates that UTF-8 refuses
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigError(f"{CONFIG} cannot hold this: {error}; give metrics that are numbers or text") from None
     return text + "\n", card
@@ -195,7 +196,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has preprocessing {str(content['preprocessing'])[:60]}; expected a section")
     if not isinstance(training := content.get("training"), dict | None):
         raise CheckpointError(f"{path} has training {str(training)[:60]}; expected a section")
-    for key in ("config", "data", "metrics"):  # what the card and `pc-ewa export` look into
+    for key in ("config", "data", "metrics"):  # the sections that the card and `pc-ewa export` read
         if not isinstance(part := (training or {}).get(key), dict | None):
             raise CheckpointError(f"{path} has training.{key} {str(part)[:60]}; expected a section")
     data = (training or {}).get("data")
@@ -210,10 +211,10 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def check_names(path: str | Path, model: Any, names: Any) -> None:
-    """Refuse class names that are not one for each class of a model.
+    """Check that there is one class name for each class of a model.
 
     Raises:
-        CheckpointError: what is wrong with them.
+        CheckpointError: there is not, or a name occurs twice.
     """
     if names is None:
         return
@@ -223,4 +224,4 @@ def check_names(path: str | Path, model: Any, names: Any) -> None:
     if count != len(names):
         raise CheckpointError(f"{path} has {len(names)} class_names for {count} classes")
     if (twice := doubled(names)) is not None:
-        raise CheckpointError(f"{path} names {twice!r} twice among its classes; give each a name of its own")
+        raise CheckpointError(f"{path} names {twice!r} twice among its classes; give each class a different name")

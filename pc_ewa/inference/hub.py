@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: a saved folder from there, and to there. Nothing else of ours uses the network for models."""
+"""Download and upload of saved folders at the Hugging Face Hub. No other module uses the network for models."""
 
 import tempfile
 from pathlib import Path
@@ -16,20 +16,21 @@ def download(repo: str, revision: str | None = None) -> Path:
 
     Args:
         repo: "owner/name".
-        revision: a branch, tag or commit; None for the newest.
+        revision: a branch, tag or commit. None means the newest.
 
     Raises:
-        CheckpointError: no such repository, no network, no package huggingface_hub, or a repository of something else.
+        CheckpointError: there is no such repository, no network, or the repository is not a saved folder.
+        MissingPackageError: huggingface_hub is not installed.
     """
     snapshot_download = _hub(
         f"{repo!r} is not a file or a folder here; as a repository of the Hub it"
     ).snapshot_download
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[CONFIG, WEIGHTS, CARD]))
-    except Exception as error:  # the hub, its cache and the network raise errors of a dozen kinds
+    except Exception as error:  # the Hub, its cache and the network raise many kinds of errors
         raise CheckpointError(
-            f"{repo!r} is not a file or a folder here, and the Hub does not give it: {_one_line(error)}; check the "
-            "name, or the network"
+            f"{repo!r} is not a file or a folder here, and cannot be downloaded from the Hub: {_one_line(error)}; "
+            "check the name, or the network"
         ) from None
     if not (folder / CONFIG).is_file():
         raise CheckpointError(f"{repo} on the Hub has no {CONFIG}: pc_ewa.save_pretrained did not write it")
@@ -37,20 +38,28 @@ def download(repo: str, revision: str | None = None) -> Path:
 
 
 def push_to_hub(model: nn.Module, repo: str, *, private: bool = False, token: str | None = None, **options: Any) -> str:
-    """Upload what `save_pretrained` writes, as one commit.
+    """Upload the files of `save_pretrained` to the Hugging Face Hub, as one commit.
 
     Args:
-        model: as for `save_pretrained`.
-        repo: "owner/name"; made if it is not there.
-        private: of a repository that is made.
-        token: of the Hub; None for that of `hf auth login`.
-        options: those of `save_pretrained`.
+        model: as in `save_pretrained`.
+        repo: "owner/name". The repository is created if it does not exist.
+        private: make a created repository private.
+        token: a token of the Hub. None uses that of `hf auth login`.
+        options: options of `save_pretrained`.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        CheckpointError: as `save_pretrained`, or whatever the Hub refuses.
+        CheckpointError: as in `save_pretrained`, or the Hub refuses the upload.
+        MissingPackageError: huggingface_hub is not installed.
+
+    Example:
+        >>> model = pc_ewa.load_model("furniture", device="cpu")
+        >>> len(model.class_names)  # the model card lists them
+        18
+        >>> pc_ewa.inference.push_to_hub(model, "owner/furniture")  # doctest: +SKIP
+        'https://huggingface.co/owner/furniture/commit/...'
     """
     hub = _hub("push_to_hub")
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +69,7 @@ def push_to_hub(model: nn.Module, repo: str, *, private: bool = False, token: st
             api.create_repo(repo, private=private, exist_ok=True)
             return str(api.upload_folder(repo_id=repo, folder_path=Path(folder) / "model"))
         except Exception as error:  # as above
-            raise CheckpointError(f"the Hub does not take {repo!r}: {_one_line(error)}") from None
+            raise CheckpointError(f"the upload of {repo!r} to the Hub failed: {_one_line(error)}") from None
 
 
 def _hub(user: str) -> Any:

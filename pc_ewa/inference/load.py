@@ -1,4 +1,4 @@
-"""A trained model by the name of whatever holds it: a checkpoint, a run, a saved folder, a repository of the Hub."""
+"""Loading of a trained model from a checkpoint, a run, a saved folder or a repository of the Hub."""
 
 import os
 import re
@@ -22,9 +22,9 @@ from pc_ewa.train.run_folder import RunFolder
 
 Precision = Literal["fp32", "bf16"]
 
-# Where a run or its data lay on one machine, and what another may do otherwise.
+# Keys of a config that hold only on one machine, such as paths. A model card does not have them.
 _NOT_RECORDED = ("output", "device", "init_from", "tokenizer", *TRACKERS)
-# Endings of files, whose names are never asked of the Hub; "owner/vit-1.5" is.
+# A name with one of these endings is never looked up on the Hub. "owner/vit-1.5", whose suffix is ".5", is.
 _FILES = (
     ".pt",
     ".pth",
@@ -50,25 +50,25 @@ def load_model(
     device: str | None = None,
     precision: Precision | None = None,
 ) -> PointModel:
-    """Load a trained model, ready to predict, in evaluation mode; mixtures of experts are merged.
+    """Load a trained model in evaluation mode, ready to predict. Mixtures of experts are merged.
 
     Args:
-        source: a run folder; a checkpoint of ours, merged or not, as .pt or .safetensors; a folder that
+        source: a run folder; a checkpoint of pc-ewa, merged or not, as .pt or .safetensors; a folder that
             `save_pretrained` wrote; "owner/name" of the Hugging Face Hub; an official file of Point-MAE or Point-BERT,
             with `config`; or "furniture", which comes with the package.
-        config: the experiment, a YAML file or the name of a bundled one, for files that hold none.
-        class_names: the classes, for files that do not name them; without them the dataset of the config is asked;
-            where its classes are published it need not be there.
-        device: such as "cuda:1"; None for a GPU if there is one.
-        precision: "bf16" for autocast; None for that of the run.
+        config: the experiment, as a YAML file or the name of a bundled one, for files without a config.
+        class_names: the classes, for files without class names. If None, they come from the dataset of the config,
+            which is needed only if its classes are not published.
+        device: a device such as "cuda:1". None means a GPU if there is one.
+        precision: "bf16" for autocast, or "fp32". None means that of the run.
 
     Returns:
-        The network itself, with the official keys, and `class_names`, `preprocessing` and `predict`. A gated model
-        keeps its gates.
+        The network, with the official keys, and with `class_names`, `preprocessing` and `predict`. A gated model keeps
+        its gates.
 
     Raises:
-        CheckpointError: nothing there, a damaged file, or one that does not fit.
-        ConfigError: a config or argument that is wrong.
+        CheckpointError: there is no such file, it is damaged, or it does not fit its config.
+        ConfigError: a config or argument is wrong.
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
@@ -89,30 +89,35 @@ def load_model(
 
 
 def from_pretrained(source: str | Path, *, revision: str | None = None, device: str | None = None) -> PointModel:
-    """Load what `save_pretrained` wrote, every weight of it, in evaluation mode.
+    """Load a model that `save_pretrained` wrote, in evaluation mode. Every weight must fit.
 
     Args:
         source: the folder, "owner/name" of the Hugging Face Hub, or "furniture".
-        revision: a branch, tag or commit on the Hub; None for the newest.
-        device: such as "cuda:1"; None for a GPU if there is one.
+        revision: a branch, tag or commit on the Hub. None means the newest.
+        device: a device such as "cuda:1". None means a GPU if there is one.
 
     Raises:
-        CheckpointError: nothing there, files that are damaged, or that do not fit each other.
+        CheckpointError: there is no such folder, or its files are damaged or do not fit each other.
+
+    Example:
+        >>> model = pc_ewa.from_pretrained("furniture", device="cpu")
+        >>> len(model.class_names), model.preprocessing.num_points
+        (18, 1024)
     """
     path = Path(os.path.expanduser(source))
     if os.path.exists(path) and not os.path.isfile(path / CONFIG):
-        raise CheckpointError(f"{path} has no {CONFIG}, so save_pretrained did not write it; load_model reads the rest")
+        raise CheckpointError(f"{path} has no {CONFIG}, so save_pretrained did not write it; use load_model for it")
     place = download(str(source), revision) if revision is not None and not os.path.exists(path) else find(source)
     return read_folder(place).to(choose_device(device or "auto"))
 
 
 def find(source: str | Path) -> Path:
-    """Return the saved folder or the checkpoint file that a name stands for.
+    """Return the saved folder or the checkpoint file for a name.
 
     Raises:
-        CheckpointError: nothing there.
+        CheckpointError: there is none.
     """
-    # os.path takes every name; pathlib raises where one is too long, or begins with the "~" of nobody.
+    # os.path takes every name. pathlib raises if a name is too long, or begins with "~" and an unknown user.
     path, name = Path(os.path.expanduser(source)), str(source)
     if os.path.isfile(path) or os.path.isfile(path / CONFIG):
         return path
@@ -120,7 +125,7 @@ def find(source: str | Path) -> Path:
     for checkpoint in (run.merged("last"), run.checkpoints.last):
         if os.path.isfile(checkpoint):
             return checkpoint
-    if name in bundled_models():  # a folder of that name may hold the scans
+    if name in bundled_models():  # before other folders: one of that name may hold scans
         return bundled_models()[name]
     if os.path.isdir(path):
         raise CheckpointError(f"{path} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
@@ -133,7 +138,7 @@ def find(source: str | Path) -> Path:
 
 
 def refuse_for_folder(folder: Path, config: str | None, class_names: Sequence[str] | None) -> None:
-    """Raise ConfigError where a saved folder, which knows both, is told either."""
+    """Raise ConfigError if a config or class names are given for a saved folder, which has both."""
     if config is not None or class_names is not None:
         raise ConfigError(f"config and class_names are for files without them; {folder} has its own {CONFIG}")
 
@@ -144,7 +149,7 @@ def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | 
     if not has_gate(model):
         restored.merge()
     if not restored.clouds and class_names is None and restored.experiment.data.name != own_files.NAME:
-        with suppress(Error):  # a file of an earlier version: the data knows, if it is still there
+        with suppress(Error):  # a file of an earlier version; the data has the rest, if it is still there
             restored.ask_data()
     model.preprocessing, model.precision = restored.preprocessing, restored.experiment.train.precision
     check_names(path, model, restored.class_names or None)
@@ -156,13 +161,13 @@ def _of_checkpoint(path: Path, config: str | None, class_names: Sequence[str] | 
 
 
 def _published_parts(class_names: Sequence[str]) -> list[list[int]] | None:
-    """Return the parts of each class where a dataset publishes them for these classes."""
+    """Return the parts of each class, if a dataset publishes them for exactly these classes. None if none does."""
     published = (dataset.parts for dataset in DATASETS.values() if dataset.parts)
     return next(([*map(list, parts.values())] for parts in published if [*parts] == [*class_names]), None)
 
 
 def _record(restored: Restored, path: Path) -> dict[str, Any]:
-    """Collect what a model card says of the training, without paths of this machine."""
+    """Return the record of the training for a model card, without paths of this machine."""
     experiment = restored.experiment
     dataset = DATASETS[experiment.data.name]
     content = experiment.model_dump(mode="json", exclude={*_NOT_RECORDED})
@@ -172,7 +177,7 @@ def _record(restored: Restored, path: Path) -> dict[str, Any]:
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    """Find the test metrics of a merged file in the summary of its run; none if it lies elsewhere."""
+    """Return the test metrics of a merged file from the summary of its run. Empty if it is not in a run folder."""
     run = RunFolder(path.parent.parent)
     for which, ending in (("last", "_merged"), ("best", "_merged_best")):
         if path == run.merged(which):  # type: ignore[arg-type]
@@ -185,5 +190,5 @@ def _metrics(path: Path) -> dict[str, Any]:
 def _summary(run: RunFolder) -> Mapping[str, Any]:
     try:
         return run.summary() or {}
-    except Error:  # the weights are sound, whatever became of it
+    except Error:  # a damaged summary must not prevent loading sound weights
         return {}

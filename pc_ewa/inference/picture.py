@@ -1,4 +1,4 @@
-"""A sheet of what was predicted: each cloud as the model saw it, with its class, or with its parts in colours."""
+"""A sheet of predictions: each cloud as in the input of the model, with its class, or with its parts in colours."""
 
 from collections.abc import Sequence
 
@@ -21,13 +21,13 @@ def predicted_scene(
     preprocessing: Preprocessing,
     up: UpAxis | None,
 ) -> Scene:
-    """Show the first clouds of which something was predicted, upright where the model knows its up axis.
+    """Return a scene with the first predictions and their clouds, upright if the up axis of the model is known.
 
     Args:
         found: the predictions, at least one.
-        clouds: the clouds that they were made for, and perhaps others; read again.
-        preprocessing: that of the model.
-        up: as for `predict`.
+        clouds: the clouds of the predictions, and perhaps others. They are read again.
+        preprocessing: the preprocessing of the model.
+        up: as in `predict`.
     """
     by_name = {cloud.name: cloud for cloud in clouds}
     panels, most = [], 0
@@ -45,6 +45,6 @@ def predicted_scene(
 
 
 def _unit(points: Floats) -> Floats:
-    """Centre and scale: all clouds of a sheet share a scale, whatever their unit."""
+    """Centre and scale points to the unit sphere, so that all clouds of a sheet have the same size."""
     points = points - (points.min(0) + points.max(0)) / 2
     return points / (np.linalg.norm(points, axis=1).max() or 1.0)

@@ -1,4 +1,4 @@
-"""Predictions of a trained model on clouds of any size; the forward pass is that of evaluation."""
+"""Predictions of a trained model on clouds of any size, with the forward pass of evaluation."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,17 @@ OnError = Callable[[Input, DataError], None]
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The class of a cloud.
+    """The predicted class of a cloud.
 
     Attributes:
-        name: of the file, or "cloud" and its position.
+        name: the name of the file, or "cloud" and its position.
         logits: (classes,) float32, on the CPU.
         class_names: the name of each class.
+
+    Example:
+        >>> prediction = pc_ewa.inference.Prediction("chair.ply", torch.tensor([0.0, 2.0]), ("bed", "chair"))
+        >>> prediction.label, round(prediction.probability, 2)
+        ('chair', 0.88)
     """
 
     name: str
@@ -36,17 +41,17 @@ class Prediction:
 
     @property
     def probabilities(self) -> Tensor:
-        """Probability of each class, (classes,)."""
+        """The probability of each class, (classes,)."""
         return self.logits.softmax(0)
 
     @property
     def label(self) -> str:
-        """Name of the most probable class."""
+        """The name of the most probable class."""
         return self.class_names[int(self.logits.argmax())]
 
     @property
     def probability(self) -> float:
-        """Probability of the most probable class."""
+        """The probability of the most probable class."""
         return float(self.probabilities.max())
 
     def top(self, count: int = 5) -> list[tuple[str, float]]:
@@ -63,14 +68,19 @@ class Prediction:
 
 @dataclass(frozen=True, eq=False)
 class PartPrediction:
-    """The part of each point of a cloud.
+    """The predicted part of each point of a cloud.
 
     Attributes:
-        name: of the file, or "cloud" and its position.
-        category: the class that the cloud was said to be.
-        points: (V, 3) float32: all points of the cloud, or the vertices of the mesh. Where a cloud was turned, or moved
-            to the origin because it was far from it, they are where they came to be.
-        parts: (V,) int64, the part of each: that of the nearest point that the model saw.
+        name: the name of the file, or "cloud" and its position.
+        category: the given class of the cloud.
+        points: (V, 3) float32, all points of the cloud, or the vertices of the mesh. If the cloud was rotated, or moved
+            to the origin because it was far away, these are the coordinates after that.
+        parts: (V,) int64, the part of each point. It is the part of the nearest point in the input of the model.
+
+    Example:
+        >>> points, parts = torch.rand(3, 3), torch.tensor([0, 0, 1])
+        >>> pc_ewa.inference.PartPrediction("chair.ply", "chair", points, parts).parts.bincount()
+        tensor([2, 1])
     """
 
     name: str
@@ -87,25 +97,26 @@ def predict(
     up: UpAxis | None = None,
     batch_size: int = 64,
 ) -> Any:
-    """Classify or segment clouds of any size, presented to the model as in its training data.
+    """Classify or segment clouds of any size, with the preprocessing of the training data.
 
-    The same points give the same answer every time, whatever their file is called.
+    The same points always give the same prediction, whatever the name of their file.
 
     Args:
-        model: from `load_model` or `from_pretrained`.
+        model: a model from `load_model` or `from_pretrained`.
         inputs: points (P, 3) or (B, P, 3), a file, a folder with files at any depth, or a list of such. Meshes are
             sampled on their surface.
-        category: segmenters only: the class of the shapes. May be left out where the model knows only one.
-        up: the axis that points up in these clouds, where it is not `model.preprocessing.up_axis`; they are turned.
-        batch_size: clouds that go through the model at once.
+        category: for segmenters only: the class of the shapes. It may be omitted if the model has only one class.
+        up: the axis that points up in these clouds, if it is not `model.preprocessing.up_axis`. The clouds are rotated.
+            None leaves them as they are.
+        batch_size: number of clouds in one forward pass.
 
     Returns:
-        A `Prediction`, or for a segmenter a `PartPrediction`; a list of them for a batch, a list or a folder.
+        A `Prediction`, or for a segmenter a `PartPrediction`. For a batch, a list or a folder it is a list of them.
 
     Raises:
-        ConfigError: a model that cannot predict, a category or axis that it does not know.
-        DataError: a cloud that cannot be read or used, the first of them.
-        OutputError: a model that puts out NaN or inf.
+        ConfigError: the model cannot predict, or the category or axis is unknown.
+        DataError: a cloud cannot be read or used.
+        OutputError: the output of the model has NaN or inf.
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
@@ -127,15 +138,22 @@ def predict_each(
     batch_size: int = 64,
     on_error: OnError | None = None,
 ) -> Iterator[Any]:
-    """Yield the predictions for clouds in their order, read a batch at a time.
+    """Yield the predictions for clouds in their order. One batch is in memory at a time.
 
     Args:
-        model: as for `predict`.
-        clouds: from `as_inputs`.
-        category: as for `predict`.
-        up: as for `predict`.
-        batch_size: as for `predict`.
-        on_error: gets each cloud that cannot be used, and why; it is left out. None: the first one raises.
+        model: as in `predict`.
+        clouds: the clouds, from `as_inputs`.
+        category: as in `predict`.
+        up: as in `predict`.
+        batch_size: as in `predict`.
+        on_error: a function that is called with each cloud that cannot be used, and the error. The cloud is then left
+            out. None raises the first error.
+
+    Example:
+        >>> model = pc_ewa.load_model("furniture", device="cpu")
+        >>> clouds, _ = pc_ewa.inference.as_inputs(torch.rand(3, 2000, 3))
+        >>> [prediction.name for prediction in pc_ewa.inference.predict_each(model, clouds)]
+        ['cloud 0', 'cloud 1', 'cloud 2']
     """
     preprocessing = check_ready(model)
     check_up(up, preprocessing)
@@ -156,40 +174,40 @@ def predict_each(
 
 
 def check_ready(model: nn.Module) -> Preprocessing:
-    """Return how clouds are presented to a model.
+    """Return the preprocessing of a model that is ready to predict.
 
     Raises:
-        ConfigError: a model that has no classes or parts, or that nobody trained.
+        ConfigError: the model has no classes or parts, or is not trained.
     """
     name, task = type(model).__name__, getattr(model, "task", None)
     if task not in ("classify", "segment"):
-        raise ConfigError(f"{name} is made to {task}: it has no classes; fine-tune a classifier from it")
+        raise ConfigError(f"{name} is built to {task}: it has no classes; fine-tune a classifier from it")
     preprocessing: Preprocessing | None = getattr(model, "preprocessing", None)
     if preprocessing is None or getattr(model, "class_names", None) is None:
         raise ConfigError(
-            f"this {name} does not know its classes or how clouds were presented to it; load a trained one with "
-            "pc_ewa.load_model, or set model.class_names and model.preprocessing"
+            f"this {name} has no class_names or preprocessing; load a trained one with pc_ewa.load_model, or set "
+            "model.class_names and model.preprocessing"
         )
     if not isinstance(preprocessing, Preprocessing):
         raise ConfigError(f"model.preprocessing is a {type(preprocessing).__name__}; set a Preprocessing")
     if preprocessing.num_points < (least := least_points(model)):
         raise ConfigError(f"preprocessing.num_points={preprocessing.num_points}; this {name} needs at least {least}")
     dtype = next(model.parameters()).dtype
-    if dtype != torch.float32:  # autocast needs such weights too
+    if dtype != torch.float32:  # autocast needs float32 weights too
         raise ConfigError(f'the weights of this {name} are {dtype}; use model.float(), with model.precision = "bf16"')
     return preprocessing
 
 
 def _category(model: Any, category: str | None) -> int | None:
-    """Return the position of the category that a segmenter is told, None for a classifier."""
+    """Return the index of the category for a segmenter. None stands for a classifier."""
     names: tuple[str, ...] = model.class_names
     if model.task == "classify":
         if category is not None:
-            raise ConfigError(f"category={category!r}, but {type(model).__name__} tells classes itself; leave it out")
+            raise ConfigError(f"category={category!r}, but {type(model).__name__} predicts the class; leave it out")
         return None
     if category is None:
         if len(names) > 1:
-            raise ConfigError(f"category is missing: a segmenter is told what it sees; choose from {', '.join(names)}")
+            raise ConfigError(f"category is missing: a segmenter needs the class; choose from {', '.join(names)}")
         return 0
     if category not in names:
         raise ConfigError(f"unknown category {category!r}; {nearest(category, names)}")
@@ -210,14 +228,15 @@ def _forward(
             scores = model(points, labels)
             every = [range(scores.shape[-1])] * len(model.class_names)
             parts = predict_parts(scores, labels, getattr(model, "parts_of", None) or every).cpu()
-    if not scores.isfinite().all():  # the largest of such numbers is the first: answers would look sound
-        raise OutputError(f"{type(model).__name__} puts out NaN or inf; look at its weights, or use precision=fp32")
+    if not scores.isfinite().all():  # argmax of NaN is a valid class, so the error would go unnoticed
+        raise OutputError(f"{type(model).__name__} returns NaN or inf; check its weights, or use precision=fp32")
     if label is None:
         if len(model.class_names) != scores.shape[1]:
             raise ConfigError(f"{len(model.class_names)} class_names for {scores.shape[1]} classes; set one for each")
         yield from (Prediction(cloud.name, row, model.class_names) for cloud, row in zip(batch, scores, strict=True))
         return
     for cloud, row in zip(batch, parts, strict=True):
-        assert cloud.all_points is not None  # they were asked for
+        assert cloud.all_points is not None  # present() was called with keep_all
+        # The model labels `num_points` samples. Each point of the cloud takes the label of the nearest sample.
         nearest_seen = ops.knn(cloud.all_points[None], cloud.places[None], 1)[1][0, :, 0]
         yield PartPrediction(cloud.name, model.class_names[label], cloud.all_points, row[nearest_seen])

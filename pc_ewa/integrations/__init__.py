@@ -1,1 +1,1 @@
-"""EWA in the trainers of others; each module has the name of the package that it serves."""
+"""EWA in other trainers. Each module has the name of the package that it is for."""

@@ -1,4 +1,4 @@
-"""EWA in a loop of one's own with Hugging Face's accelerate."""
+"""EWA in a custom training loop with Hugging Face's accelerate."""
 
 from typing import Any
 
@@ -19,27 +19,28 @@ except ModuleNotFoundError as error:
 def attach_averager(
     accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, total_steps: int, **ewa: Any
 ) -> ExpertAverager:
-    """Average the experts after each step that the optimizer takes, and let accelerate's checkpoints know of it.
+    """Attach an averager to the optimizer, and register it for accelerate's checkpoints.
 
         model, optimizer, loader = accelerator.prepare(pc_ewa.upcycle(model), optimizer, loader)
         attach_averager(accelerator, model, optimizer, total_steps=1000, share_rate=0.3)
 
-    `accelerator.save_state` and `load_state` then save and restore the schedule too. While gradients accumulate, the
-    optimizer takes no step, and nothing is averaged.
+    The experts are then averaged after each optimizer step. `accelerator.save_state` and `load_state` also save and
+    restore the schedule. While gradients accumulate, the optimizer takes no step, and nothing is averaged.
 
     Args:
-        accelerator: of the loop.
-        model: upcycled before `accelerator.prepare` and before the optimizer was built; prepared or not.
-        optimizer: of the model; prepared or not.
+        accelerator: the accelerator of the loop.
+        model: a model that was upcycled before `accelerator.prepare` and before its optimizer was built. It may be
+            prepared or not.
+        optimizer: the optimizer of the model, prepared or not.
         total_steps: optimizer steps of the whole training, not batches.
         **ewa: arguments of `pc_ewa.ExpertAverager`.
 
     Returns:
-        The averager; `log_values(averager)` is for `accelerator.log`.
+        The averager. Pass `log_values(averager)` to `accelerator.log`.
 
     Raises:
         ConfigError: an unknown argument.
-        TrainingError: a model without experts.
+        TrainingError: the model has no experts.
         ValueError: as in `ExpertAverager` and its `attach`.
     """
     if not expert_layers(model):
@@ -55,13 +56,15 @@ def log_values(averager: ExpertAverager) -> dict[str, float]:
 
 
 def save_merged(accelerator: Accelerator, model: nn.Module, folder: str, **options: Any) -> None:
-    """Save the merged weights under the model's own keys, as `accelerator.save_model` does; the model trains on.
+    """Save the merged weights under the keys of the dense model, by `accelerator.save_model`.
+
+    The model keeps its experts and can train on.
 
     Args:
-        accelerator: of the loop.
-        model: with experts, prepared or not.
-        folder: where to.
-        **options: of `accelerator.save_model`, such as `max_shard_size`.
+        accelerator: the accelerator of the loop.
+        model: a model with experts, prepared or not.
+        folder: the folder to write.
+        **options: options of `accelerator.save_model`, such as `max_shard_size`.
 
     Raises:
         ValueError: as in `merge_experts`.

@@ -18,18 +18,18 @@ except ModuleNotFoundError as error:
 
 
 class EWACallback(Callback):
-    """Trains a LightningModule with Experts Weights Averaging; the checkpoints hold the merged weights too.
+    """Callback that trains a LightningModule with Experts Weights Averaging.
 
         trainer = Trainer(callbacks=[EWACallback(num_experts=4, share_rate=0.3)])
 
-    In `fit` the module is upcycled before its optimizers are made, and the experts are averaged after each optimizer
-    step; "ewa_share_rate" and "ewa_spread" are logged every `log_every_n_steps`. A checkpoint has the experts, to
-    resume from, and under "dense_state_dict" the merged weights by the module's own keys. A resumed run goes on in its
-    schedule; started at the beginning of an epoch, it deals the tokens as the run of one piece would have.
+    In `fit` the module is upcycled before its optimizers are built. The experts are averaged after each optimizer step.
+    "ewa_share_rate" and "ewa_spread" are logged every `log_every_n_steps`. A checkpoint has the experts, to resume
+    from, and under "dense_state_dict" the merged weights under the keys of the dense module. A resumed run continues
+    its schedule. If it resumes at the beginning of an epoch, it routes the tokens as an uninterrupted run.
 
     Args:
-        merge: make the module dense again after `fit`, its weights the mean of the experts.
-        **ewa: arguments of `pc_ewa.upcycle` and `pc_ewa.ExpertAverager`. `total_steps` is the trainer's.
+        merge: merge the experts after `fit`, so that the module is dense again.
+        **ewa: arguments of `pc_ewa.upcycle` and `pc_ewa.ExpertAverager`. `total_steps` defaults to that of the trainer.
 
     Raises:
         ConfigError: an unknown argument.
@@ -44,13 +44,13 @@ class EWACallback(Callback):
         self._random_state: dict[str, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Upcycle the module, and let it take checkpoints with experts and without."""
+        """Upcycle the module, and prepare it to load checkpoints with experts and without."""
         if stage == "fit":
             self.recipe.upcycle(pl_module)
         _watch_loading(pl_module, self.recipe, fitting=stage == "fit")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the random numbers of the checkpoint, before the batches are shuffled with them."""
+        """Restore the random state of the checkpoint, before the loader draws the order of batches from it."""
         self._restore_random_state()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -60,23 +60,25 @@ class EWACallback(Callback):
             raise TrainingError("the trainer has no last step; give it max_epochs or max_steps, or EWA total_steps")
         steps = int(total_steps) if total_steps != float("inf") else 1
         self.averager = self.recipe.averager(pl_module, trainer.optimizers, steps, self._steps_done)
+        # Strategies with `restore_checkpoint_after_setup`, such as FSDP, restore callbacks after on_fit_start. With
+        # others there is nothing left to restore here.
         self._restore_random_state()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any, **kwargs: Any) -> None:
-        """Log how strongly the experts are averaged, and how far apart they are."""
-        every = getattr(trainer, "log_every_n_steps", 0) or 1  # 0: never, and then there is no logger either
+        """Log the share rate and the spread of the experts."""
+        every = getattr(trainer, "log_every_n_steps", 0) or 1  # 0 means never, and then there is no logger either
         if self.averager and trainer.loggers and trainer.global_step % every == 0:
             pl_module.log_dict(summary(self.averager), on_step=True, on_epoch=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let go of the optimizer."""
+        """Detach the averager from the optimizer."""
         if self.averager:
             self._steps_done = self.averager.steps_done
             self.averager.detach()
         self.averager = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Merge the experts if that is wanted."""
+        """Merge the experts if `merge` is True."""
         _stop_watching(pl_module)
         if self.merge:
             merge_experts(pl_module)
@@ -89,12 +91,12 @@ class EWACallback(Callback):
             torch.cuda.set_rng_state_all([each.cpu() for each in state["cuda"]])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint needs to go on with the schedule and with the dealing of tokens."""
+        """Return the state that a checkpoint needs to continue the schedule and the random routing."""
         steps_done = self.averager.steps_done if self.averager else self._steps_done
         return {"steps_done": steps_done, "random_state": _random_state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Continue from a state that `state_dict` returned."""
         self._steps_done, self._random_state = state_dict["steps_done"], state_dict["random_state"]
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -107,18 +109,19 @@ class EWACallback(Callback):
 
 
 def _watch_loading(module: LightningModule, recipe: Recipe, fitting: bool) -> None:
-    """Have the module told which weights are loaded, in the one hook that comes before them: its own."""
+    """Wrap the hook `on_load_checkpoint` of the module, to upcycle or merge it before weights are loaded."""
+    # Lightning calls this hook of the module before it loads the weights, and hooks of callbacks only after that.
     inner = module.on_load_checkpoint
 
     def on_load_checkpoint(self: LightningModule, checkpoint: dict[str, Any]) -> None:
         upcycled = any(".experts." in key for key in checkpoint["state_dict"])
         if fitting and not upcycled:
             raise TrainingError(
-                "the checkpoint was saved without experts, and its optimizer knows none; load its weights into the "
-                "module, and fit without ckpt_path"
+                "the checkpoint was saved without experts, and its optimizer has no state for them; load its weights "
+                "into the module, and fit without ckpt_path"
             )
         if upcycled:
-            recipe.upcycle(self)  # again, after a merge; evaluation runs the mean of the experts
+            recipe.upcycle(self)  # also after a merge; in evaluation the mean of the experts runs
         else:
             merge_experts(self)
         inner(checkpoint)
@@ -131,6 +134,6 @@ def _stop_watching(module: LightningModule) -> None:
 
 
 def _random_state() -> dict[str, Tensor | list[Tensor]]:
-    """Return the state of the generators that deal the tokens."""
+    """Return the state of the generators that route the tokens."""
     devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": devices}

@@ -1,4 +1,4 @@
-"""Recipe: the arguments of upcycle and ExpertAverager that a trainer's integration is given, and their uses."""
+"""Recipe: the arguments of upcycle and ExpertAverager given to an integration, and their use in it."""
 
 from inspect import signature
 from statistics import fmean
@@ -12,19 +12,19 @@ from pc_ewa.ewa import ExpertAverager, dense_state_dict, expert_layers, has_gate
 from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.validation import arguments_of, nearest
 
-# What a trainer gives, and what it cannot make dense again.
+# The trainer passes the model. A gate is not allowed, because gated mixtures cannot be merged.
 _DECIDED_ELSEWHERE = ("model", "gate")
 
 
 class Recipe:
-    """How a model is trained with EWA: any argument of `upcycle` and of `ExpertAverager`, by its name.
+    """Settings of a training with EWA: any argument of `upcycle` and of `ExpertAverager`, by its name.
 
     Args:
-        arguments: those given; the others keep their defaults.
-        upcycles: whether those of `upcycle` are among them.
+        arguments: the arguments that were given. The others keep their defaults.
+        upcycles: True if arguments of `upcycle` are allowed.
 
     Raises:
-        ConfigError: an unknown argument; the message has the nearest one.
+        ConfigError: an unknown argument. The message has the closest known one.
     """
 
     def __init__(self, arguments: dict[str, Any], upcycles: bool = True) -> None:
@@ -36,14 +36,15 @@ class Recipe:
         self.arguments = arguments
 
     def upcycle(self, model: nn.Module) -> nn.Module:
-        """Put experts into a model, unless it has them already.
+        """Upcycle a model, unless it has mixtures already. Return the model.
 
         Raises:
-            TrainingError: it has gated mixtures, which do not merge, or another number of experts than was asked for.
+            TrainingError: the model has gated mixtures, which cannot be merged, or another number of experts than
+                `num_experts`.
             ValueError: as in `upcycle`.
         """
         if has_gate(model):
-            raise TrainingError("the model has gated mixtures, which do not merge; train it in a loop of your own")
+            raise TrainingError("the model has gated mixtures, which cannot be merged; train it in a custom loop")
         found = {layer.num_experts for layer in expert_layers(model).values()}
         if not found:
             return upcycle(model, **arguments_of(upcycle, self.arguments))
@@ -53,7 +54,7 @@ class Recipe:
         return model
 
     def averager(self, model: nn.Module, optimizers: list[Optimizer], total_steps: int, done: int) -> ExpertAverager:
-        """Attach an averager that has seen `done` steps to the optimizer that holds the experts.
+        """Attach an averager that has seen `done` steps to the optimizer that holds the experts, and return it.
 
         Raises:
             ValueError: as in `ExpertAverager` and its `attach`.
@@ -63,11 +64,12 @@ class Recipe:
         averager.load_state_dict({"steps_done": done})
         stacks = {id(stack) for layer in averager.layers.values() for stack in layer.parameters()}
         holders = [o for o in optimizers if any(not stacks.isdisjoint(map(id, g["params"])) for g in o.param_groups)]
+        # If no optimizer holds the experts, attach() raises the error that explains it.
         return averager.attach((holders or optimizers)[0])
 
 
 def summary(averager: ExpertAverager) -> dict[str, float]:
-    """Return what a trainer logs: the share rate of the latest averaging, and the mean spread of the mixtures."""
+    """Return the values to log: the share rate of the latest averaging, and the mean spread of the mixtures."""
     measured = averager.statistics().values()
     return {
         "ewa_share_rate": fmean(layer.share_rate for layer in measured),
@@ -76,14 +78,16 @@ def summary(averager: ExpertAverager) -> dict[str, float]:
 
 
 def with_dense_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Return the experts under their own keys, and the merged FFNs under the host's: either loads.
+    """Return the weights of the experts under their keys, and the merged weights under the keys of the dense model.
+
+    The upcycled and the dense model can both load the result.
 
     Raises:
-        TrainingError: a sharded model, which one process alone cannot save.
+        TrainingError: the model is sharded, and one process alone cannot save it.
     """
     if is_sharded(model):
         raise TrainingError(
-            "the model is sharded, and the process that saves has a part of it; on all processes, make "
-            "pc_ewa.ewa.whole_copy(model), and save that"
+            "the model is sharded, and the process that saves has only a part of it; call "
+            "pc_ewa.ewa.whole_copy(model) on all processes, and save the copy"
         )
     return dense_state_dict(model) | model.state_dict()

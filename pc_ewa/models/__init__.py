@@ -32,8 +32,8 @@ from pc_ewa.models.point_mae_segmenter import PointMAESegmenter
 from pc_ewa.validation import check_arguments, choose
 
 # Each is an nn.Module with class attributes: `task` (the objective that trains it), `expert_ffns` (the FFNs that may
-# become mixtures of experts) and `head_keys` (the beginnings of keys that a pre-trained file need not have). Some have
-# more: `needs_tokenizer` (a trained dvae, for `load_tokenizer`), `refuses_gate` (the reason, in words),
+# become mixtures of experts) and `head_keys` (prefixes of keys that a pre-trained file need not have). Some have more:
+# `needs_tokenizer` (True: `load_tokenizer` needs a trained dvae), `refuses_gate` (a text with the reason),
 # `official_arguments` (defaults with recipe=official) and `next_step` (see `NextStep`).
 MODELS: dict[str, type[Any]] = {
     "point_mae": PointMAE,
@@ -70,7 +70,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
         kwargs: arguments of the model's class.
 
     Raises:
-        ConfigError: an unknown name or argument (the message has the nearest known one), or an impossible value.
+        ConfigError: an unknown name or argument (the message has the closest known one), or an impossible value.
 
     Example:
         >>> model = pc_ewa.create_model("point_mae_classifier", num_classes=10, depth=2)
@@ -82,6 +82,7 @@ def create_model(name: str, **kwargs: Any) -> nn.Module:
     try:
         model = model_class(**arguments)
     except (RuntimeError, MemoryError) as error:
+        # torch's allocators raise a plain RuntimeError. Its text is the only sign, and any other error is a bug.
         if isinstance(error, RuntimeError) and "alloc" not in str(error):
             raise
         raise ConfigError(f"model {name} does not fit into memory with {kwargs}; make it smaller") from None

@@ -1,4 +1,4 @@
-"""The base of our models: what a trained one knows beside its weights, and the three things to do with it."""
+"""The base class of our models: the record that a trained one carries beside its weights, and methods to use it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from torch import nn
 from pc_ewa.errors import ConfigError
 
 _UP_AXES = ("x", "y", "z")
-_MOST_POINTS = 1 << 24  # of a cloud: a file that asks for more is damaged, and no memory holds it
+_MOST_POINTS = 1 << 24  # points of a cloud; a config with more is damaged, and would exhaust the memory
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The way from a cloud of any size to the points that a model was trained on.
+    """The preprocessing of a cloud of any size to the points that a model was trained on.
 
     Attributes:
-        num_points: points that the model sees.
-        stored_points: points of a cloud in the training data: one that has more is first cut to so many at random, one
-            that has fewer repeats some. None if nobody knows: clouds are used whole.
-        sampling: how `num_points` of them are chosen: "farthest", or "random".
+        num_points: number of points in the input of the model.
+        stored_points: points of a cloud in the training data. A cloud with more points is first sampled to that number
+            at random, and one with fewer repeats some. None means that the number is unknown; clouds are then used
+            whole.
+        sampling: the method that samples `num_points` of them: "farthest" or "random".
         normalize: centre and scale each cloud into the unit sphere.
-        up_axis: the axis that pointed up in the training data; None if nobody knows.
+        up_axis: the axis that pointed up in the training data. None means that it is unknown.
 
     Raises:
         ConfigError: a value that is not allowed.
@@ -59,22 +60,22 @@ class Preprocessing:
 
 
 def least_points(model: nn.Module) -> int:
-    """Return the number of points below which a model has not enough for its patches and levels."""
+    """Return the smallest number of points that a model needs for its patches and levels."""
     sizes: list[int] = [model.num_groups, model.group_size, *getattr(model, "levels", ())]  # type: ignore[list-item]
     return max(sizes)
 
 
 class PointModel(nn.Module):
-    """A network on clouds. Its state_dict has the weights alone; what follows is for use after training.
+    """A network on clouds. Its state_dict has only the weights. The attributes are for use after training.
 
     Attributes:
-        class_names: the name of each class, or None for a model that nobody trained.
-        preprocessing: how clouds were presented to it, or None likewise.
-        parts_of: segmenters: the parts that each class can have, or None for all.
+        class_names: the name of each class. None for an untrained model.
+        preprocessing: the preprocessing of clouds in training. None for an untrained model.
+        parts_of: for segmenters: the parts that each class can have. None allows all parts.
         precision: "fp32", or "bf16" to predict in autocast.
-        built_as: its name in MODELS and all arguments, as `create_model` got them.
-        training_record: the config, data, metrics and licence of the run that it comes from, as far as they are known.
-        notes: what a user should know of the file that it was loaded from, a line each.
+        built_as: its name in MODELS and all arguments of `create_model`.
+        training_record: the config, data, metrics and licence of its training run, as far as they are known.
+        notes: remarks for the user about the file that it was loaded from, one line each.
 
     Example:
         >>> model = pc_ewa.load_model("furniture", device="cpu")
@@ -91,25 +92,25 @@ class PointModel(nn.Module):
     notes: tuple[str, ...] = ()
 
     def predict(self, inputs: Any, **options: Any) -> Any:
-        """Classify or segment clouds, files or folders of any size; see `pc_ewa.inference.predict`."""
+        """Classify or segment clouds, files or folders. See `pc_ewa.inference.predict`."""
         from pc_ewa.inference import predict
 
         return predict(self, inputs, **options)
 
     def show(self, points: Any, **options: Any) -> Any:
-        """Show the model at work on clouds (B, N, 3): what it reconstructs or attends to; see `pc_ewa.viz.show`."""
+        """Show the reconstruction or the attention of the model on clouds (B, N, 3). See `pc_ewa.viz.show`."""
         from pc_ewa.viz import show
 
         return show(self, points, **options)
 
     def save_pretrained(self, folder: str | Path, **options: Any) -> Path:
-        """Write config.json, model.safetensors and a model card to a folder; see `pc_ewa.inference.save_pretrained`."""
+        """Write config.json, model.safetensors and a model card to a folder. See `pc_ewa.inference.save_pretrained`."""
         from pc_ewa.inference import save_pretrained
 
         return save_pretrained(self, folder, **options)
 
     def push_to_hub(self, repo: str, **options: Any) -> str:
-        """Upload the same folder to the Hugging Face Hub; see `pc_ewa.inference.push_to_hub`."""
+        """Upload the same folder to the Hugging Face Hub. See `pc_ewa.inference.push_to_hub`."""
         from pc_ewa.inference import push_to_hub
 
         return push_to_hub(self, repo, **options)

@@ -15,7 +15,7 @@ NORM_GROUPS = 4
 
 
 def edge_layer(in_channels: int, out_channels: int) -> nn.Sequential:
-    """Make a layer on edges under the official keys: convolution, group norm, activation."""
+    """Return a layer on edges with the official keys: convolution, group norm, activation."""
     conv = nn.Conv2d(2 * in_channels, out_channels, 1, bias=False)
     return nn.Sequential(conv, nn.GroupNorm(NORM_GROUPS, out_channels), nn.LeakyReLU(0.2))
 
@@ -30,7 +30,7 @@ def edge_convolution(layer: nn.Sequential, own: Tensor, features: Tensor, index:
         layer: a layer made by `edge_layer`, from C to D channels.
         own: features of the queries, (B, M, C).
         features: features of the sources, (B, S, C).
-        index: sources that are the neighbours of each query, (B, M, k).
+        index: indices of the sources that are the neighbours of each query, (B, M, k).
 
     Returns:
         Features of the queries, (B, M, D).
@@ -41,25 +41,27 @@ def edge_convolution(layer: nn.Sequential, own: Tensor, features: Tensor, index:
     mapped = ops.gather_points(F.linear(features, difference), index)
     edges = mapped + F.linear(own, centre - difference)[:, :, None]
     normed = norm(rearrange(edges, "b m k d -> b d m k"))
-    # The activation is increasing, so it commutes with the maximum: after it, it runs once per query, not per edge.
+    # The activation is increasing, so it commutes with the maximum. Applied after it, it runs once per query, not once
+    # per edge.
     return activation(normed.max(dim=3).values).transpose(1, 2)
 
 
 def neighbour_graph(centers: Tensor) -> Tensor:
-    """Find the 4 patches with the nearest centers (B, G, 3), each patch among its own: indices (B, G, 4)."""
+    """Return the indices (B, G, 4) of the 4 patches with the nearest centers (B, G, 3), the patch itself included."""
     return ops.knn(centers.detach(), centers.detach(), NEIGHBOURS)[1]
 
 
 class DGCNN(nn.Module):
     """Four edge convolutions, and a layer on their concatenated outputs.
 
-    The graph is an input, the same for all layers, as in Point-BERT. In the original DGCNN it follows the features.
+    The graph is an input and the same for all layers, as in Point-BERT. The original DGCNN recomputes it from the
+    features of each layer.
 
     Args:
         in_channels: width of the input.
         out_channels: width of the output, a multiple of 4.
-        width: width of the first layer, an even number; the edge layers have 2, 4, 4 and 8 times as many channels. 128
-            is official.
+        width: width of the first layer, an even number. The edge layers have 2, 4, 4 and 8 times as many channels. The
+            official width is 128.
     """
 
     def __init__(self, in_channels: int, out_channels: int, width: int = 128) -> None:

@@ -22,25 +22,25 @@ FOLD_HALF_WIDTH = 0.05
 
 
 class DiscreteVAE(PointModel):
-    """Encode patches as words of a codebook, and decode points from the words; the keys are the official ones.
+    """Discrete VAE that encodes patches as words of a codebook, and decodes points from the words.
 
-    The defaults are the official model: 27.6 M parameters. It has no FFN that could become a mixture of experts. Other
-    arguments: see `pc_ewa.models`.
+    The state_dict keys are the official ones. The defaults are the official model, with 27.6 M parameters. It has no
+    FFN that could become a mixture of experts. For the other arguments see `pc_ewa.models`.
 
     Args:
-        num_groups: at least 4.
-        group_size: a multiple of 4.
+        num_groups: patches per cloud, at least 4.
+        group_size: points per patch, a multiple of 4.
         encoder_dim: width of the patch encoder.
-        num_tokens: words in the codebook, a multiple of 4.
+        num_tokens: number of words in the codebook, a multiple of 4.
         tokens_dim: width of a word.
-        decoder_dim: width of the decoder's input, a multiple of 4.
+        decoder_dim: width of the input of the decoder, a multiple of 4.
         graph_width: width of the first layer of both DGCNNs, an even number.
-        decoder_width: half the width of the decoder's MLP, and the width of its folding.
-        temperature: temperature of the Gumbel softmax at the first step and at the end.
-        temperature_steps: optimizer steps between the two.
-        kl_weight: weight of the KL divergence at the end.
-        kl_start: optimizer steps before the weight leaves 0.
-        kl_steps: optimizer steps from there to its full value.
+        decoder_width: half the width of the MLP in the decoder, and the width of its folding.
+        temperature: temperature of the Gumbel softmax at the first step, and after `temperature_steps`.
+        temperature_steps: number of optimizer steps over which the temperature changes.
+        kl_weight: final weight of the KL divergence.
+        kl_start: number of optimizer steps for which the weight of the KL divergence is 0.
+        kl_steps: number of optimizer steps after that in which the weight rises to `kl_weight`.
 
     Raises:
         ConfigError: an impossible size or schedule.
@@ -101,18 +101,18 @@ class DiscreteVAE(PointModel):
         self.decoder = _Folding(decoder_dim, group_size, decoder_width)
 
     def forward(self, points: Tensor, step: int | None = None) -> LossOutput:
-        """Return the loss of rebuilding clouds (B, N, 3), and what it came from.
+        """Compute the loss of reconstructing clouds (B, N, 3).
 
-        In training the words are mixed by a Gumbel softmax. In evaluation each patch takes the one most likely word,
-        without noise, so that the loss is the same each time; the official validation draws noise there too.
+        In training the words are mixed by a Gumbel softmax. In evaluation each patch takes the most likely word,
+        without noise, so that the loss is reproducible. The official validation draws noise there too.
 
         Args:
             points: clouds.
-            step: optimizer steps done so far, for the schedules; 0 if not given.
+            step: optimizer steps done so far, for the schedules. None means 0.
 
         Returns:
-            The loss; the terms `reconstruction` and `kl` (not weighted); the predicted points `coarse` (B, G, K/4, 3)
-            and `fine` (B, G, K, 3) relative to `centers` (B, G, 3), and `logits` (B, G, T).
+            The loss; the terms `reconstruction` and `kl` (not weighted); and the outputs `coarse` (B, G, K/4, 3) and
+            `fine` (B, G, K, 3), the predicted points relative to `centers` (B, G, 3), and `logits` (B, G, T).
         """
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         index = neighbour_graph(centers)
@@ -140,18 +140,18 @@ class DiscreteVAE(PointModel):
 
     @torch.no_grad()
     def tokenize(self, groups: Tensor, centers: Tensor) -> Tensor:
-        """Return the most likely word of each patch (B, G, K, 3): (B, G), int64."""
-        # Without autocast: in bfloat16 the best of 8192 scores may be another one, and words are targets.
+        """Return the most likely word of each patch (B, G, K, 3), as (B, G) int64."""
+        # Without autocast: the words are targets, and rounding to bfloat16 can change the best of 8192 scores.
         with torch.autocast(groups.device.type, enabled=False):
             return self.encode(groups, centers).argmax(dim=2)
 
     def temperature_at(self, step: int) -> float:
-        """Return the Gumbel softmax's temperature after `step` optimizer steps: half a cosine from start to end."""
+        """Return the temperature of the Gumbel softmax after `step` steps: half a cosine from start to end."""
         start, end = self.temperature
         return start + (end - start) * _half_cosine(step / self.temperature_steps)
 
     def kl_weight_at(self, step: int) -> float:
-        """Return the KL divergence's weight after `step` optimizer steps: 0 until `kl_start`, then half a cosine."""
+        """Return the weight of the KL divergence after `step` optimizer steps: 0 to `kl_start`, then half a cosine."""
         return self.kl_weight * _half_cosine((step - self.kl_start) / self.kl_steps)
 
     def _logits(self, groups: Tensor, index: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class DiscreteVAE(PointModel):
 
 
 class _Folding(nn.Module):
-    """Decode the points of a patch: coarse points, and a 2 x 2 grid around each, which an MLP folds (FoldingNet)."""
+    """Decoder of the points of a patch: coarse points, and a 2 x 2 grid around each that an MLP folds (FoldingNet)."""
 
     seed: Tensor
 
@@ -187,8 +187,8 @@ class _Folding(nn.Module):
         first = cast(PointConv, self.final_conv[0])
         weight, dim = first.weight.squeeze(-1), features.shape[2]
         by_feature, by_seed, by_point = weight[:, :dim], weight[:, dim : dim + 2], weight[:, dim + 2 :]
-        # The official layer maps concat(feature, seed, coarse point) for each fine point. As the sum of three layers,
-        # each runs once for all the points that share its input.
+        # The official layer maps concat(feature, seed, coarse point) of each fine point. A linear layer on a
+        # concatenation is a sum of three, and each of them runs once for all points that share its input.
         hidden = F.linear(features, by_feature, first.bias)[:, :, None, None] + F.linear(self.seed, by_seed)
         hidden = hidden + F.linear(coarse, by_point)[:, :, :, None]
         offsets = self.final_conv[1:](hidden.flatten(0, 3)).view(*hidden.shape[:-1], 3)
@@ -197,7 +197,8 @@ class _Folding(nn.Module):
 
 def _kl_from_uniform(logits: Tensor) -> Tensor:
     """Return KL(uniform || q), the mean over the batch; q is the mean over patches of the softmax over words."""
-    # In logarithms throughout: the probability of an unused word may underflow in float32.
+    # In logarithms throughout, because the probability of an unused word may underflow to 0 in float32. The
+    # logsumexp over patches minus log(G) is the logarithm of the mean probability.
     log_mean = F.log_softmax(logits, dim=2).logsumexp(dim=1) - math.log(logits.shape[1])
     return -math.log(logits.shape[2]) - log_mean.mean()
 

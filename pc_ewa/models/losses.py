@@ -1,4 +1,4 @@
-"""The output of a training forward: the loss, and what it came from."""
+"""The output of a forward pass in training: the loss, its terms and the predictions."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 class LossOutput(NamedTuple):
-    """A loss and what it came from.
+    """A loss, with its terms and the outputs that it was computed from.
 
     Attributes:
         loss: scalar to minimise.
         terms: detached scalars to log, by name.
-        outputs: predictions, targets and whatever else is worth a look, by name.
+        outputs: predictions, targets and other tensors for inspection, by name.
     """
 
     loss: Tensor
@@ -21,5 +21,5 @@ class LossOutput(NamedTuple):
 
 
 def at_least_single(x: Tensor) -> Tensor:
-    """Bring half precision, which autocast leaves behind, to float32; losses need it."""
+    """Convert half precision, which autocast produces, to float32, which losses need. Leave wider types as they are."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""The transformer of Point-BERT's pre-training: masked patches to a feature of the cloud and scores of words."""
+"""The transformer of Point-BERT's pre-training: from masked patches to a feature of the cloud and scores of words."""
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,8 @@ class MaskTransformer(nn.Module):
         encoder_dim: width of its tokens; a linear layer projects them to `dim`.
         blocks: the trunk.
         dim: width of the trunk.
-        num_tokens: words of the tokenizer, which a masked patch is classified into.
-        contrast_dim: width of the contrastive feature, made from the class token.
+        num_tokens: number of words of the tokenizer, the classes of a masked patch.
+        contrast_dim: width of the contrastive feature, computed from the class token.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class MaskTransformer(nn.Module):
         self.apply(trunc_normal_init)
 
     def forward(self, groups: Tensor, centers: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Map patches (B, G, K, 3) around centers (B, G, 3), without those that the mask (B, G) hides.
+        """Map patches (B, G, K, 3) around centers (B, G, 3), with the content of masked patches hidden.
 
         Returns:
             Contrastive features (B, D) of the clouds, and scores (M, T) of all words for the M masked patches.
@@ -53,10 +53,11 @@ class MaskTransformer(nn.Module):
         return self.cls_head(x[:, 0]), self.lm_head(x[:, 1:][mask])
 
     def describe(self, groups: Tensor, centers: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the contrastive features (B, D) alone. Without a mask, no patch is hidden."""
+        """Return only the contrastive features (B, D). If `mask` is None, no patch is hidden."""
         return self.cls_head(self._states(groups, centers, mask)[:, 0])
 
     def _states(self, groups: Tensor, centers: Tensor, mask: Tensor | None) -> Tensor:
+        # All patches are encoded, also the hidden ones: the batch norm of the encoder has statistics over all of them.
         tokens = self.reduce_dim(self.encoder(groups))
         if mask is not None:
             tokens = torch.where(mask[..., None], self.mask_token.to(tokens.dtype), tokens)

@@ -1,4 +1,4 @@
-"""Masks (B, G) for pre-training, True = hidden; each sample has its own."""
+"""Masks (B, G) of patches for pre-training, True = hidden. Each sample has a separate mask."""
 
 import torch
 from torch import Tensor, nn
@@ -9,8 +9,8 @@ def random_mask(centers: Tensor, ratio: float, generator: torch.Generator | None
 
     Args:
         centers: (B, G, 3).
-        ratio: share of the patches to hide, 0 to 1.
-        generator: generator on the device of the centers; None is torch's global one.
+        ratio: fraction of the patches to hide, 0 to 1.
+        generator: generator on the device of the centers. None uses torch's global one.
     """
     keys = torch.rand(centers.shape[:2], device=centers.device, generator=generator)
     return _hide(keys, torch.full_like(keys[:, 0], int(ratio * centers.shape[1]), dtype=torch.long))
@@ -21,8 +21,8 @@ def block_mask(centers: Tensor, ratio: float | Tensor, generator: torch.Generato
 
     Args:
         centers: (B, G, 3).
-        ratio: share of the patches to hide, 0 to 1; one for all samples, or one for each, (B,).
-        generator: generator on the device of the centers; None is torch's global one.
+        ratio: fraction of the patches to hide, 0 to 1, as one number for all samples or one for each, (B,).
+        generator: generator on the device of the centers. None uses torch's global one.
     """
     batch, count, _ = centers.shape
     seeds = torch.randint(count, (batch, 1, 1), device=centers.device, generator=generator)
@@ -33,10 +33,10 @@ def block_mask(centers: Tensor, ratio: float | Tensor, generator: torch.Generato
 
 
 def check_mask(mask: Tensor, centers: Tensor) -> Tensor:
-    """Move a mask given by the caller to the device of the centers (B, G, 3).
+    """Check the mask of a caller, and move it to the device of the centers (B, G, 3).
 
     Raises:
-        ValueError: a mask that is not (B, G) bool.
+        ValueError: the mask is not (B, G) bool.
     """
     if mask.shape != centers.shape[:2] or mask.dtype != torch.bool:
         raise ValueError(f"mask is {tuple(mask.shape)} {mask.dtype}; expected {tuple(centers.shape[:2])} bool")
@@ -44,15 +44,17 @@ def check_mask(mask: Tensor, centers: Tensor) -> Tensor:
 
 
 def fixed_in_evaluation(model: nn.Module, device: torch.device) -> torch.Generator | None:
-    """Return the generator of a model's random numbers.
+    """Return the generator for the random numbers of a model.
 
-    None, torch's global generator, in training. In evaluation a new one of seed 0, so that the loss is reproducible.
+    In evaluation it is a new one with seed 0, so that the loss is reproducible. In training it is None, which stands
+    for torch's global generator.
     """
     return None if model.training else torch.Generator(device).manual_seed(0)
 
 
 def _hide(keys: Tensor, counts: Tensor) -> Tensor:
     """Mark the `counts` (B,) lowest keys of each row."""
-    # Ranks, not a threshold: equal keys, as of patches with one center, then still hide the right number.
+    # Ranks, not a threshold: with equal keys, such as those of patches with the same center, a threshold would hide too
+    # many. Sorting a permutation gives its inverse, which is the rank of each entry.
     ranks = keys.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks < counts[:, None]

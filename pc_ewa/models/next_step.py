@@ -4,12 +4,12 @@ from typing import NamedTuple
 
 
 class NextStep(NamedTuple):
-    """A model's `next_step`, which the summary of its training suggests.
+    """The `next_step` of a model, which the summary of its training suggests.
 
     Attributes:
-        model: the model that starts from the weights; one that `needs_tokenizer` takes them as its tokenizer.
-        configs: bundled configs to train it with: that for the same dataset is suggested, or else the last.
-        why: in a few words.
+        model: the model that starts from the weights. A model that `needs_tokenizer` takes them as its tokenizer.
+        configs: bundled configs to train it with. The one for the same dataset is suggested, or else the last.
+        why: the reason in a few words.
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""Patches to tokens: the mini-PointNet that encodes each patch, and the embedding of its position."""
+"""Tokens from patches: the mini-PointNet that encodes each patch, and the position embedding of its center."""
 
 from typing import cast
 
@@ -10,12 +10,12 @@ from pc_ewa.ops.patch_layers import PART, is_bare, largest, norm_relu, norm_relu
 
 
 def position_embedding(dim: int) -> nn.Sequential:
-    """Make the MLP that embeds centers (..., 3) as positions (..., C)."""
+    """Return an MLP that embeds centers (..., 3) as positions (..., C)."""
     return nn.Sequential(nn.Linear(3, 128), nn.GELU(), nn.Linear(128, dim))
 
 
 def with_class_token(token: Tensor, token_position: Tensor, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Put the class token (1, 1, C) and its position before the tokens and positions (B, G, C) of the patches."""
+    """Prepend the class token (1, 1, C) and its position to the tokens and positions (B, G, C) of the patches."""
     batch = x.shape[0]
     tokens = torch.cat([token.expand(batch, -1, -1), x], dim=1)
     return tokens, torch.cat([token_position.expand(batch, -1, -1), position], dim=1)
@@ -34,7 +34,7 @@ class PointConv(nn.Conv1d):
 
 
 class PatchEncoder(nn.Module):
-    """Mini-PointNet of Point-BERT: one token per patch, independent of the order of its points.
+    """The mini-PointNet of Point-BERT. It makes one token per patch, which does not depend on the order of the points.
 
     Args:
         dim: width of the tokens.
@@ -61,7 +61,9 @@ class PatchEncoder(nn.Module):
         return tokens.view(*groups.shape[:2], -1)
 
     def _in_parts(self, patches: Tensor) -> bool:
-        """Return True where encoding few patches at a time pays: on the CPU, when no statistics are taken over all."""
+        """Return True if encoding a few patches at a time is faster and gives the same result."""
+        # Batch norm in training has statistics over all patches, so they must pass through it together. On a GPU small
+        # batches are slower. torch.compile would unroll the loop for one number of patches.
         takes_statistics = any(isinstance(m, nn.BatchNorm1d) and m.training for m in self.modules())
         return patches.device.type == "cpu" and not takes_statistics and not torch.compiler.is_compiling()
 

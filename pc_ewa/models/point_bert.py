@@ -1,4 +1,4 @@
-"""Point-BERT (arXiv 2111.14819): predict the words of masked patches, and contrast mixtures of clouds."""
+"""Point-BERT (arXiv 2111.14819): pre-training that predicts the words of masked patches and contrasts clouds."""
 
 import copy
 from collections.abc import Mapping
@@ -23,30 +23,32 @@ from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_
 
 
 class PointBERT(PointModel):
-    """Pre-train a transformer on the words that a frozen tokenizer assigns to patches; the keys are the official ones.
+    """Transformer pre-trained to predict the words that a frozen tokenizer assigns to masked patches.
 
-    The defaults are the official pre-training on ShapeNet-55: 78.6 M parameters, the two frozen networks included.
-    Other arguments: see `pc_ewa.models` and, for those of the tokenizer, `DiscreteVAE`.
+    The state_dict keys are the official ones. The defaults are the official pre-training on ShapeNet-55, with 78.6 M
+    parameters, the two frozen networks included. For the other arguments see `pc_ewa.models`, and `DiscreteVAE` for
+    those of the tokenizer.
 
     Call `load_tokenizer` before training and `after_step` after every optimizer step. `forward` changes nothing in the
     state_dict except BatchNorm statistics.
 
-    `transformer_q` is trained, and may hold mixtures of experts. `transformer_k` makes the keys of the contrastive
-    loss. It stays dense: it follows the mean of the experts, which is the model that they merge into. Averaging the
-    experts (EWA, Eq. 6) does not change that mean, so it may come before `after_step` or after.
+    `transformer_q` is trained, and may hold mixtures of experts. `transformer_k` computes the keys of the contrastive
+    loss. It is dense and follows the mean of the experts, which is the model that they merge into. Averaging the
+    experts (EWA, Eq. 6) does not change that mean, so it may run before or after `after_step`.
 
     Args:
-        num_groups: at least 4.
-        group_size: a multiple of 4.
-        mask_ratio: smallest and largest share of the patches to hide; drawn for each sample ("rand": for each batch).
-        mask_type: "block" hides a patch and its nearest ones, "rand" each patch with the same probability.
+        num_groups: patches per cloud, at least 4.
+        group_size: points per patch, a multiple of 4.
+        mask_ratio: smallest and largest fraction of the patches to hide. The fraction is drawn for each sample, or with
+            "rand" for each batch.
+        mask_type: "block" hides a patch and its nearest ones, "rand" hides each patch with the same probability.
         contrast_dim: width of the contrastive features.
         queue_size: number of keys of earlier steps to contrast with.
-        momentum: share of its weights that `transformer_k` keeps at each step.
+        momentum: fraction of its weights that `transformer_k` keeps at each step.
         contrast_temperature: temperature of the softmax over keys.
-        cutmix_loss: contrast clouds whose patches were mixed.
-        moco_loss: contrast clouds as they are; off in the released configuration.
-        live_tokenizer: keep the tokenizer's BatchNorm in training mode, as the official code does by accident. The
+        cutmix_loss: add the contrastive loss on clouds whose patches were mixed.
+        moco_loss: add the contrastive loss on unmixed clouds. It is off in the released configuration.
+        live_tokenizer: keep the BatchNorm of the tokenizer in training mode, as the official code does by accident. The
             words then depend on the batch, and the running statistics change.
 
     Raises:
@@ -104,8 +106,8 @@ class PointBERT(PointModel):
         least, most = mask_ratio
         if not (least <= most < 1 and int(least * num_groups) >= 1):
             raise ConfigError(
-                f"mask_ratio={mask_ratio} with num_groups={num_groups}; give the least share first, which must hide a "
-                "patch, and the greatest below 1"
+                f"mask_ratio={mask_ratio} with num_groups={num_groups}; give the smallest fraction first, which must "
+                "hide a patch, and the largest below 1"
             )
         if contrast_temperature <= 0:
             raise ConfigError(f"contrast_temperature={contrast_temperature}; it must be above 0")
@@ -130,27 +132,27 @@ class PointBERT(PointModel):
         blocks = TransformerEncoder(dim, depth, num_heads, mlp_ratio, drop_path)
         self.transformer_q = MaskTransformer(encoder, encoder_dim, blocks, dim, num_tokens, contrast_dim)
         self.transformer_k = copy.deepcopy(self.transformer_q).requires_grad_(False)
-        # Words are targets: trained by the same loss, the tokenizer could make them trivial to predict.
+        # The words are targets. If the same loss trained the tokenizer, it could make them trivial to predict.
         self.dvae = dvae.requires_grad_(False)
         self._contrasts = cutmix_loss or moco_loss
         if not self._contrasts:
-            # No loss reaches it, and DistributedDataParallel demands a gradient of every trainable parameter.
+            # No loss depends on this head, and DistributedDataParallel needs a gradient for every trainable parameter.
             self.transformer_q.cls_head.requires_grad_(False)
         self._keys: list[Tensor] = []
         self.train()
 
     def train(self, mode: bool = True) -> "PointBERT":
-        """Set training or evaluation mode; the tokenizer stays in evaluation mode unless it is live."""
+        """Set training or evaluation mode. The tokenizer stays in evaluation mode unless it is live."""
         super().train(mode)
-        # With running statistics the word of a patch does not depend on the other samples of its batch.
+        # In evaluation mode BatchNorm uses running statistics, so the word of a patch does not depend on its batch.
         self.dvae.train(mode and self.live_tokenizer)
         return self
 
     def load_tokenizer(self, state: Mapping[str, Tensor]) -> None:
-        """Load the state_dict of a trained `DiscreteVAE`; both transformers start from its patch encoder.
+        """Load the state_dict of a trained `DiscreteVAE`. Both transformers start from its patch encoder.
 
         Raises:
-            RuntimeError: keys or shapes that differ from the tokenizer's.
+            RuntimeError: the keys or shapes differ from those of the tokenizer.
         """
         self.dvae.load_state_dict(state, strict=True)
         encoder = self.dvae.encoder.state_dict()
@@ -158,22 +160,22 @@ class PointBERT(PointModel):
         self.transformer_k.encoder.load_state_dict(encoder)
 
     def forward(self, points: Tensor, mask: Tensor | None = None) -> LossOutput:
-        """Return the loss on clouds (B, N, 3), and what it came from.
+        """Compute the loss on clouds (B, N, 3).
 
-        The clouds pass through the transformer twice: as they are, and with patches exchanged between samples.
+        The clouds pass through the transformer twice: unmixed, and with patches exchanged between samples.
 
         Args:
             points: clouds.
-            mask: (B, G), True = hidden, for the first pass; drawn if not given, in evaluation always the same. The
-                second pass and the keys draw their own.
+            mask: (B, G), True = hidden, for the first pass. If None, it is drawn; in evaluation the draw is always the
+                same. The second pass and the keys always draw separate masks.
 
         Returns:
-            The loss; the terms `token_loss` (of both passes), `token_accuracy` (of the first), and `cutmix_loss` and
-            `moco_loss` if they are on; the `logits` (M, T) of the hidden patches of the first pass, in the order of
-            `mask` (B, G).
+            The loss; the terms `token_loss` (of both passes), `token_accuracy` (of the first pass), and `cutmix_loss`
+            and `moco_loss` if they are on; and the output `logits` (M, T) of the hidden patches of the first pass, in
+            the order of the output `mask` (B, G).
 
         Raises:
-            ValueError: a mask that does not fit.
+            ValueError: the mask has the wrong shape or type.
         """
         draws = fixed_in_evaluation(self, points.device)
         groups, centers = ops.group(points, self.num_groups, self.group_size)
@@ -188,6 +190,8 @@ class PointBERT(PointModel):
         losses = {"token_loss": token_loss + _guesses(logits_mixed, words_mixed[mask_mixed])[0]}
         if self._contrasts:
             keys = self._make_keys(groups, centers, draws)
+            # Only keys of training steps are enqueued, and in `after_step`, not here: a forward must not change the
+            # queue that later forwards of the same step (gradient accumulation, checkpointing) contrast with.
             if self.training and torch.is_grad_enabled():
                 self._keys.append(keys)
             against = keys, self.queue, self.contrast_temperature
@@ -209,22 +213,22 @@ class PointBERT(PointModel):
         return keys < least + (most - least) * ratio
 
     def features(self, points: Tensor) -> Tensor:
-        """Return the contrastive features of clouds (B, N, 3), none masked: (B, D), the official SVM's input."""
+        """Return the contrastive features (B, D) of clouds (B, N, 3) without a mask, the input of the official SVM."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         return self.transformer_q.describe(groups, centers)
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Put the keys of this step in the queue, and move `transformer_k` towards `transformer_q`.
+        """Enqueue the keys of this step, and move `transformer_k` towards `transformer_q`.
 
-        All processes call it once after each optimizer step. The official code does the same at another point of the
-        loop: it moves the weights before it makes the keys of the next step.
+        All processes must call it once after each optimizer step. The official code does the same at another point of
+        the loop: it moves the weights before it computes the keys of the next step.
 
-        The keys of all training forwards since the last call replace the oldest in the queue, process by process, each
-        in the order of its forwards.
+        The keys of all training forwards since the last call replace the oldest in the queue, ordered by process, and
+        within a process by forward.
 
         Raises:
-            ValueError: more keys than the queue holds.
+            ValueError: there are more keys than the queue holds.
         """
         if self._keys:
             keys, self._keys = torch.cat(self._keys), []
@@ -239,7 +243,8 @@ class PointBERT(PointModel):
 
 
 def _guesses(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cross-entropy and accuracy of scores (M, T) for words (M,); both are 0 if M is 0."""
+    """Return the cross-entropy and the accuracy of scores (M, T) for words (M,). Both are 0 if M is 0."""
+    # A sum divided by at least 1: the mean over no patches would be NaN. With "rand" a mask can hide none.
     count = max(1, len(words))
     loss = F.cross_entropy(at_least_single(logits), words, reduction="sum") / count
     return loss, (logits.argmax(dim=1) == words).sum() / count

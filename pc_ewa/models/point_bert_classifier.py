@@ -12,11 +12,11 @@ from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_
 
 
 class PointBERTClassifier(PointModel):
-    """Classify clouds; the state_dict keys are those of the official checkpoints.
+    """Classifier of clouds. The state_dict keys are those of the official checkpoints.
 
-    The defaults are the official ModelNet40 model: 22.1 M parameters with 40 classes. As in the official runs from
-    scratch, all layers keep PyTorch's own initialisation, the class token is 0 and its position normal. Other
-    arguments: see `pc_ewa.models`.
+    The defaults are the official ModelNet40 model, with 22.1 M parameters for 40 classes. As in the official runs from
+    scratch, all layers keep the default initialisation of PyTorch, the class token starts at 0 and its position is
+    normal. For the other arguments see `pc_ewa.models`.
 
     Args:
         num_classes: number of outputs.
@@ -72,7 +72,7 @@ class PointBERTClassifier(PointModel):
         return self.cls_head_finetune(self.features(points))
 
     def features(self, points: Tensor) -> Tensor:
-        """Return the head's input for clouds (B, N, 3): the class token and the maximum over the others, (B, 2 C)."""
+        """Return the input of the head, the class token and the maximum over the other tokens, (B, 2 C)."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.reduce_dim(self.encoder(groups))
         x = self.blocks(*with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers)))

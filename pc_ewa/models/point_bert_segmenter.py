@@ -1,4 +1,4 @@
-"""Point-BERT's part segmentation (arXiv 2111.14819): features after three depths, propagated over two levels."""
+"""Point-BERT's part segmentation (arXiv 2111.14819): features from three depths, propagated over two levels."""
 
 from typing import ClassVar
 
@@ -17,19 +17,20 @@ from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_
 
 
 class PointBERTSegmenter(PointModel):
-    """Classify each point by its part; the state_dict keys are those of the official checkpoints.
+    """Part segmenter: it classifies each point of a cloud. The state_dict keys are those of the official checkpoints.
 
-    The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. As in the official
-    code, all layers but the two tokens keep PyTorch's own initialisation. Other arguments: see `pc_ewa.models`.
+    The defaults are the official ShapeNetPart model for clouds of 2048 points, with 27.1 M parameters. As in the
+    official code, all layers keep the default initialisation of PyTorch, except the class token and its position. For
+    the other arguments see `pc_ewa.models`.
 
     Args:
-        num_parts: parts of all categories together, the number of outputs.
-        num_categories: categories of shapes.
-        dim: a multiple of 4, for the norms of the head.
-        depth: at least 3: features are taken after one, two and three thirds of the blocks.
-        num_groups: at least 4.
-        levels: farthest points in the finer and in the coarser level between points and patches. Each is at least 4 and
-            at most the number of points.
+        num_parts: number of outputs, the parts of all categories together.
+        num_categories: number of categories of shapes.
+        dim: width of the tokens, a multiple of 4 for the group norms of the head.
+        depth: number of blocks, at least 3: features are taken after one, two and three thirds of them.
+        num_groups: patches per cloud, at least 4.
+        levels: number of farthest points in the finer and in the coarser level between points and patches. Each is at
+            least 4 and at most the number of points.
 
     Raises:
         ConfigError: an impossible size.
@@ -93,7 +94,8 @@ class PointBERTSegmenter(PointModel):
         """Map clouds (B, N, 3) and their categories (B,), int64, to log-probabilities (B, N, num_parts).
 
         Raises:
-            ValueError: categories that do not fit, or fewer points than a level, patches, or points of a patch.
+            ValueError: the categories have a wrong shape, type or value, or a cloud has fewer points than a level,
+                than patches, or than a patch has.
         """
         kinds = one_hot(categories, self.num_categories, points)
         if points.shape[1] < max(self.levels):
@@ -103,7 +105,8 @@ class PointBERTSegmenter(PointModel):
             )
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         early, middle, late = self._features(groups, centers)
-        # Farthest point sampling is greedy: the points of the smaller level are the first of the larger one.
+        # Farthest point sampling is greedy, so the points of the smaller level are the first of the larger level, and
+        # one call makes both.
         farthest = ops.gather_points(points, ops.farthest_point_sample(points, max(self.levels)))
         fine, coarse = (farthest[:, :count] for count in self.levels)
         coarse_x = self.propagation_2(coarse, centers, middle)

@@ -1,4 +1,4 @@
-"""Point-MAE (arXiv 2203.06604): a masked autoencoder of patches, whose encoder sees only the visible ones."""
+"""Point-MAE (arXiv 2203.06604): a masked autoencoder of patches. Its encoder sees only the visible patches."""
 
 from typing import ClassVar, Literal
 
@@ -25,16 +25,17 @@ from pc_ewa.models.transformer import (
 
 
 class PointMAE(PointModel):
-    """Mask patches of a cloud, and predict their points from the others; the state_dict keys are the official ones.
+    """Masked autoencoder that predicts the points of masked patches from the visible ones.
 
-    The defaults are the official pre-training on ShapeNet-55: 29.0 M parameters. Other arguments: see `pc_ewa.models`.
+    The state_dict keys are the official ones. The defaults are the official pre-training on ShapeNet-55, with 29.0 M
+    parameters. For the other arguments see `pc_ewa.models`.
 
     Args:
         decoder_depth: number of blocks of the decoder.
-        decoder_num_heads: attention heads of the decoder. None takes those of the encoder.
-        mask_ratio: share of the patches to hide: int(mask_ratio * num_groups) of each sample.
-        mask_type: "rand" hides patches at random, "block" a patch and its nearest ones.
-        loss: Chamfer distance of predicted and masked patches, "cdl2" or "cdl1".
+        decoder_num_heads: attention heads of the decoder. None uses the number of the encoder.
+        mask_ratio: fraction of the patches to hide: int(mask_ratio * num_groups) of each sample.
+        mask_type: "rand" hides patches at random, "block" hides a patch and its nearest ones.
+        loss: Chamfer distance between predicted and masked patches, "cdl2" or "cdl1".
 
     Raises:
         ConfigError: an impossible size.
@@ -88,18 +89,19 @@ class PointMAE(PointModel):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, points: Tensor, mask: Tensor | None = None) -> LossOutput:
-        """Return the loss on clouds (B, N, 3), and what it came from.
+        """Compute the loss on clouds (B, N, 3).
 
         Args:
             points: clouds.
-            mask: (B, G), True = hidden, as many in each sample; drawn if not given, in evaluation always the same.
+            mask: (B, G), True = hidden, with the same number in each sample. If None, it is drawn; in evaluation the
+                draw is always the same.
 
         Returns:
-            The loss; the `predicted` and the hidden (`target`) patches (B, M, K, 3), both relative to their centers,
-            `centers` (B, G, 3) and `mask`.
+            The loss, and the outputs `predicted` and `target`, the predicted and the true hidden patches (B, M, K, 3)
+            relative to their centers, `centers` (B, G, 3) and `mask`.
 
         Raises:
-            ValueError: a mask that does not fit.
+            ValueError: the mask has the wrong shape or type, or hides a different number of patches in each sample.
         """
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         mask = self.draw_mask(centers) if mask is None else self._checked(mask, centers)
@@ -113,12 +115,15 @@ class PointMAE(PointModel):
         return draw(centers, self.mask_ratio, fixed_in_evaluation(self, centers.device))
 
     def features(self, points: Tensor) -> Tensor:
-        """Return mean and maximum over all tokens of the encoder for clouds (B, N, 3), none masked: (B, 2 C)."""
+        """Return the mean and maximum over the tokens of the encoder, (B, 2 C), for clouds (B, N, 3) without a mask."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.MAE_encoder(groups, centers, torch.zeros_like(centers[..., 0], dtype=torch.bool))
         return torch.cat([tokens.mean(dim=1), tokens.max(dim=1).values], dim=-1)
 
     def _predict(self, groups: Tensor, centers: Tensor, mask: Tensor) -> Tensor:
+        """Predict the points (B, M, K, 3) of the hidden patches, relative to their centers."""
+        # Visible tokens first, mask tokens last, instead of the order of the patches: attention does not depend on the
+        # order of tokens, and the decoder returns the last M of them.
         visible = self.MAE_encoder(groups, centers, mask)
         hidden_position = self.decoder_pos_embed(_pick(centers, mask))
         position = torch.cat([self.decoder_pos_embed(_pick(centers, ~mask)), hidden_position], dim=1)
@@ -135,7 +140,7 @@ class PointMAE(PointModel):
 
 
 class _Encoder(nn.Module):
-    """Encode all patches, and let the visible ones attend to each other."""
+    """The encoder: a patch encoder for all patches, and a transformer on the visible ones."""
 
     def __init__(
         self, dim: int, depth: int, num_heads: int, encoder_width: int, mlp_ratio: float, drop_path: float
@@ -149,13 +154,14 @@ class _Encoder(nn.Module):
 
     def forward(self, groups: Tensor, centers: Tensor, mask: Tensor) -> Tensor:
         """Map patches (B, G, K, 3) to tokens (B, V, C) of the visible ones."""
-        # All patches pass the patch encoder, as in the official code: its batch norm has statistics over all of them.
+        # All patches pass through the patch encoder, as in the official code. The hidden ones count in the statistics
+        # of its batch norm, so encoding only the visible ones would be cheaper but another model.
         tokens, position = _pick(self.encoder(groups), ~mask), self.pos_embed(_pick(centers, ~mask))
         return self.norm(self.blocks(tokens, position))
 
 
 class _Decoder(nn.Module):
-    """Let the mask tokens attend to each other and to the visible tokens."""
+    """The decoder: a transformer on the visible tokens and the mask tokens."""
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
@@ -165,7 +171,7 @@ class _Decoder(nn.Module):
         self.apply(_xavier_init)
 
     def forward(self, x: Tensor, position: Tensor, count: int) -> Tensor:
-        """Map all tokens (B, G, C); return the last `count` of each sample, those of the masked patches."""
+        """Map all tokens (B, G, C), and return the last `count` of each sample, those of the masked patches."""
         for block in self.blocks:
             x = block(x + position)
         return self.norm(x[:, -count:])
@@ -179,5 +185,7 @@ def _xavier_init(module: nn.Module) -> None:
 
 
 def _pick(values: Tensor, mask: Tensor) -> Tensor:
-    """Select the entries of (B, G, ...) where the mask (B, G) is True, as many in each sample: (B, M, ...)."""
+    """Select the entries of (B, G, ...) where the mask (B, G) is True, (B, M, ...)."""
+    # Indexing with a bool mask flattens the first two axes. The result can be split into samples again only because
+    # each sample has the same number M of entries.
     return rearrange(values[mask], "(b m) ... -> b m ...", b=len(values))

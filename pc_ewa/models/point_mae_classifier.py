@@ -13,14 +13,16 @@ from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_
 
 
 class PointMAEClassifier(PointModel):
-    """Classify clouds; the state_dict keys are those of the official checkpoints.
+    """Classifier of clouds. The state_dict keys are those of the official checkpoints.
 
-    The defaults are the official ModelNet40 model: 22.1 M parameters with 40 classes. As in the official runs from
-    scratch, all layers but the two tokens keep PyTorch's own initialisation. Other arguments: see `pc_ewa.models`.
+    The defaults are the official ModelNet40 model, with 22.1 M parameters for 40 classes. As in the official runs from
+    scratch, all layers keep the default initialisation of PyTorch, except the class token and its position. For the
+    other arguments see `pc_ewa.models`.
 
     Args:
         num_classes: number of outputs.
-        encoder_dim: width of the patch encoder. Point-MAE has no projection after it, so it equals `dim`.
+        encoder_dim: width of the patch encoder. Point-MAE has no projection after it, so it must equal `dim`. None uses
+            `dim`.
 
     Raises:
         ConfigError: an impossible size.
@@ -77,7 +79,7 @@ class PointMAEClassifier(PointModel):
         return self.cls_head_finetune(self.features(points))
 
     def features(self, points: Tensor) -> Tensor:
-        """Return the head's input for clouds (B, N, 3): the class token and the maximum over the others, (B, 2 C)."""
+        """Return the input of the head, the class token and the maximum over the other tokens, (B, 2 C)."""
         groups, centers = ops.group(points, self.num_groups, self.group_size)
         tokens = self.encoder(groups)
         x = self.blocks(*with_class_token(self.cls_token, self.cls_pos, tokens, self.pos_embed(centers)))

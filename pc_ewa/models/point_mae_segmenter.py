@@ -1,4 +1,4 @@
-"""Point-MAE's part segmentation (arXiv 2203.06604): features after three depths, interpolated to all points."""
+"""Point-MAE's part segmentation (arXiv 2203.06604): features from three depths, interpolated to all points."""
 
 from typing import ClassVar
 
@@ -16,15 +16,16 @@ from pc_ewa.models.transformer import TransformerEncoder, check_positive, check_
 
 
 class PointMAESegmenter(PointModel):
-    """Classify each point by its part; the state_dict keys are those of the official checkpoints.
+    """Part segmenter: it classifies each point of a cloud. The state_dict keys are those of the official checkpoints.
 
-    The defaults are the official ShapeNetPart model for clouds of 2048 points: 27.1 M parameters. There is no class
-    token. As in the official code, all layers keep PyTorch's own initialisation. Other arguments: see `pc_ewa.models`.
+    The defaults are the official ShapeNetPart model for clouds of 2048 points, with 27.1 M parameters. There is no
+    class token. As in the official code, all layers keep the default initialisation of PyTorch. For the other arguments
+    see `pc_ewa.models`.
 
     Args:
-        num_parts: parts of all categories together, the number of outputs.
-        num_categories: categories of shapes.
-        depth: at least 3: features are taken after one, two and three thirds of the blocks.
+        num_parts: number of outputs, the parts of all categories together.
+        num_categories: number of categories of shapes.
+        depth: number of blocks, at least 3: features are taken after one, two and three thirds of them.
 
     Raises:
         ConfigError: an impossible size.
@@ -80,7 +81,8 @@ class PointMAESegmenter(PointModel):
         """Map clouds (B, N, 3) and their categories (B,), int64, to log-probabilities (B, N, num_parts).
 
         Raises:
-            ValueError: categories that do not fit, or fewer points than patches or than points of a patch.
+            ValueError: the categories have a wrong shape, type or value, or a cloud has fewer points than patches or
+                than a patch has.
         """
         kinds = one_hot(categories, self.num_categories, points)
         groups, centers = ops.group(points, self.num_groups, self.group_size)
@@ -100,13 +102,14 @@ class PointMAESegmenter(PointModel):
 
 
 def three_depths(depth: int) -> tuple[int, int, int]:
-    """Return the positions of the blocks that end one, two and three thirds of the depth: 3, 7 and 11 of 12.
+    """Return the indices of the blocks that end one, two and three thirds of the depth: 3, 7 and 11 of 12.
 
     Raises:
         ConfigError: fewer than 3 blocks.
     """
     if depth < 3:
         raise ConfigError(f"depth={depth}; a segmenter takes features after three blocks: it must be at least 3")
+    # These integers give the official 3, 7 and 11 for 12 blocks, and three different blocks for any depth from 3 on.
     return depth // 3 - 1, 2 * depth // 3 - 1, depth - 1
 
 

@@ -1,4 +1,4 @@
-"""Feature propagation from the patches of a cloud to its points: by interpolation, or by edge convolutions."""
+"""Feature propagation from the patches of a cloud to its points, by interpolation or by edge convolutions."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -21,8 +21,8 @@ class FeaturePropagation(nn.Module):
 
     Args:
         channels: channels of the features of the sources.
-        widths: output channels of the layers of the MLP, each a linear layer, batch norm and ReLU.
-        cloud_channels: channels of the features of the whole cloud; 0 for none.
+        widths: output channels of the layers of the MLP. Each is a linear layer, batch norm and ReLU.
+        cloud_channels: channels of the features of the whole cloud. 0 means that there are none.
     """
 
     def __init__(self, channels: int, widths: Sequence[int], cloud_channels: int = 0) -> None:
@@ -37,9 +37,9 @@ class FeaturePropagation(nn.Module):
 
         Args:
             queries: coordinates (B, M, 3).
-            sources: coordinates (B, S, 3). Fewer than 3 are all used.
+            sources: coordinates (B, S, 3). If there are fewer than 3, all are used.
             features: features of the sources, (B, S, C).
-            cloud: features of the whole cloud, (B, D), with D = cloud_channels.
+            cloud: features of the whole cloud, (B, D), with D = cloud_channels. None means that there are none.
         """
         first = cast(PointConv, self.mlp_convs[0])
         cloud_weight, own_weight, weight = torch.split(first.weight.squeeze(-1), self.split, dim=1)
@@ -77,7 +77,7 @@ class GraphPropagation(nn.Module):
             sources: coordinates (B, S, 3), S >= 4.
             features: features of the sources, (B, S, C).
         """
-        queries, sources = queries.detach(), sources.detach()  # they only choose neighbours, which has no gradient
+        queries, sources = queries.detach(), sources.detach()  # they only select neighbours, which has no gradient
         own = edge_convolution(self.layer1, own, features, ops.knn(queries, sources, NEIGHBOURS)[1])
         return edge_convolution(self.layer2, own, own, ops.knn(queries, queries, NEIGHBOURS)[1])
 
@@ -87,17 +87,20 @@ def interpolate(queries: Tensor, sources: Tensor, features: Tensor) -> Tensor:
 
     Args:
         queries: coordinates (B, M, 3).
-        sources: coordinates (B, S, 3). Fewer than 3 are all used.
+        sources: coordinates (B, S, 3). If there are fewer than 3, all are used.
         features: features of the sources, (B, S, C).
 
     Returns:
         Features of the queries, (B, M, C).
     """
+    # `ops.knn` returns squared distances. 1e-8 is the official constant: a query on a source takes almost only its
+    # features, without a division by 0.
     distances, index = ops.knn(queries, sources, min(3, sources.shape[1]))
     weights = 1 / (distances + 1e-8)
     return ops.three_interpolate(features, index, weights / weights.sum(dim=-1, keepdim=True))
 
 
 def relu_norm(norm: nn.Module, x: Tensor) -> Tensor:
-    """Apply batch norm, over all points of all clouds, and ReLU to features (B, N, C)."""
+    """Apply batch norm, with statistics over all points of all clouds, and ReLU to features (B, N, C)."""
+    # In place on the output of the norm, which its backward does not need: it saves a copy of the features.
     return F.relu(norm(x.flatten(0, 1)), inplace=True).view_as(x)

@@ -1,4 +1,4 @@
-"""The ViT trunk of Point-BERT and Point-MAE: pre-norm blocks, with the position added before each."""
+"""The ViT trunk of Point-BERT and Point-MAE: pre-norm blocks. The position embedding is added before each block."""
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +16,11 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop samples of (B, ...), and scale the others by 1 / (1 - rate), so that the expectation stays."""
+        """Drop samples of (B, ...), and scale the others by 1 / (1 - rate), so that the expectation does not change."""
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
+        # One draw per sample, (B, 1, ...), in the dtype of x: a float32 mask would promote half precision.
         return x * (x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep) / keep)
 
 
@@ -33,7 +34,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map each token by itself."""
+        """Map each token independently."""
         return self.fc2(self.act(self.fc1(x)))
 
 
@@ -54,10 +55,11 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block. Its two residual branches have the same drop-path rate, and draw apart."""
+    """A pre-norm transformer block. Its two residual branches have the same drop-path rate and separate draws."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, drop_path: float) -> None:
         super().__init__()
+        # The official order of registration. It decides the order of the keys, and which random numbers a layer gets.
         self.norm1 = nn.LayerNorm(dim)
         self.drop_path = DropPath(drop_path)
         self.norm2 = nn.LayerNorm(dim)
@@ -71,7 +73,9 @@ class Block(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """Transformer blocks that each map `x + position`; the residual stream so gains the position once per block.
+    """Transformer blocks that each map `x + position`, as in the official code.
+
+    The residual stream therefore gains the position embedding once per block, not once in all.
 
     Args:
         dim: width of the tokens.
@@ -91,7 +95,7 @@ class TransformerEncoder(nn.Module):
         return self.states(x, position)[-1]
 
     def states(self, x: Tensor, position: Tensor) -> list[Tensor]:
-        """Return the tokens after every block."""
+        """Return the tokens after each block, as a list."""
         states = []
         for block in self.blocks:
             x = block(x + position)
@@ -101,11 +105,11 @@ class TransformerEncoder(nn.Module):
 
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Return drop-path rates that grow linearly from 0 at the first of `depth` blocks to `last`."""
-    return torch.linspace(0, last, depth, device="cpu").tolist()  # numbers, also where a model is built on "meta"
+    return torch.linspace(0, last, depth, device="cpu").tolist()  # on the CPU: a tensor on "meta" has no values
 
 
 def trunc_normal_init(module: nn.Module) -> None:
-    """Initialise a linear layer as the official pre-training does: truncated normal weights of std 0.02, zero bias."""
+    """Initialise a linear layer as in the official pre-training: truncated normal weights of std 0.02, zero bias."""
     if isinstance(module, nn.Linear | nn.Conv1d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
@@ -123,7 +127,7 @@ def check_sizes(*, dim: int, num_heads: int, mlp_ratio: float = 1.0, **others: i
         fitting = ", ".join(str(n) for n in range(1, 2 * num_heads) if dim % n == 0)
         raise ConfigError(f"num_heads={num_heads} does not divide dim={dim}; choose one of {fitting}")
     if int(dim * mlp_ratio) < 1:
-        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} leaves the FFN no hidden unit; make it larger")
+        raise ConfigError(f"mlp_ratio={mlp_ratio} with dim={dim} gives the FFN no hidden unit; make it larger")
 
 
 def check_positive(**sizes: int) -> None:

@@ -1,4 +1,4 @@
-"""Point-cloud operations: exact, differentiable, on any device. PC_EWA_OPS chooses the backend (dispatch.py)."""
+"""Point-cloud operations: exact, differentiable, on any device. PC_EWA_OPS selects the backend (see dispatch.py)."""
 
 from pc_ewa.ops.chamfer import chamfer_distance, nearest_distances
 from pc_ewa.ops.dispatch import backend

@@ -1,4 +1,4 @@
-"""Checks of arguments for all ops: shapes and types at the call, values where the work is done."""
+"""Checks of the arguments of all ops: shapes and types at the call, values where the op runs."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -6,23 +6,24 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-# Where `noting_in` has values noted; for all threads, as autograd has its own.
+# The flags of the active `noting_in` blocks. A global, not a context variable, because autograd runs in other threads.
 _notes: list[Tensor] = []
 
 
 class NotFiniteError(ValueError):
-    """NaN or infinity among coordinates."""
+    """Coordinates contain NaN or infinity."""
 
 
 @contextmanager
 def noting_in(note: Tensor | None) -> Iterator[None]:
-    """Set a flag where coordinates are not finite, in place of raising `NotFiniteError`: nothing waits for the GPU.
+    """Set a flag if coordinates are not finite, in a `with` block, instead of raising `NotFiniteError`.
 
-    The work is done on zeros in their place, so that no kernel meets NaN. CUDA graphs captured inside of the block
-    need such a block, and the same flag, whenever they run. `lengths` are read as ever.
+    So nothing waits for the GPU. The ops run on zeros in place of such coordinates, because kernels must not read NaN.
+    CUDA graphs captured inside of the block need such a block with the same flag whenever they run. `lengths` are still
+    read.
 
     Args:
-        note: the flag, a bool scalar on the device of the clouds; None changes nothing.
+        note: the flag, a bool scalar on the device of the clouds. None changes nothing.
     """
     if note is None:
         yield
@@ -35,7 +36,7 @@ def noting_in(note: Tensor | None) -> Iterator[None]:
 
 
 def check_cloud(name: str, points: Tensor) -> Tensor:
-    """Return points (B, N, 3) in float32 or float64. A wrong shape or type raises ValueError."""
+    """Return points (B, N, 3) in float32 or float64. Raise ValueError for a wrong shape or type."""
     if not isinstance(points, Tensor):
         raise ValueError(f"{name} is a {type(points).__name__}; expected a tensor, such as torch.as_tensor({name})")
     if points.dim() != 3 or points.shape[-1] != 3:
@@ -59,7 +60,7 @@ def check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor) -> tuple[Tensor, 
 def check_count(what: str, count: int, points: int) -> None:
     """Raise ValueError unless 1 <= count <= points; `what` reads "k=9 neighbours"."""
     if not 1 <= count <= points:
-        raise ValueError(f"{what} asked of clouds of {points}; choose 1 to {points}")
+        raise ValueError(f"{what} in clouds of {points} points; choose 1 to {points}")
 
 
 def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> Tensor | None:
@@ -68,7 +69,7 @@ def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> 
         return None
     tensor = torch.as_tensor(values, device=like.device)
     if tensor.numel() == 0:
-        tensor = tensor.long()  # torch makes an empty list float32
+        tensor = tensor.long()  # torch.as_tensor([]) is float32
     if tensor.shape != like.shape[:1] or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ValueError(
             f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}; expected one integer for each of the "
@@ -80,11 +81,11 @@ def integers(name: str, values: Tensor | Sequence[int] | None, like: Tensor) -> 
 def check_values(name: str, points: Tensor, lengths: Tensor | None = None, needed: int = 1) -> Tensor:
     """Raise ValueError unless every length is in needed..N and every point within them is finite.
 
-    It reads the tensors, which synchronises a GPU, but for what `noting_in` has noted instead: call it where the work
-    is done, not in traced code.
+    It reads values, which synchronises a GPU, except for those that `noting_in` notes. Call it where the op runs, not
+    in traced code.
 
     Returns:
-        The points, with zeros for padding, and for what was noted.
+        The points, with zeros in place of padding and of noted coordinates.
     """
     if points.numel() == 0:
         return points
@@ -98,6 +99,8 @@ def check_values(name: str, points: Tensor, lengths: Tensor | None = None, neede
         finite = points.isfinite()
         _notes[-1].logical_or_(~finite.all())
         return torch.where(finite, points, 0)
+    # Cheap first: one pass without a temporary tensor. Any NaN or inf makes the difference not finite. So can the
+    # difference of two huge finite numbers, so a second test decides.
     low, high = points.aminmax()
     if not bool((high - low).isfinite()) and not bool(points.isfinite().all()):
         cloud = int((~points.isfinite()).flatten(1).any(1).nonzero()[0])

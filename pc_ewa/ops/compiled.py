@@ -1,6 +1,6 @@
-"""The kernels of csrc/ as a shared library: the one in the wheel, or compiled once on this machine and kept.
+"""The kernels of csrc/ as a shared library: the one in the wheel, or one that is compiled once on this machine.
 
-Only the standard library is imported here: setup.py compiles the wheel's libraries with this file.
+Only the standard library is imported here, because setup.py compiles the libraries of the wheel with this file.
 """
 
 import ctypes
@@ -27,9 +27,10 @@ Scalar = Literal["float", "double"]
 
 SOURCES = Path(__file__).parent / "csrc"
 PREBUILT = Path(__file__).parent / "prebuilt"
-# No contraction to fused multiply-add: it rounds differently from the reference, and other points would win ties.
+# No contraction to fused multiply-add: it rounds once instead of twice, unlike the reference, so that distances would
+# differ in the last bit and other points would be selected. No -ffast-math for the same reason.
 FLAGS = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=off")
-# What the wheel is compiled for, the most able first, and the CPU flags that each needs.
+# The levels of x86 that the wheel is compiled for, the fastest first, and the CPU flags that each needs.
 LEVELS = {
     "x86-64-v4": {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx2", "bmi1", "bmi2", "fma"},
     "x86-64-v3": {"avx2", "bmi1", "bmi2", "fma"},
@@ -38,37 +39,40 @@ LEVELS = {
 
 
 class UnavailableError(Exception):
-    """The library is missing and cannot be compiled; the message has the reason."""
+    """The library is missing and cannot be compiled. The message has the reason."""
 
 
 @functools.cache
 def library(scalar: Scalar) -> ctypes.CDLL:
-    """Load the kernels for float or double coordinates, compiling them if need be.
+    """Load the kernels for float or double coordinates. Compile them if there is no library.
 
     Raises:
-        UnavailableError: no compiler, or one that fails.
+        UnavailableError: there is no compiler, or it fails.
     """
     for level, needed in LEVELS.items():
         path = prebuilt_path(scalar, level)
         if path.is_file() and needed <= cpu_flags():
-            with suppress(OSError):  # made for another C library: compile one
+            with suppress(OSError):  # a library for another C library, such as musl's, does not load: compile one
                 return ctypes.CDLL(str(path))
     compiler = find_compiler()
     name = f"kernels-{_fingerprint(scalar, compiler)}"
     with suppress(OSError):
         cache = _private_cache()
         for path in sorted(cache.glob(f"{name}-*.so")):
-            # One with another digest is damaged, and to load it could crash.
+            # The name has the digest of the content. A library with another digest is damaged, and could crash the
+            # process when it is loaded.
             if is_private(path) and path.name == f"{name}-{_digest(path)}.so":
                 return ctypes.CDLL(str(path))
-        # Processes that start together each compile a file of their own, and rename it when it is whole.
+        # Processes that start together each compile a separate file, and rename it when it is complete. os.replace is
+        # atomic, so that no process loads a part of a file.
         with tempfile.TemporaryDirectory(dir=cache) as folder:
             made = _compile_here(scalar, compiler, Path(folder) / "kernels.so")
             made.chmod(0o700)
             path = cache / f"{name}-{_digest(made)}.so"
             os.replace(made, path)
         return ctypes.CDLL(str(path))
-    # A home that cannot be written, not executed from or not trusted: for this process alone.
+    # The cache cannot be written, not be executed from or not be trusted. Compile for this process only; the library
+    # stays loaded when its file is removed.
     with tempfile.TemporaryDirectory() as folder:
         try:
             return ctypes.CDLL(str(_compile_here(scalar, compiler, Path(folder) / "kernels.so")))
@@ -77,7 +81,8 @@ def library(scalar: Scalar) -> ctypes.CDLL:
 
 
 def is_private(path: Path) -> bool:
-    """Return True if a file or folder is ours or root's, is not a link and only its owner can write it."""
+    """Return True if a file or folder belongs to this user or root, is not a link, and only its owner can write it."""
+    # Loading a library runs its code. One that another user can write could do anything as this user.
     about = path.lstat()
     ours = about.st_uid in (0, os.geteuid())
     return ours and not stat.S_ISLNK(about.st_mode) and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
@@ -122,13 +127,13 @@ def compile_library(scalar: Scalar, compiler: tuple[str, ...], target: Path, mar
 
 
 def prebuilt_path(scalar: Scalar, level: str) -> Path:
-    """Return the path of the wheel's library for a level of x86. Its name has the hash of the source it was made of."""
+    """Return the path of the wheel's library for a level of x86. Its name has the hash of its source."""
     return PREBUILT / f"{_source_hash()[:16]}-{scalar}-{level}.so"
 
 
 @functools.cache
 def cpu_flags() -> frozenset[str]:
-    """Return the features of this CPU, by their names in Linux. Empty where there is no /proc."""
+    """Return the features of this CPU, by their names in Linux. They are empty if there is no /proc."""
     flags: set[str] = set()
     for key, value in _cpu_lines():
         if key in ("flags", "Features"):
@@ -137,7 +142,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def _compile_here(scalar: Scalar, compiler: tuple[str, ...], target: Path) -> Path:
-    """Compile for this very CPU, or for any of its kind where the compiler does not know `native`."""
+    """Compile for this CPU, or for its architecture if the compiler does not support -march=native."""
     began = time.perf_counter()
     try:
         compile_library(scalar, compiler, target, "native")
@@ -148,23 +153,23 @@ def _compile_here(scalar: Scalar, compiler: tuple[str, ...], target: Path) -> Pa
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps what was compiled on this machine; without a home the path is not absolute."""
+    """Return the folder of libraries compiled on this machine. Without a home folder the path is not absolute."""
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "pc_ewa"
 
 
 def _private_cache() -> Path:
-    """Make and return that folder.
+    """Create and return that folder.
 
     Raises:
-        OSError: it cannot be made, or others could put a library there.
+        OSError: it cannot be created, or other users could put a library there.
     """
     cache = cache_folder()
-    if not cache.is_absolute():  # whoever owns the working directory would choose the library
+    if not cache.is_absolute():  # the owner of the working directory could put a library there
         raise OSError(f"{cache} is not an absolute path")
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     if not is_private(cache):
-        log.warning("%s can be written by others: the kernels are compiled for this process alone", cache)
-        raise PermissionError(f"{cache} can be written by others")
+        log.warning("%s can be written by other users: the kernels are compiled for this process only", cache)
+        raise PermissionError(f"{cache} can be written by other users")
     return cache
 
 
@@ -182,7 +187,8 @@ def _digest(path: Path) -> str:
 
 
 def _fingerprint(scalar: Scalar, compiler: tuple[str, ...]) -> str:
-    """Hash everything that the library depends on: machines with other CPUs and compilers may share a home."""
+    """Return a hash of everything that the library depends on."""
+    # Machines with different CPUs and compilers may share a home folder, and -march=native depends on both.
     try:
         version = subprocess.run(
             [*compiler, "--version"], capture_output=True, text=True, timeout=60, check=False

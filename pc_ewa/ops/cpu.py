@@ -1,4 +1,4 @@
-"""The ops on the CPU, by our own C++ kernels (csrc/): exact, vectorised, on the threads that torch uses."""
+"""The ops on the CPU by our C++ kernels (csrc/): exact, vectorised, on the threads of torch."""
 
 import ctypes
 import functools
@@ -11,7 +11,7 @@ from torch import Tensor
 from pc_ewa.ops.compiled import Scalar, UnavailableError, library
 from pc_ewa.ops.reference import NEAR_ORIGIN
 
-_WORTH_THREADS = 2**17  # distances, about 20 microseconds of work: as long as waking the other threads takes
+_WORTH_THREADS = 2**17  # distances; they take about 20 microseconds, as long as waking the other threads
 
 
 class Norm(NamedTuple):
@@ -25,7 +25,7 @@ class Norm(NamedTuple):
 
 
 def unavailable(device: str) -> str | None:
-    """Say why this backend cannot serve a type of device; None if it can."""
+    """Return the reason why this backend cannot serve a type of device. None means that it can."""
     if device != "cpu":
         return "the compiled kernels run on the CPU"
     try:
@@ -38,16 +38,17 @@ def unavailable(device: str) -> str | None:
 def farthest_point_sample(
     points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
 ) -> Tensor:
-    """As `reference.farthest_point_sample`."""
+    """Compute `reference.farthest_point_sample`."""
     batch, count, _ = points.shape
     chosen = torch.empty(batch, n, dtype=torch.int64)
+    # Points with a squared norm up to `skip` are skipped: none for -1.
     skip = ctypes.c_double(NEAR_ORIGIN if skip_near_origin else -1)
     _call("farthest_point_sample", n * count * batch, points, batch, count, n, start, lengths, skip, chosen)
     return chosen
 
 
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `reference.knn`."""
+    """Compute `reference.knn`."""
     batch, number, _ = queries.shape
     distances = queries.new_empty(batch, number, k)
     indices = torch.empty(distances.shape, dtype=torch.int64)
@@ -68,7 +69,7 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tupl
 
 
 def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, lengths: Tensor | None) -> Tensor:
-    """As `reference.ball_query`."""
+    """Compute `reference.ball_query`."""
     batch, number, _ = queries.shape
     indices = torch.empty(batch, number, k, dtype=torch.int64)
     radius = ctypes.c_double(squared_radius)
@@ -91,15 +92,15 @@ def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, l
 def nearest(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.nearest`."""
+    """Compute `reference.nearest`."""
     return *_nearest(x, y, x_lengths, y_lengths), *_nearest(y, x, y_lengths, x_lengths)
 
 
 def nearest_backward(
     grad_x: Tensor, grad_y: Tensor, x: Tensor, y: Tensor, x_index: Tensor, y_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.nearest_backward`."""
-    to_x, to_y = torch.zeros_like(x), torch.zeros_like(y)
+    """Compute `reference.nearest_backward`."""
+    to_x, to_y = torch.zeros_like(x), torch.zeros_like(y)  # zeros, because the kernel adds to them
     sizes = (*x.shape[:2], y.shape[1])
     _call(
         "nearest_backward",
@@ -147,23 +148,24 @@ def norm_relu_backward(
 
 
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the largest value of each channel over the points of a patch, (P, K, C) to (P, C), and which has it."""
+    """Return the largest value of each channel over the points of a patch, (P, K, C) to (P, C), and its index."""
     patches, _, channels = x.shape
     values = x.new_empty(patches, channels)
+    # Integers as wide as the values, so that a vector of one has as many lanes as a vector of the other.
     winners = torch.empty(values.shape, dtype=torch.int32 if x.dtype == torch.float32 else torch.int64)
     _call("largest", x.numel(), x, *x.shape, values, winners)
     return values, winners
 
 
 def largest_backward(grad: Tensor, winners: Tensor, size: int) -> Tensor:
-    """Return the gradient of x, which is `grad` where the largest value was, and 0 elsewhere."""
+    """Return the gradient of x, which is `grad` at the largest value and 0 elsewhere."""
     grad_x = grad.new_empty(grad.shape[0], size, grad.shape[1])
     _call("largest_backward", grad_x.numel(), grad, winners, *grad_x.shape, grad_x)
     return grad_x
 
 
 def _parts(x: Tensor) -> Tensor:
-    """Make room for two sums per channel of each block of rows; there are at most as many blocks as patches."""
+    """Return memory for two sums per channel of each block of rows. There are at most as many blocks as patches."""
     return x.new_empty(2 * x.shape[0] * x.shape[2])
 
 
@@ -186,12 +188,12 @@ def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor |
 
 
 def _call(kernel: str, cost: int, points: Tensor, *arguments: Any) -> None:
-    """Call a kernel, with tensors as pointers and int as int64. `cost`, in distances, decides whether threads pay."""
+    """Call a kernel, with tensors as pointers and int as int64. It uses threads if `cost`, in distances, is high."""
     scalar: Scalar = "float" if points.dtype == torch.float32 else "double"
     function = getattr(library(scalar), kernel)
     threads = ctypes.c_int64(torch.get_num_threads() if cost >= _WORTH_THREADS else 1)
     if function(*(_as_c(argument) for argument in (points, *arguments)), _parallel(), threads):
-        raise MemoryError(f"{kernel}: no memory left")
+        raise MemoryError(f"{kernel}: out of memory")
 
 
 def _as_c(argument: Any) -> Any:
@@ -207,9 +209,9 @@ def _parallel() -> ctypes.c_void_p:
     """Find `GOMP_parallel` of the OpenMP runtime that torch has loaded. A null pointer means one thread."""
     # The kernels run on the threads that torch has already started. A library compiled with -fopenmp would bring a
     # second OpenMP runtime into the process: twice the threads on the same cores.
-    # `GOMP_parallel(function, data, threads, flags)` is the entry that GNU, Intel and LLVM runtimes share, so its
-    # address is enough. /proc/self/maps lists the libraries of this process; wheels of torch carry theirs in a folder
-    # of torch, which comes first, in case another package brought a runtime too.
+    # `GOMP_parallel(function, data, threads, flags)` is an entry point that the GNU, Intel and LLVM runtimes share, so
+    # its address is enough. /proc/self/maps lists the libraries of this process. Wheels of torch have their runtime in
+    # a folder of torch. It is tried first, because another package may have loaded a runtime too.
     try:
         with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
             paths = [line.split(maxsplit=5)[-1].strip() for line in lines]

@@ -19,14 +19,14 @@ def knn(
         queries: (B, M, 3).
         points: (B, N, 3).
         k: neighbours per query, 1 <= k <= N and every length. A query that is one of the points is its own neighbour.
-        lengths: number of points of each cloud, (B,); the rest is padding. Default: all N.
+        lengths: number of points of each cloud, (B,). The rest is padding. None means all N.
 
     Returns:
         Squared distances (B, M, k), differentiable, and indices (B, M, k), int64, nearest first. Ties go to the lowest
         index.
 
     Raises:
-        ValueError: a wrong shape or type, different batches, k or a length out of range, NaN or inf.
+        ValueError: a wrong shape or type, different batch sizes, k or a length out of range, NaN or inf.
 
     Example:
         >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
@@ -38,15 +38,16 @@ def knn(
     queries, points = check_pair("queries", queries, "points", points)
     check_count(f"k={k} neighbours", k, points.shape[1])
     distances, index = registry.knn(queries, points, k, integers("lengths", lengths, points))
+    # Custom ops have no rule for forward-mode AD and drop tangents silently. Plain torch at the same indices has one.
     return registry.distances_to(queries, points, index) if registry.forward_mode() else distances, index
 
 
 def three_nn(
     queries: Tensor, points: Tensor, *, lengths: Tensor | Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Find the 3 nearest points of each query: `knn` with k=3, under the name of pointnet2_ops.
+    """Find the 3 nearest points of each query. It is `knn` with k=3, under the name that pointnet2_ops uses.
 
-    Unlike there, distances are squared, as in the usual weights 1 / (d² + 1e-8).
+    Unlike in pointnet2_ops, the distances are squared, as in the usual weights 1 / (d² + 1e-8).
 
     Example:
         >>> distances, index = pc_ewa.ops.three_nn(torch.rand(2, 100, 3), torch.rand(2, 20, 3))
@@ -57,12 +58,13 @@ def three_nn(
 
 
 def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Sum the features of neighbours by weights: features (B, N, C), index and weights (B, M, 3) give (B, M, C).
+    """Compute weighted sums of the features of neighbours.
 
-    The number of neighbours need not be 3. Differentiable in features and weights.
+    Features (B, N, C), an index (B, M, 3) and weights (B, M, 3) give (B, M, C). Another number of neighbours than 3 is
+    allowed. The result is differentiable in features and weights.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit.
 
     Example:
         >>> distances, index = pc_ewa.ops.three_nn(torch.rand(2, 100, 3), torch.rand(2, 20, 3))
@@ -77,8 +79,8 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
             "(batch, points, channels) and twice (batch, queries, neighbours)"
         )
     dtype = torch.promote_types(features.dtype, weights.dtype)
-    wide = torch.promote_types(dtype, torch.float32)  # sums of half precision are made in float32
-    # One neighbour at a time: all of them at once would take three times the memory of the result.
+    wide = torch.promote_types(dtype, torch.float32)  # half precision is summed in float32
+    # One neighbour at a time: all at once would take three times the memory of the result.
     neighbours = zip(index.unbind(2), weights.to(wide).unbind(2), strict=True)
     first, *rest = (gather_points(features, i) * w[..., None] for i, w in neighbours)
     return sum(rest, first).to(dtype)
@@ -87,21 +89,21 @@ def three_interpolate(features: Tensor, index: Tensor, weights: Tensor) -> Tenso
 def ball_query(
     queries: Tensor, points: Tensor, radius: float, k: int, *, lengths: Tensor | Sequence[int] | None = None
 ) -> Tensor:
-    """Find the first k points, by index, within a radius of each query (PointNet++).
+    """Find the first k points, in the order of their indices, within a radius of each query (PointNet++).
 
     Args:
         queries: (B, M, 3).
         points: (B, N, 3), N >= 1.
         radius: in the unit of the points. A point at exactly this distance is outside.
-        k: indices per query.
-        lengths: number of points of each cloud, (B,); the rest is padding. Default: all N.
+        k: number of indices per query.
+        lengths: number of points of each cloud, (B,). The rest is padding. None means all N.
 
     Returns:
-        Indices (B, M, k), int64, ascending. As in pointnet2_ops, the first is repeated if fewer than k lie inside, and
-        all are 0 if none does.
+        Indices (B, M, k), int64, ascending. As in pointnet2_ops, the first is repeated if fewer than k points are
+        inside, and all are 0 if none is.
 
     Raises:
-        ValueError: a wrong shape or type, different batches, radius or k not positive, NaN or inf.
+        ValueError: a wrong shape or type, different batch sizes, a radius or k that is not positive, NaN or inf.
 
     Example:
         >>> line = torch.tensor([[[0.0, 0, 0], [1, 0, 0], [3, 0, 0]]])
@@ -141,7 +143,7 @@ def group(
         points. Half precision is subtracted in float32.
 
     Raises:
-        ValueError: as `farthest_point_sample` and `knn`.
+        ValueError: as in `farthest_point_sample` and `knn`.
 
     Example:
         >>> groups, centers = pc_ewa.ops.group(torch.rand(2, 1024, 3), num_groups=64, group_size=32)
@@ -151,6 +153,7 @@ def group(
     clouds = check_cloud("points", points)
     chosen = farthest_point_sample(clouds, num_groups, start=start, lengths=lengths, skip_near_origin=skip_near_origin)
     centers = gather_points(clouds, chosen)
+    # Detached: only the indices are used, and the gradient flows through gather_points.
     _, index = knn(centers.detach(), clouds.detach(), group_size, lengths=lengths)
     groups = gather_points(clouds, index) - centers[:, :, None]
     return groups.to(points.dtype), centers.to(points.dtype)

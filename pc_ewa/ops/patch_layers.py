@@ -1,7 +1,8 @@
-"""Layers of the patch encoder that are bound by memory: batch norm with ReLU, and the maximum over a patch.
+"""Layers of the patch encoder that are limited by memory bandwidth: batch norm with ReLU, and the maximum of a patch.
 
 In plain torch each reads and writes all features several times. Our C++ kernels take fewer passes, forward and
-backward, on the CPU in float32 and float64, where batch norm takes statistics. Anywhere else the plain layers run.
+backward. They run on the CPU in float32 and float64; batch norm only where it computes statistics. Otherwise the plain
+layers run.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +25,8 @@ def norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
 
     Args:
         x: features (P, K, C) of the K points of P patches.
-        shift: (P, C), added to all points of a patch; None adds nothing.
-        norm: a batch norm of C channels; its statistics are those of all P · K rows.
+        shift: (P, C), added to all points of a patch. None adds nothing.
+        norm: a batch norm of C channels. Its statistics are those of all P · K rows.
 
     Example:
         >>> norm_relu(torch.randn(8, 32, 16), torch.randn(8, 16), nn.BatchNorm1d(16)).shape
@@ -81,7 +82,7 @@ def largest(x: Tensor) -> Tensor:
         tensor([[3., 5.]])
     """
     if not torch.is_grad_enabled():
-        return x.amax(dim=1)  # it keeps no index, and takes a quarter of the time of `max`
+        return x.amax(dim=1)  # a quarter of the time of `max`, because it does not compute the index
     if _has_kernels(x) and x.numel():
         return _Largest.apply(x)  # type: ignore[no-untyped-call]
     return x.max(dim=1).values
@@ -152,7 +153,7 @@ class _Largest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (winners,) = ctx.saved_tensors
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled():  # a second derivative, as above: the gradient is linear in `grad`
             points = torch.arange(ctx.size, device=grad.device)[:, None]
             return torch.where(winners[:, None] == points, grad[:, None], 0)
         return cpu.largest_backward(grad.contiguous(), winners, ctx.size)
@@ -196,13 +197,15 @@ def _is_fused(x: Tensor, norm: nn.BatchNorm1d) -> bool:
 
 
 def _has_kernels(x: Tensor) -> bool:
-    """Return True for tensors that the compiled kernels read, outside of traced code and forward mode."""
+    """Return True for tensors that the compiled kernels can read, outside of traced code and forward-mode AD."""
+    # `type(x) is Tensor`: a subclass, such as a DTensor or a fake tensor, need not have its data at data_ptr().
     readable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and type(x) is Tensor
     return readable and not torch.compiler.is_compiling() and not forward_mode() and backend("cpu").name == "cpu"
 
 
 def _takes_statistics(norm: nn.BatchNorm1d) -> bool:
     """Return True for a plain batch norm without hooks that normalises by the statistics of its batch."""
+    # The kernel replaces the call of the module, so a subclass (SyncBatchNorm) or a hook would be ignored.
     takes = norm.training or norm.running_mean is None
     return takes and is_bare(norm, nn.BatchNorm1d) and norm.affine
 

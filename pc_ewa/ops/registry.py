@@ -1,6 +1,6 @@
 """The ops registered with torch (`torch.ops.pc_ewa.*`): one schema for all backends, fake tensors, gradients.
 
-So torch.compile does not break its graph, and the gradient does not depend on the backend that found the indices.
+So torch.compile does not break its graph at an op, and the gradient does not depend on the backend of the forward.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from pc_ewa.ops.checks import check_values, valid
 def farthest_point_sample(
     points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
 ) -> Tensor:
-    """Indices (B, n); see `pc_ewa.ops.farthest_point_sample`."""
+    """Return indices (B, n). See `pc_ewa.ops.farthest_point_sample`."""
     points = check_values("points", points, lengths, needed=n)
     if start is not None and start.numel():
         ends = points.shape[1] if lengths is None else lengths
@@ -29,6 +29,8 @@ def farthest_point_sample(
     return dispatch.call("farthest_point_sample", points.device, points, n, start, lengths, skip_near_origin)
 
 
+# A fake implementation returns tensors of the right shape and dtype without computing. torch.compile and torch.export
+# trace with it. It must agree with every backend.
 @farthest_point_sample.register_fake
 def _(points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool) -> Tensor:
     return points.new_empty(points.shape[0], n, dtype=torch.int64)
@@ -36,7 +38,7 @@ def _(points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip
 
 @torch.library.custom_op("pc_ewa::knn", mutates_args=())
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Squared distances and indices (B, M, k); see `pc_ewa.ops.knn`."""
+    """Return squared distances and indices (B, M, k). See `pc_ewa.ops.knn`."""
     queries = check_values("queries", queries)
     points = check_values("points", points, lengths, needed=k)
     if 0 in queries.shape:
@@ -52,12 +54,12 @@ def _(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[
 
 @torch.library.custom_op("pc_ewa::ball_query", mutates_args=())
 def ball_query(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | None) -> Tensor:
-    """Indices (B, M, k); see `pc_ewa.ops.ball_query`."""
+    """Return indices (B, M, k). See `pc_ewa.ops.ball_query`."""
     queries = check_values("queries", queries)
     points = check_values("points", points, lengths)
     if 0 in queries.shape:
         return queries.new_empty(*queries.shape[:2], k, dtype=torch.int64)
-    # Squared in the precision of the points, as the CUDA kernel does.
+    # Squared in the precision of the points, as in the CUDA kernel. In double precision other points would be inside.
     squared = torch.tensor(radius, dtype=points.dtype).square().item()
     return dispatch.call("ball_query", points.device, queries, points, squared, k, lengths)
 
@@ -71,7 +73,7 @@ def _(queries: Tensor, points: Tensor, radius: float, k: int, lengths: Tensor | 
 def nearest(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Squared distance and index of the nearest point, both ways; see `pc_ewa.ops.nearest_distances`."""
+    """Return the squared distance and index of the nearest point, both ways. See `pc_ewa.ops.nearest_distances`."""
     x, y = check_values("x", x, x_lengths), check_values("y", y, y_lengths)
     if x.shape[0] == 0:
         nothing = (x.new_empty(x.shape[:2]), x.new_empty(x.shape[:2], dtype=torch.int64))
@@ -91,7 +93,7 @@ def _(
 def nearest_backward(
     grad_x: Tensor, grad_y: Tensor, x: Tensor, y: Tensor, x_index: Tensor, y_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the squared distances of `nearest` with respect to x and y."""
+    """Return the gradients of the squared distances of `nearest` with respect to x and y."""
     if x.shape[0] == 0:
         return torch.zeros_like(x), torch.zeros_like(y)
     return dispatch.call("nearest_backward", x.device, grad_x, grad_y, x, y, x_index, y_index)
@@ -122,20 +124,21 @@ def _save_nearest(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...])
 
 def _nearest_backward(ctx: Any, grad_x: Tensor, _: None, grad_y: Tensor, __: None) -> tuple[Tensor | None, ...]:
     x, y, x_index, y_index, x_lengths, y_lengths = ctx.saved_tensors
-    # Padding has no gradient, and may be NaN, which a product with 0 would keep.
+    # Padding gets no gradient. It may be NaN, and 0 · NaN is NaN, so it is replaced instead of multiplied by 0.
     if x_lengths is not None:
         inside = valid(x, x_lengths)
         x, grad_x = torch.where(inside[..., None], x, 0), grad_x * inside
     if y_lengths is not None:
         inside = valid(y, y_lengths)
         y, grad_y = torch.where(inside[..., None], y, 0), grad_y * inside
-    # A second derivative (create_graph=True) needs plain torch: the kernels have none.
+    # A second derivative (create_graph=True) needs plain torch, because the kernels have no derivative themselves.
     backward = reference.nearest_backward if torch.is_grad_enabled() else nearest_backward
     return *backward(grad_x, grad_y, x, y, x_index, y_index), None, None
 
 
 def forward_mode() -> bool:
-    """Return True inside torch.func.jvp: custom ops would drop the tangents silently."""
+    """Return True inside torch.func.jvp, where custom ops would drop the tangents silently."""
+    # There is no public function for this; the counter is that of torch 2.6 to 2.13.
     return forward_ad._current_level >= 0
 
 

@@ -1,4 +1,4 @@
-"""Farthest point sampling, and points by their indices."""
+"""Farthest point sampling, and gathering of points by index."""
 
 import math
 import operator
@@ -19,14 +19,14 @@ def farthest_point_sample(
     lengths: Tensor | Sequence[int] | None = None,
     skip_near_origin: bool = False,
 ) -> Tensor:
-    """Sample points one by one, each the farthest from those before it.
+    """Sample points one by one, each the farthest from all before it.
 
     Args:
         points: clouds (B, N, 3).
         n: number of points to sample, 1 <= n <= N and every length.
         start: index of the first point, one for all clouds or one for each.
-        lengths: number of points of each cloud, (B,); the rest is padding. Default: all N.
-        skip_near_origin: skip points with x² + y² + z² <= 1e-3 after the first, as pointnet2_ops does; the official
+        lengths: number of points of each cloud, (B,). The rest is padding. None means all N.
+        skip_near_origin: skip points with x² + y² + z² <= 1e-3 after the first, as pointnet2_ops does. The official
             ScanObjectNN results need it. Index 0 is repeated when no point is left.
 
     Returns:
@@ -48,7 +48,7 @@ def farthest_point_sample(
 
 
 def _first(start: int | Sequence[int] | Tensor, points: Tensor) -> Tensor | None:
-    """Return the first index of each cloud; None for 0."""
+    """Return the first index of each cloud. None stands for index 0 in all clouds."""
     if isinstance(start, bool):
         raise ValueError(f"start={start}; expected an index")
     try:
@@ -59,10 +59,12 @@ def _first(start: int | Sequence[int] | Tensor, points: Tensor) -> Tensor | None
 
 
 def gather_points(points: Tensor, index: Tensor) -> Tensor:
-    """Take points by index: (B, N, C) and an index (B, ...) give (B, ..., C), differentiable in the points.
+    """Gather points by index: points (B, N, C) and an index (B, ...) give (B, ..., C).
+
+    The result is differentiable in the points.
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: the shapes do not fit.
 
     Example:
         >>> index = pc_ewa.ops.farthest_point_sample(points := torch.rand(2, 1024, 3), 64)
@@ -74,5 +76,6 @@ def gather_points(points: Tensor, index: Tensor) -> Tensor:
             f"points {tuple(points.shape)} and index {tuple(index.shape)}; expected (batch, points, channels) and "
             "(batch, ...)"
         )
+    # The number of indices is computed, not -1: reshape cannot infer a size of an empty index.
     flat = index.reshape(index.shape[0], math.prod(index.shape[1:]), 1).expand(-1, -1, points.shape[-1])
     return points.gather(1, flat).reshape(*index.shape, points.shape[-1])

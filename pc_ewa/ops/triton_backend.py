@@ -1,6 +1,6 @@
-"""The ops as fused Triton kernels, for CUDA devices: float32, nothing as large as N x M in memory.
+"""The ops as fused Triton kernels for CUDA devices, in float32, without a matrix of N x M distances in memory.
 
-Same functions as `reference`, same arguments, same results bit for bit. What they leave to it: float64, and k > 512.
+They have the functions, arguments and bit-for-bit results of `reference`. float64 and k > 512 are left to it.
 """
 
 import contextlib
@@ -14,19 +14,20 @@ from torch import Tensor
 from pc_ewa.ops.checks import valid
 from pc_ewa.ops.reference import NEAR_ORIGIN
 
-# Registers hold three coordinates and a distance for each point: of 8192 that is half of what a multiprocessor has.
+# Registers hold three coordinates and a distance for each point. For 8192 points that is half of the registers of a
+# multiprocessor.
 _LARGEST_IN_REGISTERS = 8192
-# With twice as many keys to sort, one warp runs out of registers and the compiler out of breath.
+# With twice as many keys to sort, one warp runs out of registers, and compilation takes very long.
 _LARGEST_K = 512
 
 
 def unavailable(device: str) -> str | None:
-    """Say why this backend cannot serve a type of device; None if it can."""
+    """Return the reason why this backend cannot serve a type of device. None means that it can."""
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     if device != "cuda" and not (device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return "Triton runs on CUDA devices"
-    import triton  # a third of a second, for those whose device it serves
+    import triton  # takes a third of a second, so only after the checks above
 
     if not hasattr(triton, "constexpr_function"):
         return f"Triton {triton.__version__} is too old: the kernels need 3.5, which comes with torch 2.9"
@@ -36,7 +37,7 @@ def unavailable(device: str) -> str | None:
 def farthest_point_sample(
     points: Tensor, n: int, start: Tensor | None, lengths: Tensor | None, skip_near_origin: bool
 ) -> Tensor:
-    """As `reference.farthest_point_sample`."""
+    """Compute `reference.farthest_point_sample`."""
     if points.dtype != torch.float32:
         return NotImplemented
     from pc_ewa.ops import triton_kernels
@@ -44,8 +45,8 @@ def farthest_point_sample(
     batch, count, _ = points.shape
     chosen = torch.empty(batch, n, dtype=torch.int64, device=points.device)
     if count <= _LARGEST_IN_REGISTERS:
-        # A round is a chain of waits: 8 points a thread are enough to hide them behind work. At most 16 warps, which
-        # leaves 128 registers a thread, and 64 of them hold the points of the largest cloud.
+        # Each round waits for the one before. With 8 points per thread there is enough work to hide the latencies. At
+        # most 16 warps leave 128 registers per thread, of which 64 hold the points of the largest cloud.
         block = max(32, _power_of_two(count))
         _launch(
             triton_kernels.farthest_point_sample,
@@ -61,7 +62,8 @@ def farthest_point_sample(
     if skip_near_origin:
         x, y, z = points.unbind(-1)
         nearest.masked_fill_(x * x + y * y + z * z <= NEAR_ORIGIN, -1)
-    # Each round reads 16 bytes a point and writes 4: all the warps there can be, each with many loads on their way.
+    # Each round reads 16 bytes per point and writes 4. It is limited by memory, so it uses as many warps as a block can
+    # have, each with many loads in flight.
     _launch(
         triton_kernels.farthest_point_sample_streaming,
         batch,
@@ -73,7 +75,7 @@ def farthest_point_sample(
 
 
 def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As `reference.knn`."""
+    """Compute `reference.knn`."""
     if queries.dtype != torch.float32 or k > _LARGEST_K:
         return NotImplemented
     from pc_ewa.ops import triton_kernels
@@ -82,8 +84,8 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tupl
     count = points.shape[1]
     distances = queries.new_empty(batch, rows, k)
     indices = torch.empty(batch, rows, k, dtype=torch.int64, device=queries.device)
-    # A warp for each query: it sorts by shuffles, and never waits for another. At 512 points a tile a thread sorts 16
-    # keys of two registers, and merging the tile's best with those so far is little beside it.
+    # One warp per query: it sorts by shuffles, and never waits for another warp. With tiles of 512 points a thread
+    # sorts 16 keys of two registers each. Merging the best of a tile with those so far is little work beside that.
     best = max(2, _power_of_two(k))
     _launch(
         triton_kernels.knn,
@@ -97,14 +99,14 @@ def knn(queries: Tensor, points: Tensor, k: int, lengths: Tensor | None) -> tupl
 
 
 def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, lengths: Tensor | None) -> Tensor:
-    """As `reference.ball_query`."""
+    """Compute `reference.ball_query`."""
     if queries.dtype != torch.float32:
         return NotImplemented
     from pc_ewa.ops import triton_kernels
 
     batch, rows, _ = queries.shape
     indices = torch.empty(batch, rows, k, dtype=torch.int64, device=queries.device)
-    # A warp for each query, so that each stops where it has found enough.
+    # One warp per query, so that each query stops as soon as it has found enough points.
     _launch(
         triton_kernels.ball_query,
         batch * rows,
@@ -118,7 +120,7 @@ def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, l
 def nearest(
     x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `reference.nearest`."""
+    """Compute `reference.nearest`."""
     if x.dtype != torch.float32:
         return NotImplemented
     return *_nearest(x, y, x_lengths, y_lengths), *_nearest(y, x, y_lengths, x_lengths)
@@ -127,11 +129,14 @@ def nearest(
 def nearest_backward(
     grad_x: Tensor, grad_y: Tensor, x: Tensor, y: Tensor, x_index: Tensor, y_index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.nearest_backward`, up to rounding: pulls on one point add up in any order."""
+    """Compute `reference.nearest_backward`, up to rounding."""
+    # Atomic additions to one point run in any order, and float sums depend on the order. So deterministic algorithms
+    # use the reference.
     if x.dtype != torch.float32 or torch.are_deterministic_algorithms_enabled():
         return NotImplemented
     to_x, to_y = torch.empty_like(x), torch.empty_like(y)
-    # Each gradient is stored before anything is added to it.
+    # The first two launches store the gradients of x and y, so they need no zeroed memory. The second and the third add
+    # to the gradient of the other cloud, which must be stored by then: kernels of one stream run in order.
     _pull(x, y, x_index, grad_x, to_x, to_y, keep=True, give=False)
     _pull(y, x, y_index, grad_y, to_y, to_x, keep=True, give=True)
     _pull(x, y, x_index, grad_x, to_x, to_y, keep=False, give=True)
@@ -143,7 +148,7 @@ def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor |
 
     distances = x.new_empty(x.shape[:2])
     indices = torch.empty(x.shape[:2], dtype=torch.int64, device=x.device)
-    # A warp for 16 points of x: a thread compares all of them with its point of y, three loads for 16 distances.
+    # One warp per 16 points of x: a thread compares all 16 with its point of y, three loads for 16 distances.
     rows = 16
     _launch(
         triton_kernels.nearest,
@@ -174,14 +179,15 @@ def _pull(
 
 
 def _launch(kernel: Any, programs: int, arguments: tuple[Any, ...], **settings: Any) -> None:
-    """Run a kernel on the device of its first argument, each product and each sum rounded by itself."""
+    """Run a kernel on the device of its first argument, without fused multiply-add."""
     device = arguments[0].device
-    # Lengths may come expanded from one number.
+    # `lengths` may be expanded from one number, with stride 0.
     dense = (argument.contiguous() if isinstance(argument, Tensor) else argument for argument in arguments)
+    # Triton launches on the current device, which need not be that of the tensors.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         kernel[(programs,)](*dense, enable_fp_fusion=False, **settings)
 
 
 def _power_of_two(count: int) -> int:
-    """Round up to a power of two, as Triton wants its tiles."""
+    """Round up to a power of two, as Triton needs for the sizes of tiles."""
     return 1 << (count - 1).bit_length()

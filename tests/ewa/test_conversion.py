@@ -62,7 +62,7 @@ def test_every_and_last_agree_with_counting(count: int, number: int) -> None:
         assert select_layers(f"last-{number}", count) == list(range(count))[-number:]
     else:
         for layers in (f"every-{number}", f"last-{number}"):
-            with pytest.raises(ValueError, match=rf"layers='{layers}' asks for more than the {count} FFNs"):
+            with pytest.raises(ValueError, match=rf"layers='{layers}' needs more than the {count} FFNs"):
                 select_layers(layers, count)
 
 
@@ -73,8 +73,8 @@ def test_every_and_last_agree_with_counting(count: int, number: int) -> None:
         ("every-0", r"layers='every-0'; choose"),
         ("last-", r"layers='last-'; choose"),
         ("every--2", r"layers='every--2'; choose"),
-        ("last-5", r"layers='last-5' asks for more than the 4 FFNs of the model"),
-        ("every-5", r"layers='every-5' asks for more than the 4 FFNs of the model"),
+        ("last-5", r"layers='last-5' needs more than the 4 FFNs of the model"),
+        ("every-5", r"layers='every-5' needs more than the 4 FFNs of the model"),
         ([], r"layers=\[\]; choose one or more different indices from 0 to 3"),
         ([4], r"layers=\[4\]; choose one or more different indices from 0 to 3"),
         ([-1], r"layers=\[-1\]; choose"),
@@ -272,7 +272,7 @@ def test_merging_inside_a_wrapper_and_merging_twice(transformer: Build) -> None:
 
 def test_a_bare_mixture_cannot_be_merged_in_place() -> None:
     layer = ExpertFFN(nn.Linear(2, 2), 2)
-    with pytest.raises(ValueError, match=r"is itself one mixture; ffn = model\.fuse\(\) gives its merged FFN"):
+    with pytest.raises(ValueError, match=r"is itself one mixture; ffn = model\.fuse\(\) returns its merged FFN"):
         merge_experts(layer)
 
 

@@ -206,7 +206,7 @@ def test_impossible_gates_are_refused(values: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"partition": "sample"}, r"partition='sample' with a gate, which deals the tokens by content"),
+        ({"partition": "sample"}, r"partition='sample' with a gate, which routes the tokens by content"),
         ({"num_experts": 1}, r"num_experts=1; a mixture needs at least 2"),
         ({"init": "x"}, r"init='x'; choose"),
     ],

@@ -251,7 +251,7 @@ CANNOT: dict[str, tuple[Build, str]] = {
     ),
     "counts": (Counting, "in training it writes to its offset"),
     "adapter": (lambda: nn.Sequential(Adapter(nn.Linear(C, H)), nn.GELU(), nn.Linear(H, C)), r"its 0 is an adapter"),
-    "integers": (quantised, r"its 0\.weight is no floating-point number"),
+    "integers": (quantised, r"its 0\.weight is not a floating-point number"),
 }
 
 

@@ -99,9 +99,9 @@ def test_points_that_need_gradients_are_only_looked_at() -> None:
 @pytest.mark.parametrize(
     ("points", "n", "message"),
     [
-        (torch.zeros(2, 5, 3), 6, r"n=6 points asked of clouds of 5; choose 1 to 5"),
-        (torch.zeros(2, 5, 3), 0, r"n=0 points asked of clouds of 5; choose 1 to 5"),
-        (torch.zeros(2, 0, 3), 1, r"n=1 points asked of clouds of 0"),
+        (torch.zeros(2, 5, 3), 6, r"n=6 points in clouds of 5 points; choose 1 to 5"),
+        (torch.zeros(2, 5, 3), 0, r"n=0 points in clouds of 5 points; choose 1 to 5"),
+        (torch.zeros(2, 0, 3), 1, r"n=1 points in clouds of 0"),
         (torch.zeros(5, 3), 1, r"points has shape \(5, 3\); expected \(batch, points, 3\)"),
         (torch.zeros(2, 3, 5), 1, r"points has shape \(2, 3, 5\); expected"),
         (torch.zeros(2, 5, 3, dtype=torch.int64), 1, r"points is torch.int64; expected floating-point coordinates"),

@@ -47,7 +47,7 @@ def test_gradients_reach_the_points() -> None:
 
 @pytest.mark.parametrize(("num_groups", "size"), [(13, 4), (3, 13), (0, 4), (3, 0)])
 def test_more_than_there_are_is_refused(num_groups: int, size: int) -> None:
-    with pytest.raises(ValueError, match="asked of clouds of 12; choose 1 to 12"):
+    with pytest.raises(ValueError, match="in clouds of 12 points; choose 1 to 12"):
         group(torch.zeros(2, 12, 3), num_groups, size)
 
 

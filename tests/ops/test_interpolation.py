@@ -18,7 +18,7 @@ def test_three_nn_is_knn_of_three() -> None:
             three_nn(queries, points, lengths=lengths), knn(queries, points, 3, lengths=lengths), strict=True
         ):
             assert torch.equal(actual, expected)
-    with pytest.raises(ValueError, match="k=3 neighbours asked of clouds of 2; choose 1 to 2"):
+    with pytest.raises(ValueError, match="k=3 neighbours in clouds of 2 points; choose 1 to 2"):
         three_nn(queries, points[:, :2])
 
 

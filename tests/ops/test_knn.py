@@ -106,8 +106,8 @@ def test_distances_have_the_exact_gradient() -> None:
 @pytest.mark.parametrize(
     ("queries", "points", "k", "message"),
     [
-        (torch.zeros(2, 4, 3), torch.zeros(2, 5, 3), 6, r"k=6 neighbours asked of clouds of 5; choose 1 to 5"),
-        (torch.zeros(2, 4, 3), torch.zeros(2, 5, 3), 0, r"k=0 neighbours asked of clouds of 5; choose 1 to 5"),
+        (torch.zeros(2, 4, 3), torch.zeros(2, 5, 3), 6, r"k=6 neighbours in clouds of 5 points; choose 1 to 5"),
+        (torch.zeros(2, 4, 3), torch.zeros(2, 5, 3), 0, r"k=0 neighbours in clouds of 5 points; choose 1 to 5"),
         (torch.zeros(2, 4, 3), torch.zeros(3, 5, 3), 1, r"queries has a batch of 2, points of 3; they must be equal"),
         (np.zeros((2, 4, 3)), torch.zeros(2, 5, 3), 1, r"queries is a ndarray; expected a tensor"),
         (torch.zeros(4, 3), torch.zeros(2, 5, 3), 1, r"queries has shape \(4, 3\); expected \(batch, points, 3\)"),

@@ -1,1 +1,1 @@
-"""Checkpoint files of Point-MAE, Point-BERT and pc-ewa: read, renamed, loaded into a model, written."""
+"""Checkpoint files of Point-MAE, Point-BERT and pc-ewa: reading, renaming of keys, loading into a model, writing."""

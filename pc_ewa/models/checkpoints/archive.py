@@ -1,4 +1,4 @@
-"""The zip archive that `torch.save` writes, checked before torch reads it: torch itself checks no CRC."""
+"""Checks of the zip archive that `torch.save` writes, before torch reads it. torch itself does not check the CRCs."""
 
 import zipfile
 import zlib
@@ -12,19 +12,19 @@ from pc_ewa.errors import CheckpointError
 from pc_ewa.models.checkpoints.pickles import check_old_file, check_pickle
 
 _MAGIC, _END = b"PK\x03\x04", b"PK\x05\x06"
-_CHUNK = 1 << 18  # bytes: stays in the cache of a core
+_CHUNK = 1 << 18  # bytes; small enough to stay in the cache of a core
 _MOST_RECORDS = 20_000
 
 
 def check_archive(path: Path) -> None:
-    """Check that every record of a file of `torch.save` is stored as it was written, and that its pickle is modest.
+    """Check that every record of a file of `torch.save` is intact, and that its pickle has a plausible size.
 
-    Files in the format of torch before 1.6 are no archives and have no CRC: only their pickles are looked over.
+    Files in the format of torch before 1.6 are not archives and have no CRC. Only their pickles are checked.
 
     Raises:
-        CheckpointError: a CRC that does not match, bytes after the end, records that are compressed (torch never
-            compresses, and a few bytes could expand to any size), that claim more bytes than the file has, or that are
-            too many; a pickle with more steps than weights need.
+        CheckpointError: a CRC does not match, bytes follow the end, there are too many records, they are compressed
+            (torch never compresses, and a few bytes could expand to any size) or claim more bytes than the file has, or
+            a pickle has more steps than weights need.
     """
     with path.open("rb") as file:
         if file.read(len(_MAGIC)) != _MAGIC:
@@ -42,7 +42,7 @@ def check_archive(path: Path) -> None:
                         check_pickle(path, BytesIO(file.read(record.file_size)))
         except CheckpointError:
             raise
-        except Exception as error:  # zipfile raises many kinds for damaged archives
+        except Exception as error:  # zipfile raises many kinds of errors for damaged archives
             reason = " ".join(str(error).split())[:160]
             raise CheckpointError(f"{path} is damaged: {reason}") from None
 
@@ -50,13 +50,13 @@ def check_archive(path: Path) -> None:
 def check_tensors(path: Path, content: object) -> None:
     """Check that the tensors in a file do not claim more memory than it has bytes.
 
-    A few bytes can describe a huge tensor, one that repeats a number, and the first operation on it takes all memory.
-
     Raises:
-        CheckpointError: they do.
+        CheckpointError: they claim more.
     """
+    # A few bytes can describe a huge tensor of stride 0, which repeats one number. The first operation on it would
+    # take all memory.
     claimed = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(content, set()))
-    # A weight may be there under several names, as in the official part segmentation files.
+    # The factor 8 allows for weights under several names, as in the official part segmentation files.
     if claimed > 8 * path.stat().st_size + (1 << 20):
         raise CheckpointError(f"{path} is damaged: its tensors claim {claimed:,} bytes, more than the file can hold")
 
@@ -72,14 +72,15 @@ def _check_sizes(path: Path, records: list[zipfile.ZipInfo]) -> None:
 
 
 def _check_end(path: Path, file: IO[bytes]) -> None:
-    """Check that the file ends with the end of the archive; torch writes no comment there."""
+    """Check that the file ends with the end record of the archive. torch writes no comment after it."""
     file.seek(-min(len(_END) + 18, path.stat().st_size), 2)
     if not file.read().startswith(_END):
         raise CheckpointError(f"{path} is damaged: it ends early, or has bytes after its end")
 
 
 def _check_crcs(archive: zipfile.ZipFile, file: IO[bytes], records: list[zipfile.ZipInfo]) -> None:
-    """Compare the CRC of every record; torch can be told to write none, and then all are 0."""
+    """Compare the CRC of every record."""
+    # torch.serialization.set_crc32_options(False) leaves the CRCs out, and all are 0 then.
     unchecked = not any(record.CRC for record in records)
     chunk = memoryview(bytearray(_CHUNK))
     for record in records:
@@ -87,7 +88,7 @@ def _check_crcs(archive: zipfile.ZipFile, file: IO[bytes], records: list[zipfile
         if unchecked:
             continue
         crc, left = 0, record.file_size
-        while left:  # not by zipfile, which copies all twice
+        while left:  # read into one buffer: zipfile copies all data twice
             read = file.readinto(chunk[: min(left, _CHUNK)])  # type: ignore[attr-defined]  # IO[bytes] lacks it
             if not read:
                 raise CheckpointError(f"{archive.filename} is damaged: it ends early")
@@ -97,16 +98,19 @@ def _check_crcs(archive: zipfile.ZipFile, file: IO[bytes], records: list[zipfile
 
 
 def _go_to(archive: zipfile.ZipFile, file: IO[bytes], record: zipfile.ZipInfo) -> None:
-    """Go to the first byte of a record."""
-    with archive.open(record):  # compares the two headers
+    """Move the file position to the first byte of a record."""
+    with archive.open(record):  # zipfile compares the header of the record with the directory here
         pass
+    # The data follow a header of 30 bytes, a name and an extra field, whose lengths are at offset 26. The directory has
+    # a separate extra field, so that its length cannot be used.
     file.seek(record.header_offset + 26)
-    lengths = file.read(4)  # of the name and of what follows it
+    lengths = file.read(4)  # of the name and of the extra field
     file.seek(int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little"), 1)
 
 
 def _tensors(content: object, seen: set[int]) -> list[Tensor]:
     """List the tensors in nested dicts, lists and tuples, once each."""
+    # A stack and a set of the objects seen, not recursion: a pickle can nest deeply, and can contain itself.
     found: list[Tensor] = []
     stack = [content]
     while stack:

@@ -1,4 +1,4 @@
-"""Bounds on a model that a file describes: its config may ask for more than any memory holds."""
+"""Bounds on a model that a file describes: a damaged or hostile config could exhaust the memory."""
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,19 +10,22 @@ from torch.nn.modules import module as hooks
 
 from pc_ewa.errors import CheckpointError
 
-_SLACK = 10_000_000  # numbers; below that a model costs nothing, and a misfit gets a better message when it is loaded
+# Numbers beyond those of the file. A model of this size is cheap, and a misfit gets a better message when it is loaded.
+_SLACK = 10_000_000
 
 
 def refuse_depth(arguments: Mapping[str, Any], tensors: int, path: str | Path) -> None:
-    """Refuse more blocks than a file has tensors: models make lists as long as their depth before any layer.
+    """Refuse a model with more blocks than its file has tensors.
+
+    `no_larger_than` is too late for this: models make a list as long as their depth before they make any layer.
 
     Args:
-        arguments: of the model, as a file describes it.
-        tensors: how many the file has.
+        arguments: arguments of the model, as a file describes it.
+        tensors: number of tensors in the file.
         path: the file.
 
     Raises:
-        CheckpointError: a depth above it.
+        CheckpointError: the depth is larger than the number of tensors.
     """
     for key, value in arguments.items():
         if key.endswith("depth") and isinstance(value, int) and value > tensors:
@@ -31,15 +34,19 @@ def refuse_depth(arguments: Mapping[str, Any], tensors: int, path: str | Path) -
 
 @contextmanager
 def no_larger_than(weights: Collection[Tensor], path: str | Path) -> Iterator[None]:
-    """Refuse to build a model far larger than the weights of the file that describes it, before memory is touched.
+    """Refuse, in a `with` block, to build a model far larger than the weights of the file that describes it.
+
+    The refusal comes before the memory is used.
 
     Args:
-        weights: of the file. Every weight of the model is among them.
+        weights: weights of the file. They include every weight of the model.
         path: the file.
 
     Raises:
-        CheckpointError: the model has more.
+        CheckpointError: the model has far more weights or modules.
     """
+    # Twice the numbers and 20 modules for each tensor leave room for models that share weights or have no weights in
+    # many of their modules. The bound is for sizes that no machine can hold, not for a check of the architecture.
     most_numbers, most_modules = 2 * sum(w.numel() for w in weights) + _SLACK, 20 * len(weights) + 1000
     numbers = modules = 0
 
@@ -47,7 +54,7 @@ def no_larger_than(weights: Collection[Tensor], path: str | Path) -> Iterator[No
         has = f"{len(weights)} tensors of {sum(w.numel() for w in weights):,} numbers"
         return CheckpointError(f"{path} does not fit the model in its config, which is far larger than its {has}")
 
-    # A tensor is registered before it is initialised, so that its memory is only reserved by then.
+    # A parameter is registered before it is initialised. Until then its memory is reserved but not used.
     def count_numbers(module: nn.Module, name: str, value: Tensor | None) -> None:
         nonlocal numbers
         numbers += 0 if value is None else value.numel()
@@ -67,7 +74,7 @@ def no_larger_than(weights: Collection[Tensor], path: str | Path) -> Iterator[No
     )
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch cannot even reserve it
+    except (MemoryError, RuntimeError) as error:  # torch cannot even reserve the memory of one tensor
         if isinstance(error, MemoryError) or "alloc" in str(error) or "overflow" in str(error):
             raise refuse() from None
         raise

@@ -1,23 +1,24 @@
-"""State_dict keys of checkpoint files, renamed to those of a model; heads cut to its classes."""
+"""Renaming of the state_dict keys of checkpoint files to those of a model, and cutting of heads to its classes."""
 
 from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-# An official pre-training file keeps each network under a prefix: the backbones, and Point-BERT's tokenizer.
+# Prefixes of the networks in official pre-training files: the backbones, and Point-BERT's tokenizer.
 _PREFIXES = ("", "MAE_encoder.", "transformer_q.", "dvae.")
-# What a batch norm counts, and uses for nothing here; files of old versions of torch, and of exporters, lack it.
+# The step counter of a batch norm, which is not used with a fixed momentum. Files of old versions of torch, and of
+# exporters, do not have it.
 COUNTER = ".num_batches_tracked"
-# The head of a model without an attribute `head_keys`, such as one of the user's own.
+# Prefixes of the head of a model without an attribute `head_keys`, such as a user's model.
 _HEAD_KEYS = ("cls_head", "head", "cls_token", "cls_pos")
 
 
 def rename_keys(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
-    """Rename the weights of a file to the keys of a model; weights without a place in it keep their key.
+    """Rename the weights of a file to the keys of a model. Weights without a place in the model keep their key.
 
     The wrappers `module.`, `_orig_mod.` and `base_model.` are dropped, and any other that all keys begin with, such as
-    `model.` of a trainer. Then one prefix is dropped: that under which most of the model's keys are. A pre-training
-    file so fills its own model whole, and the backbone of classifiers and segmenters.
+    `model.` of a trainer. Then one prefix is dropped, the one under which most keys of the model are found. So a
+    pre-training file fills its model completely, and the backbone of classifiers and segmenters.
 
     Args:
         state: the weights of the file.
@@ -35,7 +36,7 @@ def rename_keys(state: dict[str, Tensor], wanted: Iterable[str]) -> dict[str, Te
 
 
 def fit_head(state: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tensor], str | None]:
-    """Cut the last layer of a classifier's head to the number of classes of the model, if the file has more.
+    """Cut the last layer of a classifier's head to the classes of the model, if the file has more outputs.
 
     The released ScanObjectNN files of Point-BERT have 40 outputs for 15 classes.
 
@@ -44,8 +45,8 @@ def fit_head(state: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tens
         model: the model they are for.
 
     Returns:
-        The weights, and a note of what was cut (None: nothing). A head that differs in another way is left as it is,
-        and strict loading refuses it.
+        The weights, and a note about the cut. The note is None if nothing was cut. A head that differs in another way
+        is left as it is, and strict loading refuses it.
     """
     wanted = model.state_dict()
     head = [key for key in wanted if key.startswith(head_keys(model))]
@@ -63,13 +64,13 @@ def fit_head(state: dict[str, Tensor], model: nn.Module) -> tuple[dict[str, Tens
 
 
 def head_keys(model: nn.Module) -> tuple[str, ...]:
-    """Return the beginnings of the keys that a pre-trained file need not have."""
+    """Return the prefixes of the keys that a pre-trained file need not have."""
     keys: tuple[str, ...] = getattr(model, "head_keys", _HEAD_KEYS)
     return keys
 
 
 def drop_wrappers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove from the keys what DataParallel, torch.compile and the official code put into or before them."""
+    """Remove the names of wrappers from the keys: of DataParallel, torch.compile and the official code."""
     return {_unwrapped(key).removeprefix("base_model."): value for key, value in state.items()}
 
 
@@ -78,7 +79,7 @@ def _unwrapped(key: str) -> str:
 
 
 def _drop_common(state: dict[str, Tensor], known: set[str]) -> dict[str, Tensor]:
-    """Drop the name that all keys begin with, and the next, unless the model knows it."""
+    """Drop the name that all keys begin with, and then the next, unless the model has it."""
     while state:
         first = {key.partition(".")[0] if "." in key else "" for key in state}
         if len(first) > 1 or first & {"", *known}:

@@ -13,7 +13,8 @@ from pc_ewa.models.checkpoints.read import check_finite, read_weights
 
 # Only gated mixtures of experts (`GatedFFN`) have this weight.
 _GATE = ".gate.weight"
-# The family and title of a file, by the beginning of one of its keys; the first that matches decides.
+# The family and title of a file by the prefix of one of its keys. The first match decides, so the order matters:
+# classifiers of both families have "cls_head_finetune.", and only those of Point-BERT also have "reduce_dim.".
 _KINDS = {
     "transformer_q.": ("Point-BERT", "a Point-BERT pre-training file"),
     "MAE_encoder.": ("Point-MAE", "a Point-MAE pre-training file"),
@@ -26,7 +27,7 @@ _KINDS = {
 
 
 class LoadReport(NamedTuple):
-    """Keys of the model that were loaded and that were missing, and keys of the file that have no place in it.
+    """Report of loading: keys of the model that were loaded or missing, and keys of the file that it does not have.
 
     Example:
         >>> report = pc_ewa.models.LoadReport(loaded=("norm.weight",), missing=("cls_token",), unexpected=())
@@ -52,7 +53,7 @@ class LoadReport(NamedTuple):
 
     @property
     def line(self) -> str:
-        """The report in one line."""
+        """Return the report in one line."""
         counts = [f"{len(self.loaded)} tensors loaded"]
         for title, keys in (("missing", self.missing), ("unexpected", self.unexpected)):
             if keys:
@@ -64,16 +65,16 @@ class LoadReport(NamedTuple):
 def load_pretrained(path: str | Path, model: nn.Module) -> LoadReport:
     """Load the weights of a file into a model: official Point-MAE or Point-BERT, ours, or safetensors.
 
-    A pre-training file fills its own model whole, and the backbone of classifiers and segmenters. A Point-BERT file
-    also fills a dVAE. Heads and tokens that the file lacks keep their initialisation, as fine-tuning wants. A head for
-    another number of classes is left out. Files are read with `weights_only=True`: no code in them runs.
+    A pre-training file fills its model completely, and the backbone of classifiers and segmenters. A Point-BERT file
+    also fills a dVAE. Heads and tokens that are not in the file keep their initialisation, as fine-tuning needs. A head
+    for another number of classes is not loaded. Files are read with `weights_only=True`, so no code in them runs.
 
     Returns:
-        The keys loaded, missing and unexpected: a table by `str`, one line by `.line`.
+        The keys loaded, missing and unexpected. `str` makes a table of them, and `.line` is one line.
 
     Raises:
-        CheckpointError: no such file, no weights in it, a backbone that does not fit, or weights that hold NaN or inf.
-            The model is unchanged then.
+        CheckpointError: there is no such file, it has no weights, its backbone does not fit, or its weights hold NaN or
+            inf. The model is then unchanged.
 
     Example:
         >>> torch.save(pc_ewa.create_model("point_mae", depth=2).state_dict(), "pretrain.pth")
@@ -89,18 +90,24 @@ def load_pretrained(path: str | Path, model: nn.Module) -> LoadReport:
     if problem:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {problem}{_hint(file, wanted)}")
     check_finite(fitting, path)
+    # `strict=False` cannot hide anything: _misfit has refused every difference outside of the heads, and all keys of
+    # `fitting` are keys of the model.
     model.load_state_dict(fitting, strict=False)
     missing = tuple(key for key in wanted if key not in fitting)
     return LoadReport(tuple(fitting), missing, tuple(key for key in found if key not in fitting))
 
 
 def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor], heads: tuple[str, ...]) -> str | None:
-    """Explain why weights do not fit a model, None if they do. Heads may be missing or differ, nothing else may."""
+    """Return the reason why weights do not fit a model. None means that they fit.
+
+    Only heads may be missing or differ.
+    """
     backbone = [key for key in wanted if not key.startswith(heads)]
     misfits = [key for key in backbone if key in found and found[key].shape != wanted[key].shape]
     absent = [key for key in backbone if key not in found and not key.endswith(COUNTER)]
-    # The first blocks of a deeper model fit a shallower one, but they are another architecture. So is a Point-BERT
-    # file whose widths are those of Point-MAE: its patch encoder is followed by a projection, `reduce_dim`.
+    # Tensors of the file without a place in the model also show a misfit. The first blocks of a deeper model would fit
+    # a shallower one, but it is another architecture. So is a Point-BERT file with the widths of Point-MAE, because a
+    # projection, `reduce_dim`, follows its patch encoder.
     modules = {*(key.split(".")[0] for key in wanted), "reduce_dim"}
     surplus = [k for k in found if k not in wanted and not k.startswith(heads) and k.split(".")[0] in modules]
     if not (misfits or absent or surplus):
@@ -121,7 +128,7 @@ def _misfit(found: dict[str, Tensor], wanted: dict[str, Tensor], heads: tuple[st
 
 
 def _hint(file: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """Name the kind of the file if it is not the model's kind."""
+    """Return a hint with the kind of the file, if it differs from the kind of the model."""
     file = drop_wrappers(file)
     there, here = _kind(file), _kind(wanted)
     nothing_fits = not any(key in wanted for key in rename_keys(file, wanted))

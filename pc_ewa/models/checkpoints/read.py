@@ -15,9 +15,9 @@ from torch import Tensor
 from pc_ewa.errors import CheckpointError
 from pc_ewa.models.checkpoints.archive import check_archive, check_tensors
 
-# The key of the weights: in our checkpoints, the official ones, official part segmentation, files of others.
+# The key of the weights in our checkpoints, official ones, official part segmentation, and files of other projects.
 _STATES = ("model", "base_model", "model_state_dict", "state_dict")
-# A run reports its averaged weights, so they are read before the live ones beside them.
+# The metrics of a run are those of its averaged weights, so they take precedence over the live ones in the same file.
 STATES = ("averaged", *_STATES)
 _EXPORTED = (".onnx", ".pt2")
 DIGEST = "pc_ewa_digest"  # the key of metadata in our safetensors files
@@ -36,7 +36,7 @@ def read_content(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.suffix in _EXPORTED and path.is_file():
         raise CheckpointError(
-            f"{path} is an exported file, for other runtimes; give the checkpoint or run that it was made from"
+            f"{path} is an exported file for other runtimes; give the checkpoint or run that it was made from"
         )
     content = _read_safetensors(path) if path.suffix == ".safetensors" else read_checkpoint(path)
     state = next((content[key] for key in STATES if isinstance(content.get(key), dict)), content)
@@ -81,10 +81,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def check_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
-    """Check that weights that are about to be used hold no NaN or inf.
+    """Check that weights hold no NaN or inf.
 
     Raises:
-        CheckpointError: one that does, by its key.
+        CheckpointError: one holds NaN or inf; the message has its key.
     """
     for key, value in weights.items():
         if value.is_floating_point() and not value.isfinite().all():
@@ -93,25 +93,25 @@ def check_finite(weights: Mapping[str, Tensor], path: str | Path) -> None:
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """Return the weights under `base_model`, and the metadata. Ours are JSON; those of others may be any text."""
+    """Return the weights under `base_model`, and the metadata. Our metadata are JSON; other files have any text."""
     from safetensors import SafetensorError, safe_open
 
     _check_is_file(path)
     try:
         with safe_open(path, framework="pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (it is not a dict)
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  (`file` is not a dict)
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged or not a safetensors file: {error}") from None
     if metadata.get(DIGEST, digest := weights_digest(weights, metadata)) != digest:
-        raise CheckpointError(f"{path} is damaged: its content is not what was written")
+        raise CheckpointError(f"{path} is damaged: its content differs from what was written; get a fresh copy")
     return {key: _plain(text) for key, text in metadata.items() if key not in ("format", DIGEST, *STATES)} | {
         "base_model": weights
     }
 
 
 def weights_digest(weights: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """Return the digest that our safetensors files keep of their content under `DIGEST`: the format has no CRC."""
+    """Return the digest of the content, which our safetensors files keep under `DIGEST`. The format has no CRC."""
     digest = hashlib.blake2b(digest_size=16)
     for key in sorted(metadata.keys() - {DIGEST}):
         digest.update(repr((key, metadata[key])).encode())
@@ -137,16 +137,18 @@ def _check_is_file(path: Path) -> None:
 
 
 def _numpy_types() -> list[Any]:
-    """List what numbers, texts and arrays of numpy are made of, under both names of numpy's module."""
+    """List the functions and types that torch may call to read numbers, texts and arrays of numpy."""
+    # numpy 2 renamed numpy.core to numpy._core, and a pickle has the name of the version that wrote it.
     scalar, reconstruct = np.float64().__reduce__()[0], np.zeros(1).__reduce__()[0]
     names = [
         (function, f"numpy.{core}.multiarray.{name}")
         for core in ("core", "_core")
         for function, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
     ]
-    # Every plain kind; objects, which could be anything, are not among them.
+    # Every plain kind of array. Arrays of objects are left out, because their elements could be anything.
     kinds = {type(np.dtype(kind)) for kind in np.typecodes["All"].replace("O", "").replace("V", "")}
-    empty = (_no_bytes, "builtins.bytes")  # as pickle writes the content of empty texts; bytes(10**9) is none
+    # pickle writes an empty text as a call of bytes(). The stand-in takes no argument, so that bytes(10**9) is refused.
+    empty = (_no_bytes, "builtins.bytes")
     return [*names, empty, np.ndarray, np.dtype, *kinds]
 
 

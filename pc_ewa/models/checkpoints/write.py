@@ -1,4 +1,4 @@
-"""Write weights in the layout of the official code or as safetensors, whole or not at all."""
+"""Write weights in the layout of the official code or as safetensors. A file is written completely or not at all."""
 
 import json
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ def save_weights(
     class_names: list[str],
     extra: dict[str, Any],
 ) -> None:
-    """Write a dense model to a file. `read_content` reads both formats alike.
+    """Write a dense model to a file. `read_content` reads both formats.
 
-    "official" is a file of `torch.save` with the weights under `base_model`, where the official code looks for them;
-    for segmenters under `model_state_dict` too. `torch.load(weights_only=True)` reads it. "safetensors" has the same
+    "official" is a file of `torch.save` with the weights under `base_model`, where the official code expects them, and
+    for segmenters also under `model_state_dict`. `torch.load(weights_only=True)` reads it. "safetensors" has the same
     keys, and everything else as JSON in its metadata.
 
     Args:
@@ -37,8 +37,7 @@ def save_weights(
         format: "official" or "safetensors".
         config: the experiment that the model comes from.
         class_names: one name for each class.
-        extra: further content under keys of its own. Like the config, it is kept as JSON: numbers, text, lists and
-            dicts of them.
+        extra: further content under other keys. Like the config, it is kept as JSON: numbers, text, lists and dicts.
 
     Raises:
         ValueError: a model with mixtures, an unknown format, or an `extra` that is not JSON or takes a reserved key.
@@ -92,10 +91,9 @@ def _about(config: dict[str, Any], class_names: list[str], extra: dict[str, Any]
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Copy every tensor to memory of its own on the CPU.
-
-    A file would otherwise hold the whole storage of a view, names for shared weights, and the device of a GPU tensor.
-    """
+    """Copy every tensor to separate memory on the CPU."""
+    # Otherwise torch.save would write the whole storage of a view and the device of a GPU tensor, and safetensors would
+    # refuse weights that share memory.
     return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in model.state_dict().items()}
 
 

@@ -1,7 +1,9 @@
-// A cloud as x, y and z apart, cut into blocks of points that lie close together, each with its bounding box.
+// A cloud with x, y and z in separate arrays, split into blocks of points that are close together, each with its
+// bounding box.
 //
-// A box gives a lower bound of the distance to all of its points. Rounding is monotonic and the bound is computed
-// like a distance, so that it holds for the distances as computed, to the last bit: skipping a block is exact.
+// A box gives a lower bound of the distances to all of its points. Rounding is monotonic, and the bound is computed
+// with the same operations as a distance. So the bound holds for the rounded distances too, and skipping a block is
+// exact.
 #pragma once
 #include <vector>
 
@@ -11,11 +13,13 @@ constexpr int64_t BLOCK = 64;  // points: 4 vectors of floats
 
 struct Blocks {
     int64_t count = 0, blocks = 0, padded_blocks = 0;
-    // Padding beyond the count is NaN, which no comparison takes; boxes beyond `blocks` are infinitely far away.
+    // Padding beyond the count is NaN, for which every comparison is false. Boxes beyond `blocks` are infinitely far
+    // away.
     std::vector<T> x, y, z, box;
     std::vector<Int> index;
 
-    // Take the points of one cloud: in the order of a coarse grid's cells, with boxes, or in their own, without.
+    // Load the points of one cloud: in the order of the cells of a coarse grid, with boxes, or in the order of the
+    // caller, without boxes.
     void build(const T* points, int64_t number, bool spatial) {
         count = number;
         blocks = (count + BLOCK - 1) / BLOCK;
@@ -31,7 +35,8 @@ struct Blocks {
         }
     }
 
-    // Lower bounds of the squared distance of a point q to `WIDTH` blocks, beginning with block b.
+    // Return lower bounds of the squared distances of a point q to `WIDTH` blocks, beginning with block b. Along each
+    // axis the distance to an interval is max(low - q, q - high, 0).
     Vec bounds(int64_t b, const Vec (&q)[3]) const {
         Vec d[3];
         for (int a = 0; a < 3; a++) {
@@ -51,14 +56,14 @@ struct Blocks {
         for (int64_t b = 0; b < padded_blocks; b += WIDTH) {
             const Vec v = load(bound + b);
             each(bits((v > past) & (v <= limit)), [&](int64_t lane) {
-                if (b + lane < blocks) visit(b + lane);  // padding is at infinity, as far points can be
+                if (b + lane < blocks) visit(b + lane);  // real points can be at infinity, too, so compare the number
             });
         }
     }
 
     int64_t size(int64_t block) const { return block + 1 < blocks ? BLOCK : count - block * BLOCK; }
 
-    // Squared distances of the points i, i + 1, ... to a point q.
+    // Return the squared distances of the points i, i + 1, ... to a point q.
     Vec distance(int64_t i, const Vec (&q)[3]) const {
         return squared(load(x.data() + i) - q[0], load(y.data() + i) - q[1], load(z.data() + i) - q[2]);
     }
@@ -71,7 +76,8 @@ struct Blocks {
         index[slot] = static_cast<Int>(i);
     }
 
-    // A counting sort by the cells of a grid over the cloud, along a Morton curve.
+    // Sort the points by the cells of a grid over the cloud, along a Morton curve, on which neighbouring cells are
+    // often close. A counting sort: it keeps the order of points within a cell, and takes two passes.
     void fill_by_cell(const T* points) {
         const int bits = count < 4096 ? 3 : count < 32768 ? 4 : 5;
         T low[3], scale[3];
@@ -82,10 +88,12 @@ struct Blocks {
                 most = points[3 * i + a] > most ? points[3 * i + a] : most;
             }
             low[a] = least;
-            // A flat or an immense cloud: everything in cell 0 of this axis.
+            // A flat or a very large cloud (a scale that is inf or NaN): all points are in cell 0 of this axis.
             const T wanted = static_cast<T>(1 << bits) / (most - least);
             scale[a] = wanted < INF ? wanted : 0;
         }
+        // spread[v] has the bits of v at every third position, so that the cells of three axes can be interleaved by
+        // `|`.
         uint32_t spread[32];
         for (uint32_t v = 0; v < 32; v++) {
             spread[v] = 0;
@@ -97,7 +105,8 @@ struct Blocks {
             uint32_t cell = 0;
             for (int a = 0; a < 3; a++) {
                 const T place = (points[3 * i + a] - low[a]) * scale[a];
-                // The largest falls beyond the last cell; inf * 0 of an immense cloud is NaN.
+                // The largest coordinate is beyond the last cell. In a very large cloud inf * 0 is NaN, which goes to
+                // 0.
                 cell |= spread[place < last ? static_cast<int32_t>(place) : place >= last ? last : 0] << a;
             }
             cells[i] = static_cast<int32_t>(cell);
@@ -107,6 +116,7 @@ struct Blocks {
         for (int64_t i = 0; i < count; i++) put(starts[cells[i]]++, i, points);
     }
 
+    // Compute the boxes. The padding of the last block is NaN, which `smaller` and `larger` ignore as first argument.
     void bound() {
         box.assign(6 * padded_blocks, INF);  // low and high of x, of y, of z
         const T* axes[3] = {x.data(), y.data(), z.data()};

@@ -1,7 +1,7 @@
-// Point-cloud operations for CPUs, called through plain pointers: no header of torch or Python is needed.
+// Point-cloud operations for CPUs, called through plain pointers, so that no header of torch or Python is needed.
 //
-// Arguments are those of pc_ewa/ops/reference.py with the sizes of the tensors; lengths and start may be null. All
-// return 0, or 1 when memory ran out.
+// Arguments are those of pc_ewa/ops/reference.py with the sizes of the tensors. lengths and start may be null. All
+// functions return 0, or 1 if memory ran out.
 #include "nearest.h"
 #include "patch.h"
 #include "sample.h"
@@ -32,9 +32,10 @@ int ball_query(const T* queries, const T* points, int64_t batch, int64_t number,
                                 });
 }
 
-// One way; the caller has zeroed distances and indices, for the rows beyond x_lengths.
+// From x to y only. The caller has set distances and indices to 0, which they stay for rows beyond x_lengths.
 int nearest(const T* x, const T* y, int64_t batch, int64_t x_count, int64_t y_count, const int64_t* x_lengths,
             const int64_t* y_lengths, T* distances, int64_t* indices, Parallel parallel, int64_t threads) {
+    // From 256 points of y on, sorting them into blocks costs less than the distances that it saves.
     if (y_count >= 256) {
         return for_queries<Found>(y, batch, y_count, x_count, y_lengths, true, {parallel, threads},
                                   [&](const Blocks& cloud, Found& found, int64_t q) {
@@ -42,7 +43,7 @@ int nearest(const T* x, const T* y, int64_t batch, int64_t x_count, int64_t y_co
                                       nearest_one(cloud, x + 3 * q, found, distances + q, indices + q);
                                   });
     }
-    const int64_t together = 16;  // small clouds for which a thread reuses its memory
+    const int64_t together = 16;  // number of small clouds for which a thread reuses its memory
     return !Team{parallel, threads}.run((batch + together - 1) / together, [&](int64_t task) {
         Blocks queries;
         for (int64_t b = task * together; b < batch && b < (task + 1) * together; b++) {
@@ -53,10 +54,11 @@ int nearest(const T* x, const T* y, int64_t batch, int64_t x_count, int64_t y_co
     });
 }
 
-// The caller has zeroed the gradients of x and y.
+// The caller has set the gradients of x and y to 0.
 int nearest_backward(const T* grad_to_y, const T* grad_to_x, const T* x, const T* y, const int64_t* x_index,
                      const int64_t* y_index, int64_t batch, int64_t x_count, int64_t y_count, T* grad_x, T* grad_y,
                      Parallel parallel, int64_t threads) {
+    // A cloud is never split over threads: they would add to the same gradients, and the order of sums would vary.
     const int64_t together = 1 + 4096 / (x_count + y_count);
     return !Team{parallel, threads}.run((batch + together - 1) / together, [&](int64_t task) {
         for (int64_t b = task * together; b < batch && b < (task + 1) * together; b++) {

@@ -2,11 +2,13 @@
 #pragma once
 #include "search.h"
 
+// The state of a worker that needs none.
 struct Nothing {
     explicit Nothing(const Blocks&) {}
 };
 
-// The best of each lane so far; ties go to the lowest index.
+// The nearest point of each lane so far. Ties go to the lowest index, because blocks are not in the order of the
+// caller.
 struct Best {
     Vec distance = fill(INF);
     Mask index = Mask{} + NO_INDEX;
@@ -30,7 +32,7 @@ static void nearest_one(const Blocks& cloud, const T* query, Found& found, T* di
             best.add(cloud.distance(i, q), load(cloud.index.data() + i));
         }
     };
-    // First the closest block: most others are then too far.
+    // Look into the closest block first. Most others are then farther than the nearest point in it.
     const T closest = lowest_of(low);
     int64_t first = 0;
     while (bound[first] != closest) first++;
@@ -38,6 +40,7 @@ static void nearest_one(const Blocks& cloud, const T* query, Found& found, T* di
     cloud.within(bound, -1, lowest_of(best.distance), [&](int64_t b) {
         if (b != first) look(b);
     });
+    // The lowest index among all lanes at the smallest distance.
     *distance = lowest_of(best.distance);
     Int lowest = NO_INDEX;
     for (int64_t l = 0; l < WIDTH; l++) {
@@ -46,7 +49,8 @@ static void nearest_one(const Blocks& cloud, const T* query, Found& found, T* di
     *index = lowest;
 }
 
-// Small clouds: a vector of queries against each point in turn.
+// For small clouds: compare a vector of queries with each point in turn. Points come in the order of their indices, so
+// `<` gives ties to the lowest.
 static void nearest_all(const Blocks& queries, const T* points, int64_t count, T* distance, int64_t* index) {
     for (int64_t i = 0; i < queries.count; i += WIDTH) {
         Vec low = fill(INF);
@@ -65,7 +69,7 @@ static void nearest_all(const Blocks& queries, const T* points, int64_t count, T
     }
 }
 
-// grad is of the squared distances of x to the y at the indices; adds to the gradients of both.
+// Add the gradients of the squared distances from x to the y at the indices, times `grad`, to the gradients of x and y.
 static void pull(const T* x, const T* y, const T* grad, const int64_t* index, int64_t count, T* grad_x, T* grad_y) {
     for (int64_t i = 0; i < count; i++) {
         for (int a = 0; a < 3; a++) {

@@ -1,4 +1,4 @@
-// Layers of the patch encoder that read and write memory more than they compute, in fewer passes over it.
+// Layers of the patch encoder that are limited by memory bandwidth, in fewer passes over memory than plain torch.
 #pragma once
 #include <cmath>
 #include <vector>
@@ -12,11 +12,12 @@ struct Rows {
     const T* shift;
     int64_t patches, size, channels;
 
-    // About 128 rows at a time, which stay in a core's cache. It depends on no number of threads, so neither do sums.
+    // Patches per block: about 128 rows, which stay in the cache of a core. It does not depend on the number of
+    // threads, so that sums over blocks do not either.
     int64_t together() const { return size < 128 ? 128 / size : 1; }
     int64_t blocks() const { return (patches + together() - 1) / together(); }
 
-    // Call visit(row, shift of its patch) for the rows of a block; returns their number.
+    // Call visit(row, its patch, shift of the patch) for the rows of a block. Returns the number of rows.
     template <class Visit>
     int64_t each(int64_t block, const T* zeros, const Visit& visit) const {
         const int64_t first = block * together(), after = first + together() < patches ? first + together() : patches;
@@ -28,7 +29,12 @@ struct Rows {
     }
 };
 
-// Mean and variance of each channel over all rows. `parts` (blocks, 2, channels): of each block, added up in order.
+// Compute the mean and the biased variance of each channel over all rows. `parts` (blocks, 2, channels) gets the mean
+// and the sum of squared deviations of each block. They are combined in the order of blocks, whichever thread made
+// them.
+//
+// Two passes over each block, deviations from its mean: E[x²] - E[x]² would cancel for means far from 0. The second
+// pass reads the block from the cache.
 static inline bool statistics(const Rows& rows, const T* zeros, T* parts, T* mean, T* variance, const Team& team) {
     const int64_t channels = rows.channels, blocks = rows.blocks();
     const bool done = team.run(blocks, [&](int64_t block) {
@@ -49,6 +55,8 @@ static inline bool statistics(const Rows& rows, const T* zeros, T* parts, T* mea
         });
     });
     if (!done) return false;
+    // Combine the blocks (Chan et al.): squared deviations from the total mean are those from the mean of the block,
+    // plus number of rows times the squared difference of the means.
     std::vector<double> sum(channels), spread(channels);
     const double total = static_cast<double>(rows.patches * rows.size);
     const auto weigh = [&](int64_t block) {
@@ -104,7 +112,7 @@ static inline bool normalize(const Rows& rows, const T* zeros, const Affine& aff
     });
 }
 
-// Gradients of relu(norm(x + shift)); grad_shift may be null. `parts` as for the statistics.
+// Compute the gradients of relu(norm(x + shift)). grad_shift may be null. `parts` is memory as for `statistics`.
 static inline bool normalize_backward(const Rows& rows, const T* zeros, const Affine& affine, const T* __restrict__ mean,
                                       const T* grad, T* parts, T* grad_x, T* grad_shift, T* grad_weight, T* grad_bias,
                                       const Team& team) {
@@ -112,6 +120,8 @@ static inline bool normalize_backward(const Rows& rows, const T* zeros, const Af
     const T* __restrict__ scale = affine.scale.data();
     const T* __restrict__ offset = affine.offset.data();
     const T* __restrict__ inverse = affine.inverse.data();
+    // First pass: per channel the sum of the gradients that pass the ReLU, and of their products with the deviation.
+    // The output of the forward is computed again from x, which is cheaper than reading it from memory.
     bool done = team.run(blocks, [&](int64_t block) {
         T* __restrict__ plain = parts + 2 * block * channels;
         T* __restrict__ product = plain + channels;
@@ -136,7 +146,8 @@ static inline bool normalize_backward(const Rows& rows, const T* zeros, const Af
             products[c] += static_cast<double>(plain[channels + c]);
         }
     }
-    // grad_x = scale * (passed - mean of passed - normalised * mean of passed * normalised)
+    // Second pass, the gradient of batch norm:
+    // grad_x = scale * (passed - mean of passed - normalised * mean of (passed * normalised))
     const double total = static_cast<double>(rows.patches * rows.size);
     std::vector<T> constant(channels), slope(channels);
     for (int64_t c = 0; c < channels; c++) {
@@ -173,7 +184,8 @@ static inline bool normalize_backward(const Rows& rows, const T* zeros, const Af
     });
 }
 
-// The largest value of each channel over the rows of each patch, and which row has it: the first, or the first NaN.
+// Find the largest value of each channel over the rows of each patch, and its row: the first of equal ones, or the
+// first NaN, as torch does. Selections instead of branches, so that the loops over channels are vectorised.
 static inline bool largest(const Rows& rows, T* values, Int* winners, const Team& team) {
     const int64_t channels = rows.channels;
     return team.run(rows.blocks(), [&](int64_t block) {

@@ -6,7 +6,7 @@
 #include "blocks.h"
 #include "team.h"
 
-// The points that a query has found so far, and room for the lower bounds of the blocks.
+// The points that a query has found so far, and memory for the lower bounds of the blocks. A thread reuses it.
 struct Found {
     std::vector<T> distance, bound;
     std::vector<Int> index, rank;
@@ -18,7 +18,7 @@ struct Found {
           index(distance.size()),
           rank(distance.size()) {}
 
-    // Add those points of a block that are at most this far away.
+    // Add the points of a block at distances up to `limit`.
     void add(const Blocks& cloud, int64_t block, const Vec (&q)[3], T limit) {
         for (int64_t i = block * BLOCK; i < (block + 1) * BLOCK; i += WIDTH) {
             const Vec d = cloud.distance(i, q);
@@ -29,14 +29,15 @@ struct Found {
         }
     }
 
-    // Add the distances alone of all points of a block; NaN for padding.
+    // Add the distances of all points of a block, without indices. They are NaN for padding.
     void add_distances(const Blocks& cloud, int64_t block, const Vec (&q)[3]) {
         for (int64_t i = block * BLOCK; i < (block + 1) * BLOCK; i += WIDTH, count += WIDTH) {
             store(distance.data() + count, cloud.distance(i, q));
         }
     }
 
-    // A distance that at least k of those found do not exceed, and not many more as a rule.
+    // Return a distance that at least k of the points found do not exceed, and usually not many more. A bisection,
+    // which is exact in the sense that `high` always has at least k points below it, wherever it stops.
     T enough(int64_t k) {
         pad();
         Vec most{};
@@ -45,6 +46,7 @@ struct Found {
         for (int step = 0; step < 16; step++) {
             const T limit = low + (high - low) / 2;
             Mask inside{};
+            // True is -1 in every lane, so subtracting counts.
             for (int64_t i = 0; i < count; i += WIDTH) inside -= load(distance.data() + i) <= limit;
             int64_t within = 0;
             for (int64_t l = 0; l < WIDTH; l++) within += inside[l];
@@ -54,6 +56,7 @@ struct Found {
         return high;
     }
 
+    // Drop the points beyond `limit`. Every point is written, and only the count depends on it: no branch to predict.
     void keep(T limit) {
         int64_t kept = 0;
         for (int64_t i = 0; i < count; i++) {
@@ -64,7 +67,7 @@ struct Found {
         count = kept;
     }
 
-    // Write the k nearest, nearest first, ties by index. Needs k <= count.
+    // Write the k nearest points, nearest first, ties by index. It needs k <= count.
     void sorted(int64_t k, T* distances, int64_t* indices) {
         if (count > 2 * k + 32) keep(enough(k));
         if (count <= 256) return by_rank(k, distances, indices);
@@ -78,7 +81,8 @@ struct Found {
     }
 
   private:
-    // The place of a point is the number of those before it: no branches to guess, quicker than sorting a few.
+    // The position of a point is the number of points before it. Without branches to predict, this is faster than a
+    // sort of up to 256 points.
     void by_rank(int64_t k, T* distances, int64_t* indices) {
         pad();
         for (int64_t j = 0; j < count; j += WIDTH) {
@@ -104,7 +108,8 @@ static void nearest_k(const Blocks& cloud, const T* query, int64_t k, Found& fou
     const Vec q[3] = {fill(query[0]), fill(query[1]), fill(query[2])};
     T* bound = found.bound.data();
     cloud.all_bounds(q, bound);
-    // The k-th distance in the closest blocks limits how far all others need to be looked for.
+    // Take the closest blocks until they have k points. The k-th distance among these points is an upper bound of the
+    // k-th distance in the cloud. In the second pass only blocks within that limit are searched.
     found.count = 0;
     T done = -1;
     for (int64_t points = 0; points < k;) {
@@ -126,7 +131,8 @@ static void nearest_k(const Blocks& cloud, const T* query, int64_t k, Found& fou
     found.sorted(k, distances, indices);
 }
 
-// Points in their own order; fills up with the first.
+// The points are in the order of the caller, so the first k found have the lowest indices. The rest is filled with the
+// first.
 static void in_ball(const Blocks& cloud, const T* query, T squared_radius, int64_t k, int64_t* indices) {
     const Vec q[3] = {fill(query[0]), fill(query[1]), fill(query[2])};
     int64_t count = 0;
@@ -138,7 +144,7 @@ static void in_ball(const Blocks& cloud, const T* query, T squared_radius, int64
     std::fill(indices + count, indices + k, count ? indices[0] : 0);
 }
 
-constexpr int64_t CHUNK = 128;  // queries that a thread takes at a time
+constexpr int64_t CHUNK = 128;  // number of queries that a thread takes at a time
 
 // Call answer(cloud, worker state, query number) for each query of each cloud.
 template <class State, class Answer>

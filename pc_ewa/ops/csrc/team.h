@@ -1,17 +1,17 @@
-// Threads: those of the OpenMP runtime that torch has loaded. A pool of our own would fight with it for the cores.
+// Threads of the OpenMP runtime that torch has loaded. A second thread pool would compete with it for the cores.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <new>
 
-// GOMP_parallel, which GNU's, LLVM's and Intel's runtimes all have: what `#pragma omp parallel` compiles to.
+// GOMP_parallel, the function that `#pragma omp parallel` compiles to. GNU's, LLVM's and Intel's runtimes have it.
 typedef void (*Parallel)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 
 struct Team {
     Parallel parallel;
     int64_t threads;
 
-    // Call work(0) ... work(tasks - 1), each once, by whoever is free. False if memory ran out.
+    // Call work(0) ... work(tasks - 1), each once, on the next free thread. Returns false if memory ran out.
     template <class Work>
     bool run(int64_t tasks, const Work& work) const {
         struct Job {
@@ -22,6 +22,7 @@ struct Team {
             Job(const Work& w, int64_t t) : work(w), tasks(t) {}
             static void body(void* data) {
                 Job& job = *static_cast<Job*>(data);
+                // Caught here, because an exception must not leave a function that a C runtime has called.
                 try {
                     for (int64_t task; (task = job.next++) < job.tasks;) job.work(task);
                 } catch (const std::bad_alloc&) {

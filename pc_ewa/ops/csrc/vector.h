@@ -1,4 +1,4 @@
-// Vectors in the compilers' own extension, as wide as a register: AVX-512, AVX2, SSE or NEON, whatever -march allows.
+// Vectors in an extension of GCC and Clang, as wide as a register: AVX-512, AVX2, SSE or NEON, as -march allows.
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -7,10 +7,11 @@
 #include <immintrin.h>
 #endif
 
-// Nothing here passes a vector to another file, so how wide ones are passed does not matter.
+// The calling convention for wide vectors depends on -march. No vector is passed to another file, so it does not
+// matter.
 #pragma GCC diagnostic ignored "-Wpsabi"
 
-// The type of a coordinate, float or double, and an integer as wide: an index, a lane of a comparison's result.
+// The type of a coordinate, float or double, and an integer of the same width for indices and results of comparisons.
 typedef SCALAR T;
 template <class S>
 struct AsWide {
@@ -22,7 +23,7 @@ struct AsWide<double> {
 };
 typedef AsWide<T>::type Int;
 
-// Wider than the registers they would be taken apart into single lanes.
+// Compilers split vectors that are wider than a register into single lanes.
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
 constexpr int REGISTER = 64;
 #elif defined(__AVX2__)
@@ -49,17 +50,17 @@ static inline Mask load(const Int* p) {
 static inline void store(T* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 static inline void store(Int* p, Mask v) { std::memcpy(p, &v, sizeof v); }
 static inline Vec fill(T value) { return value - Vec{}; }
-// Of a NaN and a number these give the second argument.
+// If one argument is NaN, these return the second argument, because the comparison is false.
 static inline Vec smaller(Vec a, Vec b) { return a < b ? a : b; }
 static inline Vec larger(Vec a, Vec b) { return a > b ? a : b; }
 
-// The squared distance, added in the order of the reference: its rounding is part of the definition.
+// The squared distance, added in the order of the reference. Another order would round differently, and select others.
 template <class V>
 static inline V squared(V dx, V dy, V dz) {
     return (dx * dx + dy * dy) + dz * dz;
 }
 
-// One bit per lane that is true.
+// Return a bit for each lane that is true.
 static inline uint32_t bits(Mask m) {
     constexpr bool single = sizeof(T) == 4;
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
@@ -76,13 +77,13 @@ static inline uint32_t bits(Mask m) {
 #endif
 }
 
-// Call visit(lane) for each bit.
+// Call visit(lane) for each bit. `set & (set - 1)` clears the lowest bit.
 template <class Visit>
 static inline void each(uint32_t set, const Visit& visit) {
     for (; set; set &= set - 1) visit(__builtin_ctz(set));
 }
 
-// Write the lanes whose bit is set one after the other; the rest of a whole vector after them may be overwritten.
+// Write the lanes whose bit is set, one after the other. Memory up to the length of a vector may be overwritten.
 template <class S, class V>
 static inline void pack(S* out, V v, uint32_t set) {
 #if defined(__AVX512F__) && defined(__AVX512DQ__)
@@ -94,7 +95,7 @@ static inline void pack(S* out, V v, uint32_t set) {
 #endif
 }
 
-// The largest (or smallest) of all lanes, halving them until one is left.
+// Return the largest (or smallest) of all lanes, by halving them until one is left.
 template <int LANES, class V, class Pick>
 static inline T across(V v, Pick pick) {
     if constexpr (LANES == 1) {
