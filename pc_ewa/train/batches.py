@@ -119,7 +119,7 @@ def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Gene
 @lru_cache(maxsize=2)
 def _epoch_order(count: int, seed: int, device: torch.device) -> Tensor:
     """Return the permutation of an epoch on the device of the clouds."""
-    # Drawn on the CPU: the generators of CPU and GPU give other numbers for the same seed. Cached, because every step of
-    # the epoch slices it; two entries, because SWA draws from a second stream in between.
+    # Drawn on the CPU: the generators of CPU and GPU give other numbers for the same seed. Cached, because every step
+    # of the epoch slices it; two entries, because SWA draws from a second stream in between.
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order.to(device, non_blocking=True)

@@ -115,8 +115,8 @@ def join_world(device: str = "auto") -> Iterator[World]:
 def _join(world: World) -> None:
     """Initialise the process group, with keys in torchrun's store that no earlier attempt has written.
 
-    torchrun keeps one store over all its restarts, with the addresses of dead processes in it. Restarted processes could
-    then wait for them, or be refused. A prefix with the number of the attempt avoids that race.
+    torchrun keeps one store over all its restarts, with the addresses of dead processes in it. Restarted processes
+    could then wait for them, or be refused. A prefix with the number of the attempt avoids that race.
     """
     options: dict[str, Any] = {}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -136,8 +136,8 @@ def others_wait(world: World) -> Iterator[None]:
     """
     yield
     if world.size > 1:
-        # A timeout belongs to a group, so the long one needs a separate group. gloo, because an NCCL barrier spins on the
-        # GPU, which the working process may be using.
+        # A timeout belongs to a group, so the long one needs a separate group. gloo, because an NCCL barrier spins on
+        # the GPU, which the working process may be using.
         patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
         dist.barrier(patient)
         dist.destroy_process_group(patient)
@@ -221,7 +221,7 @@ def gradients_wait(parallel: nn.Module, last: bool) -> AbstractContextManager[No
 
 
 def sync_batchnorm_statistics(model: nn.Module) -> None:
-    """Average the running statistics of BatchNorm over the processes. Each process saw a different share of the batches.
+    """Average the running statistics of BatchNorm over the processes. Each of them saw another share of the batches.
 
     Statistics of frozen layers are not averaged: the rounded mean of equal numbers is not always that number.
     """
@@ -259,8 +259,8 @@ def mean_of_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
 def check_replicas(model: nn.Module) -> None:
     """Raise TrainingError unless all processes hold the same weights, bit for bit. A sharded model is not checked."""
     if dist.is_initialized() and not is_sharded(model):
-        # Equal weights have equal sums, as every process adds in the same order. One MAX of (sum, -sum) yields the largest
-        # and the smallest sum.
+        # Equal weights have equal sums, as every process adds in the same order. One MAX of (sum, -sum) yields the
+        # largest and the smallest sum.
         total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
         bounds = torch.stack([total, -total])
         dist.all_reduce(bounds, dist.ReduceOp.MAX)

@@ -56,7 +56,8 @@ def show_pretraining(tracker: Tracker, step: int, model: nn.Module, splits: Spli
 def _show_scene(tracker: Tracker, step: int, view: str, **subjects: object) -> None:
     clouds = subjects["clouds"]
     count = len(clouds)  # type: ignore[arg-type]
-    # Datasets are often sorted by class: three positions far apart show three classes. A set, for datasets of one or two.
+    # Datasets are often sorted by class: three positions far apart show three classes. A set, for datasets of one or
+    # two.
     scene = VIEWS[view].make(**subjects, shapes=tuple(sorted({0, count // 3, 2 * count // 3})))
     assert isinstance(scene, Scene)
     shown = [Cloud(panel.points, panel.colours, " ".join(panel.title.split())) for panel in scene.panels]

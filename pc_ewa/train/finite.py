@@ -33,8 +33,8 @@ class GradientGuard:
             self.coordinates = torch.zeros((), dtype=torch.bool, device=device)
             # Number (from 1), loss and norm of the first bad step; zeros while there is none.
             self._first = torch.zeros(3, dtype=torch.float64, device=device)
-            # AdamW(fused=True) reads this attribute, which torch.amp.GradScaler sets otherwise: 1 makes the kernel skip the step
-            # for all parameters, decided on the device.
+            # AdamW(fused=True) reads this attribute, which torch.amp.GradScaler sets otherwise: 1 makes the kernel skip
+            # the step for all parameters, decided on the device.
             self._found_inf = torch.zeros((), device=device)
             optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
 

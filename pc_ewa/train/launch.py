@@ -24,8 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # torchrun forwards the signals it handles to its processes. SIGUSR1 is not among them by default.
         arguments = ["--signals-to-handle", ",".join(number.name for number in STOP_SIGNALS), *arguments]
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # its reports repeat what the processes printed
-    # A separate store for each attempt. The prefix of `distributed._join` does not suffice for several nodes, as they may
-    # count their restarts differently.
+    # A separate store for each attempt. The prefix of `distributed._join` does not suffice for several nodes, as they
+    # may count their restarts differently.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         run.main(arguments)
