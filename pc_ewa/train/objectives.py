@@ -71,8 +71,7 @@ class Objective(ABC):
     def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
         """Measure the model on "train", "val" or "test"."""
 
-    def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:  # noqa: B027  # may be
-    nothing
+    def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:  # noqa: B027  # may be nothing
         """Show outputs of a trained model on the test split in the trackers. For the main process alone."""
 
 

@@ -57,7 +57,7 @@ def run(experiment: Experiment, report: Report | None = None) -> dict[str, Any]:
     with join_world(experiment.device) as world:
         began = time.perf_counter()
         reset_peak_memory(world.device)
-        # The main process digests and cuts data for minutes at times; the others must not take it for dead.
+        # Loading and digesting data may take processes more than the 3 minutes after which a collective fails.
         with others_wait(world):
             setup = build(experiment, world)
         with folder.lock() if world.is_main else nullcontext():

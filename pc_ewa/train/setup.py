@@ -52,7 +52,7 @@ class Setup(NamedTuple):
     notes: tuple[str, ...]
 
     def measured(self, step: int) -> nn.Module:
-        """Return the model to measure and merge after `step` optimizer steps: the averaged one once averaging started."""
+        """Return the model to measure and merge after `step` optimizer steps: the averaged one once averaging began."""
         model = self.weight_average.measured(step) if self.weight_average else self.model
         # Processes evaluate different samples, or one of them evaluates alone. A sharded model would need all processes
         # in every forward pass, so each gets a whole copy.

@@ -105,7 +105,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
 
 
 def _sharded_like(own: Any, value: Any) -> Any:
-    """Return this process's shard of a whole tensor, split as `own` is. A value that does not fit is returned as it is."""
+    """Return this process's shard of a whole tensor, split as `own` is. Other values are returned as they are."""
     if not hasattr(own, "placements") or not isinstance(value, Tensor) or value.shape != own.shape:
         return value
     from torch.distributed.tensor import DTensor, Replicate

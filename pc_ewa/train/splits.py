@@ -13,7 +13,7 @@ from pc_ewa.errors import ConfigError, DataError
 
 
 class Splits(NamedTuple):
-    """The three splits of a dataset. `val` is None without validation; `val_is_cut` is True if it was cut from train."""
+    """The three splits of a dataset. `val` is None without validation. `val_is_cut`: it was cut from train."""
 
     train: Clouds
     val: Clouds | None

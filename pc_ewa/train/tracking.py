@@ -63,7 +63,7 @@ class Tracker:
         return bool(self._backends)
 
     def line(self, text: str) -> None:
-        """Print a line above the progress bar and add it to log.txt. Control characters, as in file names, are escaped."""
+        """Print a line above the progress bar and add it to log.txt. Control characters in it are escaped."""
         if self.active:
             text = "\n".join(printable(line, None) for line in text.split("\n"))
             _print(text)

@@ -166,7 +166,8 @@ def _frozen_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Protect batch norms in evaluation mode, such as a frozen tokenizer's, from `update_bn`, which resets them all."""
     frozen = [m for m in model.modules() if isinstance(m, _BatchNorm) and not m.training and m.track_running_stats]
     for module in frozen:
-        # In evaluation mode the flag has no effect on the forward pass; update_bn() skips norms without it.
+        # In evaluation mode the flag has no effect on the forward pass, and reset_running_stats() does nothing without
+        # it.
         module.track_running_stats = False
     try:
         yield
