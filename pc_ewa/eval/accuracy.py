@@ -110,7 +110,7 @@ class Accuracy:
         return tuple(sorted(pairs, key=lambda pair: -pair.samples))
 
     def metrics(self) -> dict[str, float]:
-        """Return accuracy, mean_class_accuracy, correct and standard_error by name, and loss and votes if there are any."""
+        """Return accuracy, mean_class_accuracy, correct, standard_error by name; loss and votes if there are any."""
         metrics: dict[str, float] = {
             "accuracy": self.overall,
             "mean_class_accuracy": self.mean_class,

@@ -107,7 +107,7 @@ class FewShot:
         return _mean_and_std(known) if len(known) == len(found) else None
 
     def metrics(self) -> dict[str, float]:
-        """Return `accuracy`, and folds, accuracy, std, accuracy_best and std_best of each setting, as 5way_10shot_std."""
+        """Return `accuracy`, and per setting, as 5way_10shot_std, folds, accuracy, std, accuracy_best, std_best."""
         metrics = {"accuracy": self.value}
         for way, shot in self.settings:
             name, last, best = f"{way}way_{shot}shot", self.last(way, shot), self.best(way, shot)
