@@ -17,6 +17,6 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def filled(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Leave out the columns that are empty in every row but the header."""
+    """Drop the columns that are empty in every row but the header."""
     kept = [index for index, column in enumerate(zip(*rows, strict=True)) if any(column[1:])]
     return [[row[index] for index in kept] for row in rows]
