@@ -17,8 +17,8 @@ def interval_over_both(
     """Compute a 95 % percentile interval of a difference of accuracies, over seeds and test samples.
 
     Every draw resamples S seeds and M samples with replacement, and takes the mean over all their pairs. The interval
-    is conservative where both vary (Owen, "The pigeonhole bootstrap", 2007). The variance of the seeds alone is
-    underestimated by (S - 1)/S. The t interval over seeds does not have that bias: read both.
+    is conservative where both vary (Owen, "The pigeonhole bootstrap", 2007). The variance of the
+    seeds alone enters with a factor (S - 1)/S, which is too small. The t interval over seeds does not have that bias.
 
     Args:
         right: (S, M), True where the model of a seed classifies a sample correctly.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    r"""Write the lines of a table, aligned, so that it reads well as text too; the first row is the header.
+    r"""Return the lines of a Markdown table, aligned for reading as text. The first row is the header.
 
     Example:
         >>> table([["name", "x"], ["a|b", "1"]])

@@ -204,7 +204,7 @@ def _check_experiments(plan: Plan) -> None:
 
 
 def _check_sweep_key(plan: Plan, variant: str, key: str) -> None:
-    """Check that the key of the sweep is a number in the variant's config. A sweep must not switch on a null section."""
+    """Check that the sweep's key is a number in the variant's config. A sweep must not switch on a null section."""
     found: object = plan.resolve(plan.run(variant, None, plan.seeds[0])).model_dump(mode="json")
     for step in key.split("."):
         found = found.get(step) if isinstance(found, dict) else None
