@@ -63,7 +63,7 @@ class Plan:
         comparison: content of the config file.
         command: the command that repeats the comparison.
 
-        Example:
+    Example:
             >>> plan = load_plan("compare/furniture")
             >>> plan.run("dense", 0.001, seed=1).folder.as_posix()
             'runs/compare/furniture/dense/lr_0.001/seed_1'
@@ -151,7 +151,7 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
     Raises:
         ConfigError: a wrong key or value, in the file or in the changes of a variant.
 
-        Example:
+    Example:
             >>> load_plan("compare/furniture", ["seeds=[0,1]"]).seeds
             [0, 1]
     """

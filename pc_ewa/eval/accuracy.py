@@ -48,7 +48,7 @@ class Accuracy:
     Raises:
         ValueError: another number of names than of classes.
 
-        Example:
+    Example:
             >>> accuracy = Accuracy(torch.tensor([[3, 1], [0, 4]]), ("chair", "table"))
             >>> accuracy.describe()
             'accuracy 87.50% (7/8)'

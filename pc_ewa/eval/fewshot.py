@@ -24,7 +24,7 @@ class Fold:
     Raises:
         ValueError: an accuracy outside of 0 to 1.
 
-        Example:
+    Example:
             >>> Fold(way=5, shot=10, fold=0, accuracy_last=0.95).way
             5
     """
@@ -65,7 +65,7 @@ class FewShot:
     Raises:
         ValueError: no folds, or one of them twice.
 
-        Example:
+    Example:
             >>> FewShot([Fold(5, 10, 0, 0.90), Fold(5, 10, 1, 0.94)]).describe()
             'few-shot accuracy 5-way 10-shot 92.00% ± 2.83%'
     """

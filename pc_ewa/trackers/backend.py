@@ -20,7 +20,7 @@ class TrackedRun(NamedTuple):
         config: the resolved config, in plain types.
         resumed_step: optimizer steps done before. Records of later steps, left by an interrupted run, are invalid.
 
-        Example:
+    Example:
             >>> TrackedRun(Path("runs/quickstart"), identity=lambda: "1a2b3c4d", config={}).resumed_step
             0
     """
@@ -39,7 +39,7 @@ class Cloud(NamedTuple):
         colours: (N, 3), red, green and blue from 0 to 1.
         title: a caption.
 
-        Example:
+    Example:
             >>> Cloud(np.zeros((8, 3)), np.ones((8, 3)), "chair").points.shape
             (8, 3)
     """
@@ -61,7 +61,7 @@ class Backend(ABC):
         title: its name in messages.
         by_default: True for a tracker that is used without its section in the config, too.
 
-        Example:
+    Example:
             >>> from pc_ewa.trackers import TRACKERS
             >>> [TRACKERS["wandb"].title, TRACKERS["wandb"].by_default]
             ['Weights & Biases', True]
