@@ -13,8 +13,7 @@ CONFIDENCE = 1 - LEVEL
 
 
 class Difference(NamedTuple):
-    """The mean of the paired differences over `seeds` pairs, with the results of a t test with n - 1 degrees of
-    freedom.
+    """The mean of the paired differences over `seeds` pairs, with a t test of n - 1 degrees of freedom.
 
     `low` and `high` are its 95 % interval. `std` is the standard deviation of the differences. `p` is the p value of
     the two-sided t test. `margin` is the end of the 90 % interval farther from 0: by two one-sided tests of 5 % (TOST)

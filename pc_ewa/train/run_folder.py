@@ -92,8 +92,9 @@ class RunFolder:
         return self.config_path.is_file()
 
     def config(self) -> dict[str, Any]:
-        """Read the resolved config of the run, as plain values. If the file is damaged, read it from the newest
-        checkpoint.
+        """Read the resolved config of the run, as plain values.
+
+        A damaged file is replaced by the config in the newest checkpoint.
 
         Raises:
             ConfigError: an absent or damaged file, and no checkpoint.
