@@ -25,7 +25,7 @@ SIZE |= {"image_size": 8, "patch_size": 2, "num_channels": 1, "num_labels": 10, 
 
 
 def train(data: Part, experts: Arguments, averaging: Arguments, lr: float, seed: int, epochs: int) -> nn.Module:
-    """The whole recipe; all that EWA adds to it are the three calls of pc_ewa. Returns the merged model."""
+    """Train one model and return it merged. EWA adds only the three calls of pc_ewa."""
     images, labels = data
     torch.manual_seed(seed)
     model, steps = ViTForImageClassification(ViTConfig(**SIZE)), epochs * 9

@@ -28,7 +28,7 @@ def digits() -> dict[str, Part]:
 
 
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of the images that the model gets right."""
+    """Return the share of images that the model classifies correctly."""
     return (model(pixel_values=images).logits.argmax(1) == labels).double().mean().item()
 
 

@@ -123,7 +123,7 @@ class Runs:
         self.known = {(r["settings"], r["lr"], r["seed"]): r for r in map(json.loads, lines)}
 
     def get(self, name: str, lr: float, seed: int) -> dict[str, Any]:
-        """A run, made now if it is not known."""
+        """Return a run. It is trained now if the file lacks it."""
         about = {key: value for key, value in ARMS[name].items() if key not in ("title", "against")}
         text = json.dumps([about, SIZE, BATCH, LAYERS, self.images, self.epochs], sort_keys=True)
         key = (hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), lr, seed)
@@ -143,7 +143,7 @@ class Runs:
         return self.known[key]
 
     def sweep(self, name: str, seeds: int) -> dict[float, dict[str, float]]:
-        """Validation scores by learning rate and seed; also beyond the ends, while the best lies there."""
+        """Return validation scores by learning rate and seed, also beyond the ends while the best lies there."""
         scores = {lr: {str(s): self.get(name, lr, s)["val"] for s in range(seeds)} for lr in RATES}
         for _ in range(EXTEND):
             if not (side := edge(choose_value(scores, [*scores[RATES[0]]], True), scores)):

@@ -1,4 +1,4 @@
-"""What experts weights averaging does, in numbers: five statements, each measured beside its prediction, with a figure.
+"""Five statements on experts weights averaging, each measured beside its prediction, with a figure.
 
 The model is the small ViT of any_vit.py on scikit-learn's digits. docs/theory.md explains the figures. Exits with 1 if
 an exact statement does not hold.
@@ -49,7 +49,7 @@ class Line(NamedTuple):
     exact: bool = False
 
     def holds(self) -> bool:
-        """Whether an exact statement is met; nothing else can fail."""
+        """Return False for an exact statement that is violated. No other statement can fail."""
         return not self.exact or abs(self.measured - (self.predicted or 0)) <= EXACT
 
 
@@ -119,7 +119,7 @@ def mean_is_kept(path: Path) -> list[Line]:
 
 
 def deviations_shrink(path: Path) -> list[Line]:
-    """The ratio of deviations after and before, for several β and N, one and four steps at once."""
+    """Measure the ratio of deviations after and before, for several β and N, one and four steps at once."""
     panels = plt.subplots(1, 2, figsize=(9.5, 3.8), sharey=True)[1]
     lines = []
     for axis, every in zip(panels, (1, 4), strict=True):
@@ -141,7 +141,7 @@ def deviations_shrink(path: Path) -> list[Line]:
 
 
 def dense_identity(data: Data, steps: int, path: Path) -> list[Line]:
-    """Dense SGD beside experts with β = (N-1)/N and N times the learning rate, same batches, in double precision."""
+    """Compare dense SGD with experts at β = (N-1)/N and N times the learning rate, on the same batches in float64."""
     left, right = plt.subplots(1, 2, figsize=(9.5, 3.8))[1]
     lines = []
     for color, momentum in enumerate((0.0, 0.9)):
@@ -233,7 +233,7 @@ def merged_losses(curves: dict[str, Curves], path: Path) -> list[Line]:
 
 
 def save(path: Path) -> None:
-    """Legends, and the figure into its file."""
+    """Add legends and write the figure to its file."""
     for axis in plt.gcf().axes:
         axis.legend(fontsize=8)
     plt.subplots_adjust(left=0.08, right=0.985, bottom=0.13, top=0.92)

@@ -1,4 +1,4 @@
-"""What theory.py measures with: the small ViT of any_vit.py, its training, and the arithmetic on its experts."""
+"""Tools of theory.py: the small ViT of any_vit.py, its training, and the arithmetic on its experts."""
 
 import copy
 from collections.abc import Iterator
@@ -73,27 +73,27 @@ def train(
 
 
 def build(seed: int, experts: int = 0, init: Init = "copy", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """The ViT of any_vit.py, with experts in every second FFN if asked for."""
+    """Build the ViT of any_vit.py, with experts in every second FFN if `experts` is above 0."""
     torch.manual_seed(seed)
     model = ViTForImageClassification(ViTConfig(**SIZE)).to(dtype).train()
     return pc_ewa.upcycle(model, experts, "every-2", init) if experts else model
 
 
 def stacks(model: nn.Module) -> Iterator[Tensor]:
-    """The stacked parameters (N, ...) of all mixtures."""
+    """Yield the stacked parameters (N, ...) of all mixtures."""
     for layer in expert_layers(model).values():
         yield from layer.parameters()
 
 
 @torch.no_grad()
 def flat(model: nn.Module) -> Tensor:
-    """All weights of each expert as one vector, (N, weights); a copy."""
+    """Return a copy of all weights of each expert as one vector, (N, weights)."""
     found = [stack.flatten(1) for stack in stacks(model)]
     return torch.cat(found, 1) if found else torch.empty(0)
 
 
 def deviation(experts: Tensor) -> float:
-    """Norm of the deviations from the mean."""
+    """Compute the norm of the deviations from the mean."""
     return (experts - experts.mean(0)).norm().item()
 
 
@@ -108,7 +108,7 @@ def shrinkage(layer: ExpertFFN, share_rate: float, every: int) -> float:
 
 
 def one_mixture(experts: int) -> ExpertFFN:
-    """Independent experts of one FFN, in double precision."""
+    """Build independent experts of one FFN in float64."""
     return next(iter(expert_layers(build(0, experts, "independent", torch.float64)).values()))
 
 
@@ -129,12 +129,12 @@ def batches(data: Data, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy."""
+    """Compute the cross-entropy."""
     return nn.functional.cross_entropy(model(pixel_values=images).logits, labels)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> float:
-    """One step of the optimizer; returns the loss before it."""
+    """Take one optimizer step. Returns the loss before it."""
     optimizer.zero_grad()
     value = loss(model, images, labels)
     value.backward()
@@ -143,5 +143,5 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, lab
 
 
 def farthest(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Largest difference between two states."""
+    """Return the largest difference between two states."""
     return max((first[key] - second[key]).abs().max().item() for key in first)

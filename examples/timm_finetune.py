@@ -12,7 +12,7 @@ import pc_ewa
 
 
 def train(model: nn.Module, data: Part, epochs: int, lr: float, experts: int) -> nn.Module:
-    """The recipe of timm's train script in short; the lines with pc_ewa are all that EWA adds to it."""
+    """Train by a short form of timm's train script. EWA adds only the lines with pc_ewa."""
     images, labels = data
     batches = max(1, len(labels) // 64)
     if experts > 1:

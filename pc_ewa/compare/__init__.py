@@ -1,4 +1,4 @@
-"""Comparisons: variants of one experiment, each with the same seeds and the same small sweep, and what came out."""
+"""Comparisons of variants of one experiment, each with the same seeds and the same sweep."""
 
 from pc_ewa.compare.plan import Plan, load_plan
 from pc_ewa.compare.preflight import check_runs

@@ -1,4 +1,4 @@
-"""An interval that covers seeds and test samples alike, by drawing both anew."""
+"""A bootstrap interval over seeds and test samples."""
 
 from collections.abc import Iterator
 
@@ -16,18 +16,18 @@ def interval_over_both(
 ) -> tuple[float, float]:
     """Compute a 95 % percentile interval of a difference of accuracies, over seeds and test samples.
 
-    Every draw takes as many seeds and as many samples, both with replacement, and the mean of what they cross in. That
-    is on the safe side where both vary (Owen, "The pigeonhole bootstrap", 2007), but for the seeds alone, which it
-    takes for (S - 1)/S of their variance: read it beside the t interval, which is of the seeds and has no such lack.
+    Every draw resamples S seeds and M samples with replacement, and takes the mean over all their pairs. The interval
+    is conservative where both vary (Owen, "The pigeonhole bootstrap", 2007). The variance of the
+    seeds alone enters with a factor (S - 1)/S, which is too small. The t interval over seeds does not have that bias.
 
     Args:
-        right: (S, M), which of M samples the model of each of S seeds gets right.
-        baseline: the same of what it is compared with.
-        draws: how many.
-        seed: of the draws: the same numbers on any machine.
+        right: (S, M), True where the model of a seed classifies a sample correctly.
+        baseline: the same for the baseline.
+        draws: number of bootstrap draws.
+        seed: seed of the draws. The result is the same on any machine.
 
     Returns:
-        Both ends, as a share: 0.01 is a point.
+        Both ends as shares: 0.01 is one point.
 
     Raises:
         ValueError: other shapes.
@@ -43,10 +43,13 @@ def interval_over_both(
 def _draw(
     change: npt.NDArray[np.float64], draws: int, random: np.random.RandomState
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """Draw means, some at once; sums of whole numbers are exact, in whatever order a machine adds them."""
+    """Yield means of draws, `_AT_ONCE` at a time."""
     seeds, samples = change.shape
     for begin in range(0, draws, _AT_ONCE):
         count = min(_AT_ONCE, draws - begin)
+        # Drawing S seeds with replacement is the same as drawing how often each occurs, by a multinomial. The mean over
+        # pairs is then a product of matrices. All terms are whole numbers, so that their float64 sums are exact in any
+        # order.
         of_seeds = random.multinomial(seeds, np.full(seeds, 1 / seeds), count).astype(np.float64)
         of_samples = random.multinomial(samples, np.full(samples, 1 / samples), count)
         yield (of_seeds @ change * of_samples).sum(1) / (seeds * samples)

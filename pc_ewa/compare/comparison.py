@@ -11,7 +11,7 @@ from pc_ewa.validation import choose, refuse_switch
 
 Number = int | float
 
-# What the command writes into the output folder beside the folders of the variants.
+# The files that the command writes into the output folder, beside the folders of the variants.
 RESULTS, TABLES, SCORES, COSTS = "results.json", "results.md", "results.csv", "costs.json"
 CURVES, POINTS, PICTURE = "curves.json", "curves.csv", "curves.png"
 FILES = (RESULTS, TABLES, SCORES, COSTS, CURVES, POINTS, PICTURE)
@@ -39,10 +39,10 @@ class _Section(BaseModel):
 
 
 class Sweep(_Section):
-    """One key, tried at these values by every variant; validation chooses.
+    """A sweep of one key: every variant tries these values, and validation chooses.
 
-    While the best value of a variant is the lowest or the highest, the next one beyond it is tried, as many times as
-    `extend` says: the step is the ratio of the two values at that end.
+    While the best value of a variant is the lowest or the highest, the next value beyond it is tried, at most `extend`
+    times. The step is the ratio of the two values at that end.
     """
 
     key: str
@@ -64,7 +64,7 @@ class Sweep(_Section):
 
 
 class Variant(_Section):
-    """One side of a comparison: a title for the tables, and changes of the experiment."""
+    """A variant of a comparison: a title for the tables, and changes of the experiment."""
 
     title: str
     """Name in tables and pictures."""
@@ -128,7 +128,7 @@ class Comparison(_Section):
 
     @property
     def baseline_name(self) -> str:
-        """The variant that those without one of their own are compared with."""
+        """The variant that the others are compared with, unless they name another in `against`."""
         return self.baseline or next(iter(self.variants))
 
     @pydantic.model_validator(mode="after")

@@ -25,19 +25,19 @@ from pc_ewa.train.setup import Setup, build
 CLOUDS = 8  # in a batch at inference
 SECONDS, MIN_ROUNDS, MAX_ROUNDS = 60.0, 5, 25  # as many rounds as fit into the time, within these bounds
 
-# Does its work once, as at this part of training (0 to 1), and returns the seconds.
+# Runs once as if at `progress` (0 to 1) of training; returns the duration in seconds.
 Timed = Callable[[float], float]
 
 
 def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]], known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Measure what variants cost at their final setting, or return what was measured for the same ones.
+    """Measure the costs of the variants at their final settings, or return `known` if it is of the same settings.
 
-    Weights are untrained: they cost the same. Nothing learns: the learning rate is 0.
+    The weights are untrained, which changes no cost. The learning rate is 0, so that they stay as they are.
 
     Args:
         plan: the comparison.
-        runs: the runs of each variant; the first of them is the one built.
-        known: what an earlier call returned; empty if there was none.
+        runs: the runs of each variant. The first of them is built.
+        known: the result of an earlier call; empty without one.
 
     Returns:
         "key" and "where" of the measurement, and by variant in "variants": params_training, params_inference, flops
@@ -45,7 +45,7 @@ def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]], known: Mapping[
         (per cloud).
 
     Raises:
-        Error: data or a start that is no longer there.
+        Error: data or initial weights that are missing.
     """
     experiments = {variant: plan.resolve(found[0]) for variant, found in runs.items()}
     with join_world(plan.experiment.device) as world:
@@ -64,8 +64,9 @@ def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]], known: Mapping[
 
 
 def count_flops(model: nn.Module, inputs: Sequence[Tensor]) -> int:
-    """Count the FLOPs of a forward pass: matrix products and convolutions, a multiply-add as two."""
-    # The counter has no formula for the fused attention of CPUs, but for the products that it stands for.
+    """Count the FLOPs of a forward pass: matrix products and convolutions, with two FLOPs for a multiply-add."""
+    # FlopCounterMode has no formula for the fused attention kernel of CPUs. The math backend computes the same
+    # attention by matrix products, which it counts.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs)
     return counter.get_total_flops()
@@ -76,6 +77,7 @@ def _measure(experiments: Mapping[str, Experiment], baseline: str, world: World)
     steps: dict[str, Timed] = {}
     passes: dict[str, Timed] = {}
     for variant, experiment in experiments.items():
+        # With a rate of 0 the optimizer does its full work, and the weights of all rounds are the same.
         setup = build(experiment, world)._replace(learning_rate=lambda step: 0.0)
         model, inputs = at_inference(copy.deepcopy(setup.model).eval()), _inputs(setup, experiment)
         costs[variant] = {
@@ -91,15 +93,17 @@ def _measure(experiments: Mapping[str, Experiment], baseline: str, world: World)
             costs[variant][f"{what}_seconds"] = statistics.median(seconds)
             if what == "step":
                 pairs = zip(seconds, rounds.get(baseline, []), strict=False)
+                # The median of ratios within a round: a disturbance of the machine hits both sides of the ratio.
                 ratios = [own / other for own, other in pairs]
                 costs[variant]["step_ratio"] = statistics.median(ratios) if ratios else None
     return costs
 
 
 def take_turns(sides: Mapping[str, Timed]) -> dict[str, list[float]]:
-    """Time all sides in every round, in an order that rotates: whoever goes later finds warm caches.
+    """Time all sides in every round, in a rotating order.
 
-    The rounds are spread over training, for a rate that rises and averaging in a window to cost what they do in a run.
+    The order rotates because later sides find warm caches. The rounds are spread over training, so that a share rate
+    that rises, or averaging within a window, costs the same as in a run.
     """
     names = list(sides)
     began = time.perf_counter()
@@ -155,7 +159,7 @@ def _seconds(work: Callable[[], object], world: World) -> float:
 
 
 def _key(experiments: Mapping[str, Experiment], baseline: str, where: str) -> str:
-    """Name what is measured; seeds, folders and logging play no part."""
+    """Return a hash of the measured settings, without seed, output and trackers."""
     settings = {
         variant: experiment.model_dump(mode="json", exclude={"seed", "output", *TRACKERS})
         for variant, experiment in experiments.items()

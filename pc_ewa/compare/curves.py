@@ -18,7 +18,7 @@ _SPREAD = re.compile(r"ewa/.*/spread$")
 
 
 class Point(NamedTuple):
-    """Mean and sample standard deviation of a value over `seeds` seeds; `x` in epochs, or steps where these count."""
+    """Mean and sample standard deviation of a value over `seeds` seeds. `x` is in epochs, or in steps."""
 
     step: int
     x: float
@@ -29,10 +29,10 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of a comparison, as JSON, as CSV and as a picture.
+    """The curves of a comparison, for JSON, CSV and a picture.
 
-    `points` holds those of every variant by curve: "val", "spread" (mean over the mixtures), "share_rate"; `titles` the
-    names of the variants in the picture; `unit` is that of x, "epochs" or "steps".
+    `points` contains the points by variant and curve: "val", "spread" (mean over the mixtures), "share_rate". `titles`
+    contains the names of the variants in the picture. `unit` is the unit of x, "epochs" or "steps".
     """
 
     title: str
@@ -42,7 +42,7 @@ class Curves:
     points: Mapping[str, Mapping[str, Sequence[Point]]]
 
     def as_json(self) -> str:
-        """Write all points with the names of their fields."""
+        """Write all points as JSON objects."""
         variants = {
             variant: {curve: [point._asdict() for point in points] for curve, points in by_curve.items()}
             for variant, by_curve in self.points.items()
@@ -50,7 +50,7 @@ class Curves:
         return json.dumps({"x": self.unit, "main_metric": self.metric.key, "variants": variants}, indent=1) + "\n"
 
     def as_csv(self) -> str:
-        """Write a line per point."""
+        """Write a CSV with one line per point."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["variant", "curve", "step", self.unit, "mean", "std", "seeds"])
@@ -136,7 +136,7 @@ def _variant_curves(plan: Plan, runs: Sequence[Run]) -> dict[str, list[Point]]:
 
 
 def _values(line: Mapping[str, Any], metric: Metric) -> dict[str, float]:
-    """Return the value of every curve that a line of a run's metrics holds."""
+    """Return the values of the curves in a line of metrics.jsonl."""
     found = {"val": line.get(f"val_{metric.key}"), "share_rate": line.get("share_rate")}
     spreads = [value for name, value in line.items() if _SPREAD.match(name)]
     found["spread"] = statistics.fmean(spreads) if spreads else None
@@ -144,7 +144,7 @@ def _values(line: Mapping[str, Any], metric: Metric) -> dict[str, float]:
 
 
 def _x_per_step(plan: Plan, run: Run) -> float:
-    """Return the epochs in one optimizer step; 1 where the config counts steps."""
+    """Return the epochs per optimizer step, or 1 if the config counts steps."""
     experiment = plan.resolve(run)
     if experiment.train.steps:
         return 1.0
@@ -153,5 +153,5 @@ def _x_per_step(plan: Plan, run: Run) -> float:
 
 
 def _literal(title: str) -> str:
-    """Return a title as it is to be read: between two $ matplotlib would read a formula."""
+    """Escape the $ in a title, between two of which matplotlib would parse a formula."""
     return title.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Paired differences over seeds with their interval, and what these say in words."""
+"""Paired differences over seeds, their intervals, and verdicts in words."""
 
 import math
 import statistics
@@ -13,11 +13,11 @@ CONFIDENCE = 1 - LEVEL
 
 
 class Difference(NamedTuple):
-    """Mean of the paired differences over `seeds` pairs, and what t with n - 1 degrees of freedom says of it.
+    """The mean of the paired differences over `seeds` pairs, with a t test of n - 1 degrees of freedom.
 
-    `low` and `high` are its 95 % interval, `std` the standard deviation of the pairs, `p` that of the two-sided t test,
-    `margin` the end farther from 0 of the 90 % interval: by two one-sided tests of 5 % (TOST) the true difference is
-    smaller than that, either way. All are None with fewer than two pairs.
+    `low` and `high` are its 95 % interval. `std` is the standard deviation of the differences. `p` is the p value of
+    the two-sided t test. `margin` is the end of the 90 % interval farther from 0: by two one-sided tests of 5 % (TOST)
+    the absolute true difference is smaller. All of these are None with fewer than two pairs.
     """
 
     mean: float
@@ -30,14 +30,14 @@ class Difference(NamedTuple):
 
 
 def difference(scores: Mapping[Any, float], baseline: Mapping[Any, float]) -> Difference | None:
-    """Compute the paired difference over the seeds, or seeds and folds, that both have.
+    """Compute the paired difference over the seeds, or seeds and folds, that both sides have.
 
     Args:
         scores: score by seed.
-        baseline: the same of what it is compared with.
+        baseline: score by seed of the baseline.
 
     Returns:
-        The difference `scores - baseline`; None when they have no seed in common.
+        The difference `scores - baseline`. None without a seed in common.
     """
     seeds = sorted(scores.keys() & baseline.keys())
     if not seeds:
@@ -50,40 +50,42 @@ def difference(scores: Mapping[Any, float], baseline: Mapping[Any, float]) -> Di
     from scipy.stats import ttest_rel  # half a second, for those who compare
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of pairs that are nearly identical, which `verdict` tells
+        warnings.simplefilter("ignore")  # about nearly identical pairs, which `verdict` handles
         test = ttest_rel(mine, theirs)
         low, high = map(float, test.confidence_interval(CONFIDENCE))
+        # Two one-sided tests at 5 % are the same as looking whether the 90 % interval lies within the limits.
         margin = max(map(abs, map(float, test.confidence_interval(2 * CONFIDENCE - 1))))
     p = float(test.pvalue)
-    sound = math.isfinite(p)  # of pairs that are all the same it is not
+    sound = math.isfinite(p)  # NaN if all differences are equal: their deviation is 0
     return Difference(mean, low, high, len(seeds), std, p if sound else None, margin if sound else None)
 
 
 def write_score(value: float, metric: Metric, digits: int | None = None, sign: str = "") -> str:
-    """Write a score without a unit: times 100 where the metric is in percent, else as it is."""
+    """Write a score without a unit, times 100 if the metric is in percent."""
     digits = _least_digits(metric) if digits is None else digits
     return f"{round((100 if metric.percent else 1) * value, digits) + 0.0:{sign}.{digits}f}"  # + 0.0: no -0.0
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Compute the sample standard deviation of two values or more; NaN where one is not finite."""
+    """Compute the sample standard deviation of two values or more, or NaN if one of them is not finite."""
     return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
 
 
 def mean_and_std(values: Sequence[float], metric: Metric) -> str:
-    """Write mean ± sample standard deviation, without a unit; one value has no deviation."""
+    """Write mean ± sample standard deviation without a unit. A single value has no deviation."""
     width = f" ± {write_score(deviation(values), metric)}" if len(values) > 1 else ""
     return f"{write_score(statistics.fmean(values), metric)}{width}"
 
 
 def verdict(found: Difference | None, metric: Metric, p: float | None = None, effect: float | None = None) -> str:
-    """Say what a difference shows: a gain, a loss, the same, or nothing beyond noise; + is better.
+    """Return the verdict on a difference: a gain, a loss, the same, or no difference beyond noise. + is better.
 
     Args:
-        found: the difference.
-        metric: of the scores.
-        p: that of the difference, corrected for all comparisons that it is one of; None is the one of it alone.
-        effect: the smallest one of interest: what is surely smaller is the same; None calls nothing so.
+        found: the difference. None: the two sides have no seed in common.
+        metric: metric of the scores.
+        p: p value, corrected for all comparisons of the family. None: the interval alone decides.
+        effect: smallest difference of interest. A difference that is surely smaller is "the same". None: no
+            difference is called the same.
     """
     if found is None:
         return "no seed in common"
@@ -93,7 +95,7 @@ def verdict(found: Difference | None, metric: Metric, p: float | None = None, ef
         return f"one seed: {write_score(mean, metric, sign='+')}{unit}, no interval"
     if not math.isfinite(mean):
         return "a score is not finite"
-    if high - low <= 1e-9 * max(1.0, abs(mean)):  # equal on all seeds but for rounding; a t interval cannot tell
+    if high - low <= 1e-9 * max(1.0, abs(mean)):  # equal on all seeds but for rounding: the t interval is not defined
         if abs(mean) <= 1e-9:
             return f"no difference: the same score on each of {seeds} seeds"
         return f"{write_score(mean, metric, sign='+')}{unit} on each of {seeds} seeds: no interval"
@@ -112,7 +114,7 @@ def verdict(found: Difference | None, metric: Metric, p: float | None = None, ef
 
 
 def interval(found: Difference | None, metric: Metric) -> str:
-    """Write a difference and its interval in numbers alone; + is better."""
+    """Write a difference and its interval in numbers alone. + is better."""
     if found is None:
         return ""
     mean, low, high = _better_positive(found, metric)[:3]
@@ -123,7 +125,7 @@ def interval(found: Difference | None, metric: Metric) -> str:
 
 
 def _better_positive(found: Difference, metric: Metric) -> Difference:
-    """Turn a difference so that above 0 is better."""
+    """Change the sign of a difference, if lower is better, so that above 0 is better."""
     if metric.higher_is_better:
         return found
     low, high = (None if bound is None else -bound for bound in (found.high, found.low))
@@ -131,7 +133,7 @@ def _better_positive(found: Difference, metric: Metric) -> Difference:
 
 
 def _digits(low: float, high: float, metric: Metric) -> int:
-    """Choose as many digits as show on which side of 0 both bounds are."""
+    """Choose the digits so that rounding does not turn a bound into 0."""
     least = _least_digits(metric)
     for digits in range(least, least + 3):
         if all(bound == 0 or float(write_score(bound, metric, digits)) != 0 for bound in (low, high)):

@@ -1,4 +1,4 @@
-"""What the scores of a comparison show, computed from its results alone: differences, corrected p values, power."""
+"""The evidence of a comparison, computed from its results alone: differences, corrected p values, power."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,20 +14,20 @@ from pc_ewa.eval.right import unpack_right
 from pc_ewa.train.objectives import metric_of
 
 Results = Mapping[str, Any]
-INTEREST = 0.5  # points: the smallest effect of interest where a comparison names none
-PRIMARY = "merged"  # the one outcome that counts: the merged model after the last step, on test
+INTEREST = 0.5  # points: the smallest effect of interest if a comparison names none
+PRIMARY = "merged"  # the primary outcome: the merged model after the last step, on test
 
 
 class Evidence(NamedTuple):
-    """What one comparison shows.
+    """The evidence of one comparison.
 
     Attributes:
         found: the paired difference of the primary outcome.
-        p: its p value, by Holm's rule where it is one of the planned comparisons.
-        planned: True if it is one of them.
-        sees: the smallest effect that these pairs see with 80 % power.
-        needs: the seeds that the effect of interest needs, None where it is out of reach or none is named.
-        both: the 95 % interval over seeds and test samples, None where the runs did not store what they got right.
+        p: p value, corrected by Holm's rule if the comparison was planned. None if the test cannot be computed.
+        planned: True if the comparison was planned.
+        sees: the smallest effect that these pairs detect with 80 % power.
+        needs: number of seeds that detect the effect of interest. None: over 100,000, or no effect is named.
+        both: the 95 % interval over seeds and test samples. None: the runs did not store correctness per sample.
     """
 
     found: Difference
@@ -39,7 +39,7 @@ class Evidence(NamedTuple):
 
 
 def metric_of_results(results: Results) -> Metric:
-    """Return the metric of results; one that no objective here has is written as it is."""
+    """Return the metric of results. A key that is not of an objective becomes a metric without a unit."""
     key, higher_is_better = results["main_metric"], results["higher_is_better"]
     try:
         return metric_of(key)._replace(higher_is_better=higher_is_better)
@@ -48,25 +48,28 @@ def metric_of_results(results: Results) -> Metric:
 
 
 def effect_of_interest(results: Results) -> float | None:
-    """Return the smallest effect of interest in the unit of the scores; None for a metric without points."""
+    """Return the smallest effect of interest in the unit of the scores.
+
+    Returns None if the comparison names none and the metric is not in percent.
+    """
     percent = metric_of_results(results).percent
     points = results.get("effect") or (INTEREST if percent else None)
     return None if points is None else points / 100 if percent else float(points)
 
 
 def reference(results: Results, variant: str) -> str:
-    """Name what a variant is compared with: the baseline, or its own `against`."""
+    """Return the name of the reference of a variant: its `against`, or the baseline."""
     return str(results["variants"][variant].get("against") or results["baseline"])
 
 
 def compared(results: Results) -> list[str]:
-    """List the variants that are compared with one that is there too."""
+    """List the variants whose reference is in the results."""
     variants = results["variants"]
     return [name for name in variants if name != results["baseline"] and reference(results, name) in variants]
 
 
 def planned(results: Results) -> list[str]:
-    """List the variants whose comparisons were planned: Holm's correction is for all of them, finished or not."""
+    """List the variants with a planned comparison. Holm's correction counts all of them, finished or not."""
     return list(results.get("comparisons") or compared(results))
 
 
@@ -88,7 +91,7 @@ def corrected(results: Results) -> dict[str, float]:
 
 
 def evidence(results: Results) -> dict[str, Evidence]:
-    """Return what each comparison of two pairs or more shows, by variant."""
+    """Return the evidence of each comparison of two pairs or more, by variant."""
     family, effect = corrected(results), effect_of_interest(results)
     shown = {}
     for name in compared(results):
@@ -109,12 +112,13 @@ def evidence(results: Results) -> dict[str, Evidence]:
 
 
 def _over_both(results: Results, variant: str) -> tuple[float, float] | None:
-    """Return the interval over seeds and test samples; the folds of a seed are its samples, side by side."""
+    """Return the interval over seeds and test samples. The samples of all folds of a seed are concatenated."""
     mine, theirs = (results["variants"][name].get("right") or {} for name in (variant, reference(results, variant)))
     rows: dict[str, list[tuple[Any, Any]]] = {}
     for key in sorted(mine.keys() & theirs.keys()):
         sides = (unpack_right(mine[key]).numpy(), unpack_right(theirs[key]).numpy())
         rows.setdefault(key.partition("/")[0], []).append(sides)
+    # A seed that lacks a fold has fewer samples than the others, and cannot be a row of the same matrix.
     whole = [row for row in rows.values() if len(row) == (results.get("folds") or 1)]
     if len(whole) < 2:
         return None

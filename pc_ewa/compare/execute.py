@@ -1,4 +1,7 @@
-"""Runs as processes of their own, some at a time: what breaks is reported, the rest goes on, a signal stops all."""
+"""Execute runs in subprocesses, `jobs` at a time.
+
+A failed run is reported and the others continue. A signal stops all of them.
+"""
 
 import os
 import signal
@@ -18,11 +21,11 @@ _LOOK_EVERY = 0.1  # seconds
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
-    """A signal asked to stop; what was running has saved."""
+    """A signal stopped the comparison; the running processes have saved."""
 
 
 class Broken(NamedTuple):
-    """A run that did not reach its end, and the last line that it wrote."""
+    """A run that did not finish, with the last line of its output."""
 
     run: str
     error: str
@@ -30,12 +33,12 @@ class Broken(NamedTuple):
 
 @dataclass
 class Executor:
-    """Runs what is not finished.
+    """An executor of unfinished runs.
 
-    `jobs` processes run at a time; `total` runs are expected, for what progress says. `broken` collects those that did
-    not reach their end: they are not tried again by the same executor. `landed` is called with each run that did, as
-    soon as it has. The processes inherit the descriptor `lock`: if
-    this one is killed, the comparison stays locked until they have ended.
+    `jobs` processes run at a time. `total` is the expected number of runs, for the progress lines. `broken` collects
+    failed runs, which the same executor does not try again. `landed` is called with each run as soon as it has
+    finished. The processes inherit the file descriptor `lock`: if this process is killed, the comparison stays locked
+    until they have ended.
     """
 
     plan: Plan
@@ -49,11 +52,10 @@ class Executor:
     _asked: set[subprocess.Popen[bytes]] = field(default_factory=set)
 
     def execute(self, runs: Sequence[Run]) -> None:
-        """Run those that are neither finished nor broken, in this order.
+        """Execute the runs that are neither finished nor broken, in this order.
 
         Raises:
-            Stopped: SIGTERM, SIGHUP or Ctrl-C; the processes were asked to save and have ended. A second Ctrl-C kills
-                them.
+            Stopped: SIGTERM, SIGHUP or Ctrl-C arrived. The processes have saved and ended. A second Ctrl-C kills them.
         """
         waiting = [run for run in runs if not run.files.is_finished and run.folder not in self.broken]
         running: dict[subprocess.Popen[bytes], tuple[Run, float]] = {}
@@ -72,7 +74,7 @@ class Executor:
             raise Stopped
 
     def _collect(self, running: dict[subprocess.Popen[bytes], tuple[Run, float]], stopping: bool) -> None:
-        """Take out the processes that have ended."""
+        """Remove the processes that have ended, and report them."""
         for process in [process for process in running if process.poll() is not None]:
             run, since = running.pop(process)
             if stopping:
@@ -81,7 +83,7 @@ class Executor:
                 self._tell(run, process.returncode, time.monotonic() - since)
 
     def _stop(self, running: dict[subprocess.Popen[bytes], tuple[Run, float]], kill: bool) -> None:
-        """Ask every process once to save and end."""
+        """Send SIGTERM to every process once; it saves and ends."""
         new = running.keys() - self._asked
         for process in new:
             process.terminate()
@@ -97,9 +99,10 @@ class Executor:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // self.jobs))
         command = [sys.executable, "-m", "pc_ewa", "train", self.plan.comparison.experiment, *run.overrides]
-        log_file(run).unlink(missing_ok=True)  # not emptied: whoever may still write to it keeps it
+        # Unlinked, not truncated: a process of a killed comparison may still write to the old file.
+        log_file(run).unlink(missing_ok=True)
         with log_file(run).open("wb") as log:
-            # A session of its own: Ctrl-C reaches this process alone, which passes it on once, in order.
+            # In a separate session Ctrl-C reaches this process alone, which forwards it once as SIGTERM.
             return subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -107,12 +110,12 @@ class Executor:
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"OMP_NUM_THREADS": threads},
                 start_new_session=True,
-                # Windows passes no descriptors on.
+                # Windows cannot pass file descriptors.
                 pass_fds=() if self.lock is None or sys.platform == "win32" else (self.lock,),
             )
 
     def _tell(self, run: Run, code: int, seconds: float) -> None:
-        """Print the line of a run that has ended, and note it if it broke."""
+        """Print the outcome of a run that has ended, and record it if it failed."""
         self.done += 1
         summary = run.files.summary()
         if summary is None:
@@ -132,7 +135,7 @@ class Executor:
 
 
 def log_file(run: Run) -> Path:
-    """Return where the output of a run goes while it runs; it stays if the run breaks."""
+    """Return the path of the output of a run. The file is kept only if the run fails."""
     return run.folder.with_name(f"{run.folder.name}.log")
 
 
@@ -154,10 +157,10 @@ def _last_line(run: Run, code: int) -> str:
 
 @contextmanager
 def _stop_signals(running: dict[subprocess.Popen[bytes], tuple[Run, float]]) -> Iterator[list[int]]:
-    """Collect what asks to stop instead of dying of it; whatever else ends the block, no process is left behind."""
+    """Collect stop signals instead of exiting. Processes are terminated however the block ends."""
     received: list[int] = []
     numbers = [signal.SIGTERM, signal.SIGINT]
-    # Windows has no SIGHUP, and nohup ignores it.
+    # Windows has no SIGHUP. Under nohup it is ignored, and must stay so.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, lambda number, frame: received.append(number)) for number in numbers}

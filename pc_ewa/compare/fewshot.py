@@ -18,23 +18,23 @@ def run_fewshot(
     settings: tuple[tuple[int, int], ...] = SETTINGS,
     folds: int = FOLDS,
 ) -> tuple[FewShot, str]:
-    """Train and measure every fold of every setting; folds that are done are read, not trained again.
+    """Train and measure every fold of every setting. Finished folds are read, not trained again.
 
-    Each fold is a run of its own in `output`/5way_10shot/fold0 and so on.
+    Each fold is a separate run in `output`/5way_10shot/fold0 and so on.
 
     Args:
         config: YAML file whose data is modelnet_fewshot.
         overrides: `key=value`.
-        init_from: checkpoint that every fold starts from; None is from scratch.
-        settings: (way, shot).
-        folds: how many of the folds, from the first.
+        init_from: checkpoint that every fold starts from. None trains from scratch.
+        settings: pairs (way, shot).
+        folds: number of folds, counted from the first.
 
     Returns:
         The result, and the folder of all its runs.
 
     Raises:
         ConfigError: a config for other data, or for no classifier.
-        Stopped: a signal asked to stop; the same call goes on.
+        Stopped: a stop signal arrived; the same call resumes.
     """
     base = load_experiment(config, overrides)
     if base.data.name != NAME:
@@ -43,6 +43,7 @@ def run_fewshot(
         raise ConfigError(
             f"model.name={base.model.name}; few-shot needs a classifier, as in configs/finetune/fewshot.yaml"
         )
+    # JSON is YAML: null stands for None, and a path with spaces or colons is quoted.
     start = f"init_from={json.dumps(init_from)}"
     done = []
     for way, shot in settings:
@@ -57,7 +58,7 @@ def run_fewshot(
 
 
 def finished(experiment: Experiment) -> dict[str, Any] | None:
-    """Read the summary of a run that is done with the same settings; None if it is not done."""
+    """Read the summary of a finished run with the same settings. Returns None if it is not finished."""
     folder = RunFolder(experiment.output)
     folder.check(experiment)
     return folder.summary()

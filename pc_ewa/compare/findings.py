@@ -1,4 +1,4 @@
-"""The evidence of a comparison in words: verdicts, a table, and what a reader must know of them."""
+"""The evidence of a comparison as text: verdicts, a table, and remarks on how to read them."""
 
 from pc_ewa.compare.difference import Difference, verdict, write_score
 from pc_ewa.compare.evidence import (
@@ -19,7 +19,7 @@ from pc_ewa.eval.metric import Metric
 
 
 def finding(results: Results, variant: str) -> str:
-    """Say what the comparison of a variant shows, corrected for all that were planned."""
+    """Return the verdict on a variant, corrected for all planned comparisons."""
     found = found_differences(results, variant).get(PRIMARY)
     family = corrected(results)
     explored = "" if variant in family or found is None or found.p is None else "explored: "
@@ -27,7 +27,7 @@ def finding(results: Results, variant: str) -> str:
 
 
 def evidence_table(results: Results) -> list[str]:
-    """Make the table of evidence, and an empty line after it; nothing where no comparison has two pairs."""
+    """Write the table of evidence and an empty line. Returns no lines if no comparison has two pairs."""
     shown = {name: entry for name, entry in evidence(results).items() if _has_width(entry.found)}
     if not shown:
         return []
@@ -41,7 +41,7 @@ def evidence_table(results: Results) -> list[str]:
 
 
 def about_evidence(results: Results, highlight: str) -> list[str]:
-    """Say how to read verdicts and the table of evidence."""
+    """Write the remarks on how to read verdicts and the table of evidence."""
     shown = {name: entry for name, entry in evidence(results).items() if _has_width(entry.found)}
     count, explored = len(planned(results)), [name for name in compared(results) if name not in planned(results)]
     lines = []
@@ -90,7 +90,7 @@ def _title(results: Results, name: str) -> str:
 
 
 def _has_width(found: Difference) -> bool:
-    """Say whether pairs differ by more than rounding: else no t test is of use."""
+    """Return True if the differences vary by more than rounding. Otherwise a t test is not defined."""
     return found.std is not None and found.std > 1e-9 * max(1.0, abs(found.mean))
 
 

@@ -1,4 +1,4 @@
-"""A forest plot: the difference that EWA makes in each experiment, with its interval, in one picture."""
+"""A forest plot: the difference of EWA to its baseline in each experiment, with its interval."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ _OPEN = "#555555"  # nothing beyond noise
 
 
 class Row(NamedTuple):
-    """One difference in points: above 0 is better."""
+    """One difference in points. Above 0 is better."""
 
     experiment: str
     label: str
@@ -33,9 +33,9 @@ class Row(NamedTuple):
 
 
 def forest_rows(experiments: Sequence[Results], default: str = "ewa") -> list[Row]:
-    """Return the rows of a forest plot: of each experiment the highlighted variant, and those with their own reference.
+    """Return the rows of a forest plot: per experiment the highlighted variant, and variants with an `against`.
 
-    Ablations are left out, and so is what has no interval or no points.
+    Ablations, differences without an interval and metrics that are not in percent are left out.
     """
     rows = []
     for results in experiments:
@@ -54,16 +54,16 @@ def forest_rows(experiments: Sequence[Results], default: str = "ewa") -> list[Ro
 
 
 def digest(rows: Sequence[Row]) -> str:
-    """Return what tells if a picture is of these rows; it is in the picture's description."""
+    """Return a hash of the rows. It is stored in the picture, so that a stale picture can be detected."""
     return hashlib.blake2b(json.dumps(["forest 2", *rows]).encode(), digest_size=8).hexdigest()
 
 
 def draw_forest(rows: Sequence[Row], file: IO[bytes], effect: float = 0.5) -> None:
-    """Write a PNG with a line per row, and a band of differences that are too small to matter.
+    """Write a PNG with a line per row, and a band of differences below the effect of interest.
 
     Args:
-        rows: what to draw; one at least.
-        file: gets the picture.
+        rows: the rows; at least one.
+        file: the file to write to.
         effect: half the width of the band, in points.
     """
     import matplotlib as mpl  # half a second, for those who draw
@@ -103,5 +103,5 @@ def _color(verdict: str) -> str:
 
 
 def _literal(text: Any) -> str:
-    """Return a text as it is to be read: between two $ matplotlib would read a formula."""
+    """Escape the $ in a text, between two of which matplotlib would parse a formula."""
     return str(text).replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""The ledger of a comparison: a line of JSON for each finished run, to which sittings and machines add."""
+"""The ledger of a comparison: one line of JSON per finished run, from any number of sittings and machines."""
 
 import datetime
 import hashlib
@@ -19,20 +19,20 @@ from pc_ewa.files import append_text
 
 PROVENANCE = ("date", "hardware", "python", "torch")
 _PLACE = ("variant", "value", "seed", "fold")
-_PATHS = ("root", "path")  # of data: where the files are, which may differ; what is in them may not
-_LEFT_OUT = ("output", "test_right_merged_best")  # of a summary: a path, and what no table needs
+_PATHS = ("root", "path")  # keys of data that may differ between machines; the content of the files may not
+_LEFT_OUT = ("output", "test_right_merged_best")  # keys of a summary: a path, and one that is in no table
 
 
 class Ledger:
     """The file NAME.runs.jsonl beside the saved results of a comparison.
 
-    A run that is in it need not run again, whoever ran it: `restore` puts it where the comparison looks for it. A line
-    counts where the settings of the run are those of the plan. Ledgers of two machines add up by putting one behind
-    the other; a run that is there twice counts once.
+    A run in the ledger is not run again: `restore` writes its summary into the run folder that the comparison reads. A
+    line counts only if its settings are those of the plan. Ledgers of two machines are joined by concatenation; a run
+    that occurs twice counts once.
 
     Args:
         plan: the comparison.
-        folder: where its results are saved.
+        folder: folder of the saved results.
     """
 
     def __init__(self, plan: Plan, folder: Path) -> None:
@@ -40,7 +40,7 @@ class Ledger:
         self._known: set[tuple[str, str]] = set()  # variant and settings
 
     def restore(self) -> list[str]:
-        """Put the runs of the ledger where they are not finished yet; returns what to tell of them.
+        """Write the runs of the ledger into run folders that are not finished. Returns lines for the user.
 
         Raises:
             ConfigError: a line that is not a run.
@@ -63,7 +63,7 @@ class Ledger:
         return [f"{count} {words}" for count, words in told if count]
 
     def add(self, run: Run) -> None:
-        """Add a finished run, unless it is there.
+        """Append a finished run, unless the ledger contains it.
 
         Raises:
             WriteError: the file cannot be written.
@@ -91,7 +91,7 @@ class Ledger:
         return records
 
     def _run(self, record: Mapping[str, Any]) -> Run | None:
-        """Return the run that a record names; None where the plan has no such variant, sweep or fold."""
+        """Return the run of a record, or None if the plan does not have its variant, sweep or fold."""
         variant, value, seed, fold = (record[key] for key in _PLACE)
         folds = self.plan.comparison.folds
         fits = variant in self.plan.variants and (value is None) == (self.plan.sweep is None)
@@ -106,9 +106,9 @@ class Ledger:
 
 
 def settings(experiment: Experiment) -> str:
-    """Return a short hash of everything that a run depends on: its config and the files that it starts from.
+    """Return a short hash of everything that determines a run: its config and the content of its initial weights.
 
-    Keys that are null do not count: a key of a later version leaves the runs of an earlier one as they are.
+    Keys that are null do not count, so that a key added by a later version does not invalidate earlier runs.
     """
     content = _without_null(experiment.model_dump(mode="json", exclude={"output", "wandb", "device"}))
     starts = [path for path in (experiment.init_from, experiment.tokenizer) if path]
@@ -123,7 +123,7 @@ def settings(experiment: Experiment) -> str:
 
 
 def provenance(run: Run) -> dict[str, str | None]:
-    """Return when and on what a finished run ran: what a ledger says, or this machine."""
+    """Return date, hardware and versions of a finished run, from the ledger or else from this machine."""
     told = (run.files.summary() or {}).get("provenance")
     if isinstance(told, dict):
         return {key: told.get(key) for key in PROVENANCE}
@@ -150,5 +150,5 @@ def _without_null(content: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def _file_digest(path: Path, changed: int) -> bytes:
-    """Return the hash of a file as it is since `changed`, in nanoseconds."""
+    """Return the hash of a file. `changed`, its time in nanoseconds, invalidates the cache when the file changes."""
     return hashlib.blake2b(path.read_bytes(), digest_size=8).digest()

@@ -10,11 +10,12 @@ import torch
 
 def cores() -> int:
     """Count the cores that this process may use."""
+    # cpu_count() counts the cores of the machine, not those of a container or a Slurm job.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def hardware() -> str:
-    """Name processor, cores and GPU; no name of a machine."""
+    """Return processor, cores and GPU. The host name is left out, because results are published."""
     processor = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():

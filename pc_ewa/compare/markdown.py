@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
-    r"""Write the lines of a table, aligned, so that it reads well as text too; the first row is the header.
+    r"""Return the lines of a Markdown table, aligned for reading as text. The first row is the header.
 
     Example:
         >>> table([["name", "x"], ["a|b", "1"]])
@@ -17,6 +17,6 @@ def table(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def filled(rows: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Leave out the columns that are empty in every row but the header."""
+    """Drop the columns that are empty in every row but the header."""
     kept = [index for index, column in enumerate(zip(*rows, strict=True)) if any(column[1:])]
     return [[row[index] for index in kept] for row in rows]

@@ -1,4 +1,4 @@
-"""The config of a comparison, checked as a whole before anything runs, and the runs that it asks for."""
+"""The plan of a comparison: its config, checked as a whole before anything runs, and its runs."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from pc_ewa.yaml_config import apply_overrides, read_yaml
 
 
 class Run(NamedTuple):
-    """One training run; `value` is that of the sweep, `fold` that of a cross-validation, None without one."""
+    """One training run. `value` is None without a sweep, `fold` is None without cross-validation."""
 
     variant: str
     value: Number | None
@@ -31,37 +31,42 @@ class Run(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What pairs it with runs of other variants: the seed, or seed/fold."""
+        """The key that pairs it with runs of other variants: the seed, or seed/fold."""
         return pair_key(self.seed, self.fold)
 
     @property
     def files(self) -> RunFolder:
-        """The files that it leaves."""
+        """Its run folder."""
         return RunFolder(self.folder)
 
     @property
     def title(self) -> str:
-        """Its name in a line of progress."""
+        """Its name in progress lines."""
         return " ".join(self.folder.parts[-2 - (self.value is not None) - (self.fold is not None) :])
 
 
 def pair_key(seed: int, fold: int | None) -> str:
-    """Write what pairs runs of different variants, as it stands in results.json."""
+    """Return the key that pairs runs of different variants in results.json."""
     return str(seed) if fold is None else f"{seed}/{fold}"
 
 
 def pair_keys(seeds: Sequence[int], folds: int | None) -> list[str]:
-    """Write the keys of all seeds, on all folds."""
+    """Return the keys of all seeds and folds."""
     return [pair_key(seed, fold) for seed in seeds for fold in (range(folds) if folds else [None])]
 
 
 class Plan:
-    """A checked comparison.
+    """A checked comparison and its runs.
 
     Args:
-        name: that of the config file.
-        comparison: its content.
-        command: what gives the same comparison again.
+        name: name of the config file.
+        comparison: content of the config file.
+        command: the command that repeats the comparison.
+
+    Example:
+            >>> plan = load_plan("compare/furniture")
+            >>> plan.run("dense", 0.001, seed=1).folder.as_posix()
+            'runs/compare/furniture/dense/lr_0.001/seed_1'
     """
 
     def __init__(self, name: str, comparison: Comparison, command: str) -> None:
@@ -74,7 +79,10 @@ class Plan:
         self._resolved: dict[Run, Experiment] = {}
 
     def run(self, variant: str, value: Number | None, seed: int, fold: int | None = None) -> Run:
-        """The run of a variant at a value of the sweep (None without one) with a seed, on a fold if there are any."""
+        """Return the run of a variant with a value of the sweep, a seed and a fold.
+
+        `value` is None without a sweep. `fold` is None without cross-validation.
+        """
         folder = self.output / variant
         changes = ["wandb.mode=disabled", *self.comparison.changes, *self.variants[variant].changes]
         if self.sweep and value is not None:
@@ -91,20 +99,20 @@ class Plan:
 
     @property
     def values(self) -> list[Number | None]:
-        """The values of the sweep, from the smallest; without one, only None."""
+        """The values of the sweep in ascending order; without a sweep, only None."""
         return [*sorted(self.sweep.values)] if self.sweep else [None]
 
     def runs(self, variant: str, value: Number | None, seeds: Sequence[int]) -> list[Run]:
-        """The runs of a variant at a value, one for each seed, or for each seed and fold."""
+        """Return the runs of a variant at a value, one for each seed, or for each seed and fold."""
         folds: Sequence[int | None] = range(self.comparison.folds) if self.comparison.folds else [None]
         return [self.run(variant, value, seed, fold) for seed in seeds for fold in folds]
 
     def final_runs(self, variant: str, value: Number | None) -> list[Run]:
-        """The runs of a variant at the value chosen, one for each seed, or for each seed and fold."""
+        """Return the runs of a variant at the chosen value, with all seeds and folds of the comparison."""
         return self.runs(variant, value, self.seeds)
 
     def resolve(self, run: Run) -> Experiment:
-        """Return the whole experiment of a run; the file is read once, and each run is checked once.
+        """Return the resolved experiment of a run. Results are cached.
 
         Raises:
             ConfigError: a wrong key or value, with the name of the variant.
@@ -133,15 +141,19 @@ class Plan:
 
 
 def load_plan(path: str | Path, overrides: list[str] | None = None, command: str = "") -> Plan:
-    """Read the YAML file of a comparison, and check all of it.
+    """Read the YAML file of a comparison and check all of it.
 
     Args:
-        path: the file; its name is that of the comparison.
-        overrides: `key=value` changes of its keys.
-        command: what the user typed.
+        path: the file, or the name of a bundled one. Its stem is the name of the comparison.
+        overrides: `key=value` changes of its keys. None changes nothing.
+        command: the command of the user, for the results.
 
     Raises:
-        ConfigError: a wrong key or value, in the file or in what its variants change.
+        ConfigError: a wrong key or value, in the file or in the changes of a variant.
+
+    Example:
+            >>> load_plan("compare/furniture", ["seeds=[0,1]"]).seeds
+            [0, 1]
     """
     path = Path(path)
     content = read_yaml(path)
@@ -158,7 +170,7 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
 
 
 def ends(plan: Plan) -> list[Number]:
-    """Return the values farthest out that extending the sweep can try."""
+    """Return the lowest and the highest value that an extended sweep can try. Empty without `sweep.extend`."""
     if plan.sweep is None or not plan.sweep.extend:
         return []
     low = high = sorted(plan.sweep.values)
@@ -168,7 +180,7 @@ def ends(plan: Plan) -> list[Number]:
 
 
 def beyond(values: Sequence[Number], side: str) -> Number:
-    """Return the value beyond one end ("lowest" or "highest") of ascending values, by the ratio of the two there.
+    """Return the value beyond one end ("lowest" or "highest") of ascending values, by the ratio of the last two there.
 
     Example:
         >>> beyond([0.001, 0.002, 0.005], "lowest"), beyond([0.001, 0.002, 0.005], "highest")
@@ -192,7 +204,7 @@ def _check_experiments(plan: Plan) -> None:
 
 
 def _check_sweep_key(plan: Plan, variant: str, key: str) -> None:
-    """The variant must have a number there of its own: the sweep would switch on a section that is null."""
+    """Check that the sweep's key is a number in the variant's config. A sweep must not switch on a null section."""
     found: object = plan.resolve(plan.run(variant, None, plan.seeds[0])).model_dump(mode="json")
     for step in key.split("."):
         found = found.get(step) if isinstance(found, dict) else None

@@ -1,4 +1,4 @@
-"""What would stop a comparison, found before anything runs: folders, files that runs start from, data."""
+"""Checks before a comparison starts: folders, initial weights, data."""
 
 import os
 from pathlib import Path
@@ -14,10 +14,10 @@ from pc_ewa.train.splits import load_splits
 
 
 def check_runs(plan: Plan) -> None:
-    """Check the run folders, the files that runs start from, the data, and a validation part if there is a sweep.
+    """Check the run folders, the initial weights, the data, and the validation split that a sweep needs.
 
     Raises:
-        Error: what is missing or in the way, or a run folder that holds a run with other settings.
+        Error: a missing file, a path that is occupied, or a run folder with a run of other settings.
     """
     _check_folders(plan)
     has_validation: dict[str, bool] = {}
@@ -33,10 +33,10 @@ def check_runs(plan: Plan) -> None:
 
 
 def check_save(folder: Path, name: str) -> None:
-    """Make the folder that gets copies of the results of the comparison `name`.
+    """Create the folder for copies of the results of the comparison `name`.
 
     Raises:
-        ConfigError: it cannot be made or written.
+        ConfigError: a folder that cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,8 @@ def check_save(folder: Path, name: str) -> None:
 
 
 def _check_folders(plan: Plan) -> None:
-    # Where no run has begun there is no config to differ from, and any experiment will do: can it be written?
+    # A folder without a run has no config to compare: the check is then only whether it can be written, for which any
+    # experiment will do.
     RunFolder(plan.output).check(plan.experiment)
     for name in FILES:
         if (plan.output / name).is_dir():
@@ -64,7 +65,7 @@ def _check_folders(plan: Plan) -> None:
 
 
 def _load_data(experiment: Experiment, has_validation: dict[str, bool]) -> bool:
-    """Load what was not loaded yet; returns whether the experiment has a validation part."""
+    """Load datasets that were not loaded yet. Returns True if the experiment has a validation split."""
     for data in (experiment.data, *([experiment.probe.data] if experiment.probe else [])):
         key = data.model_dump_json()
         if key not in has_validation:

@@ -1,4 +1,4 @@
-"""Results as Markdown, in tables and words, and as CSV; the terminal, the docs and the README all use this."""
+"""Results as Markdown and CSV, for the terminal, the docs and the README."""
 
 import csv
 import io
@@ -16,7 +16,7 @@ from pc_ewa.eval.metric import Metric
 
 
 def as_markdown(results: Results) -> str:
-    """Write everything: scores, costs, what they say, and where they come from."""
+    """Write scores, evidence, costs, remarks and provenance as Markdown."""
     lines = [*table(_scores_table(results)), "", *evidence_table(results), *_costs(results)]
     lines += [f"- {line}" for line in remarks(results)]
     source = provenance(results)
@@ -24,7 +24,7 @@ def as_markdown(results: Results) -> str:
 
 
 def as_summary(experiments: Sequence[Results]) -> str:
-    """Write one row per experiment: baseline, highlighted variant, difference, verdict; beneath, where they come from.
+    """Write a table with one row per experiment (baseline, highlighted variant, verdict), and provenance below it.
 
     Ablations are not listed.
     """
@@ -41,7 +41,7 @@ def as_summary(experiments: Sequence[Results]) -> str:
 
 
 def as_csv(results: Results) -> str:
-    """Write one line per variant, state and seed, with the plain score."""
+    """Write a CSV with the score of each variant, state and seed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["variant", "value", "state", "seed", results["main_metric"]])
@@ -52,7 +52,7 @@ def as_csv(results: Results) -> str:
 
 
 def remarks(results: Results) -> list[str]:
-    """Say what a reader must know to read the tables."""
+    """Return the remarks that explain the tables."""
     lines = ["± is the sample standard deviation over seeds; an interval is the 95 % t interval of paired differences."]
     if not results["higher_is_better"]:
         lines[0] += " Lower is better here; in differences + is better."
@@ -67,7 +67,7 @@ def remarks(results: Results) -> list[str]:
 
 
 def provenance(results: Results) -> str:
-    """Name command, seeds, date, hardware and versions, in one line."""
+    """Return command, seeds, date, hardware and versions in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
     seeds = ", ".join(map(str, results.get("seeds") or []))
     parts = [
@@ -81,13 +81,13 @@ def provenance(results: Results) -> str:
 
 
 def _days(results: Results) -> str:
-    """Name the day of the last run, and of the first if that is another."""
+    """Return the day of the last run, and of the first run if it differs."""
     last, days = results.get("date") or "", [place["first"] for place in results.get("sittings") or []]
     return f"{min(days)} to {last}" if days and min(days) != last else last
 
 
 def _scores_table(results: Results) -> list[list[str]]:
-    """Make the header and a row per variant; columns that are empty in every row are left out."""
+    """Return the header and a row per variant. Empty columns are dropped."""
     metric = _metric(results)
     baseline = results["variants"].get(results["baseline"], {}).get("title", results["baseline"])
     key = (results.get("sweep") or {}).get("key", "chosen").rpartition(".")[2]
@@ -111,7 +111,7 @@ def _scores_table(results: Results) -> list[list[str]]:
 
 
 def _costs(results: Results) -> list[str]:
-    """Make the table of costs and its note; nothing where none were measured."""
+    """Return the table of costs and its note. Empty if no costs were measured."""
     measured = [variant for variant in results["variants"].values() if variant.get("costs")]
     if not measured:
         return []
@@ -156,13 +156,13 @@ def _about_seeds(results: Results) -> list[str]:
 
 
 def _seeds_of(scores: Mapping[str, float], folds: int) -> int:
-    """Count the seeds whose folds are all there."""
+    """Count the seeds with all folds finished."""
     seeds = [key.partition("/")[0] for key in scores]
     return sum(seeds.count(seed) == folds for seed in set(seeds))
 
 
 def _about_runs(results: Results) -> list[str]:
-    """Tell of runs that were given by their folders what each of them scored and took."""
+    """Describe scores and durations of runs that were given by their folders."""
     lines = []
     for name, variant in results["variants"].items():
         if runs := variant.get("runs"):
@@ -216,7 +216,7 @@ def _about_sweep(results: Results) -> list[str]:
 
 
 def _beyond(sweep: Mapping[Any, object], values: Sequence[float]) -> list[str]:
-    """List the values that were tried beyond those of the plan; they are numbers, or texts as in results.json."""
+    """List the tried values beyond those of the plan. Values are numbers, or text as in results.json."""
     tried = [f"{float(value):g}" for value in sweep]
     return [value for value in tried if value not in {f"{planned:g}" for planned in values}]
 
@@ -231,7 +231,7 @@ def _reference(results: Results, variant: str) -> str:
 
 
 def _is_listed(results: Results) -> bool:
-    """Say whether a summary has a row for it: not for an ablation, nor without the two that it would name."""
+    """Return True if a summary lists the results: not an ablation, with baseline and highlighted variant present."""
     return results.get("summary", True) and {results["baseline"], _highlight(results)} <= results["variants"].keys()
 
 

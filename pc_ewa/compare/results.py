@@ -1,4 +1,4 @@
-"""The results of a comparison as plain values, which tables and docs are made from; no path of a machine is in them."""
+"""The results of a comparison as plain values, the source of tables and docs. They contain no absolute paths."""
 
 import json
 import os
@@ -32,13 +32,13 @@ Summary = Mapping[str, Any]  # of a finished run
 def collect(
     plan: Plan, runs: Mapping[str, Sequence[Run]], costs: Mapping[str, Any] | None, broken: Mapping[Path, Broken]
 ) -> dict[str, Any]:
-    """Put together what results.json holds.
+    """Collect the content of results.json.
 
     Args:
         plan: the comparison.
         runs: the finished runs of every variant at its final setting.
-        costs: what `measure_costs` returned.
-        broken: runs that did not reach their end, by folder.
+        costs: the result of `measure_costs`. None: costs were not measured.
+        broken: runs that did not finish, by folder.
     """
     summaries = {v: {run.key: run.files.summary() or {} for run in found} for v, found in runs.items()}
     variants = {}
@@ -89,12 +89,12 @@ def collect(
 
 
 def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
-    """Put finished runs together as `collect` does, whoever started them; the first setting is the baseline.
+    """Collect finished runs by their folders, as `collect` does. The first setting is the baseline.
 
     Runs whose configs differ only in seed, output and trackers are one setting.
 
     Raises:
-        CheckpointError: a folder that holds no finished run, or a damaged one.
+        CheckpointError: a folder without a finished run, or with a damaged one.
         ConfigError: two runs of a setting with the same seed, or runs with different metrics or data.
     """
     settings: dict[str, dict[int, Summary]] = {}
@@ -119,7 +119,8 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
     variants = {
         name: {
             "title": f"{name} and alike" if len(by_seed) > 1 else name,
-            # A state that some run lacks, such as the best of one without a validation part, has no mean.
+            # A state that some run lacks, such as "best" without a validation split, would have a mean over fewer
+            # seeds.
             "scores": {s: v for s, v in _scores(keys[baseline], by_seed).items() if len(v) == len(by_seed)},
             "right": _right(by_seed),
             "runs": {
@@ -135,10 +136,10 @@ def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file, of this package or of another tool that writes the same keys.
+    """Read a results file of pc-ewa, or of a tool that writes the same keys.
 
     Raises:
-        ConfigError: not JSON, or one that lacks what every table needs.
+        ConfigError: a file that is not JSON, or lacks keys that every table needs.
     """
     again = "write it again with pc-ewa compare ... --save"
     try:
@@ -154,7 +155,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def without_paths(value: Any) -> Any:
-    """Replace absolute paths in every text by their last part; those in the current folder become relative."""
+    """Replace absolute paths in every text by their last component. Paths in the current folder become relative."""
     if isinstance(value, dict):
         return {key: without_paths(entry) for key, entry in value.items()}
     if isinstance(value, list):
@@ -167,7 +168,7 @@ def without_paths(value: Any) -> Any:
 def _compared(
     metric: Metric, baseline: str, variants: dict[str, dict[str, Any]], summaries: Mapping[str, Mapping[Any, Summary]]
 ) -> dict[str, Any]:
-    """Return the part of the results that tables compare, with the differences of the variants to the baseline."""
+    """Return the metric, the sample counts and the variants, with their differences to their references."""
     results: dict[str, Any] = {"baseline": baseline, "variants": variants}
     for name, entry in variants.items():
         if name in compared(results):
@@ -182,7 +183,7 @@ def _compared(
         "higher_is_better": metric.higher_is_better,
         "test_samples": total,
         "val_samples": first.get("val_samples"),
-        # Of all folds of a seed together, where there are any.
+        # The error of one fold, scaled to the samples of all folds of a seed: it falls with the root of their number.
         "standard_error": statistics.fmean(errors) * (first["test_samples"] / total) ** 0.5
         if errors and total
         else None,
@@ -191,7 +192,7 @@ def _compared(
 
 
 def _tested(by_seed: Mapping[Any, Summary]) -> int | None:
-    """Count the test samples of the runs of one seed: those of all its folds."""
+    """Count the test samples of one seed over all its folds."""
     counts: dict[str, int] = {}
     for key, summary in by_seed.items():
         seed = str(key).partition("/")[0]
@@ -200,7 +201,7 @@ def _tested(by_seed: Mapping[Any, Summary]) -> int | None:
 
 
 def _read_run(folder: Path) -> tuple[str, Summary]:
-    """Read the setting of a run (its config as text, without what may differ between seeds) and its summary."""
+    """Read the summary of a run and its setting, which is its config as text, without seed, output and trackers."""
     run = RunFolder(folder)
     if not run.is_begun or not run.is_finished:
         raise CheckpointError(f"{folder} is not a finished run; leave it out, or let pc-ewa train finish it")
@@ -214,13 +215,13 @@ def _read_run(folder: Path) -> tuple[str, Summary]:
 
 
 def _lost(summary: Summary) -> int | None:
-    """Count the test samples that merging lost, where they were counted."""
+    """Return the number of test samples lost by merging. None without counts, and for gated mixtures."""
     before, after = (summary.get(f"test_correct_{state}") for state in ("unmerged", "merged"))
     return None if before is None or after is None or summary.get("gated") else before - after
 
 
 def _each_once(places: Sequence[Mapping[str, Any]], key: str) -> str:
-    """Name what the runs ran on."""
+    """Join the distinct values of `key` over all sittings."""
     return " and ".join(dict.fromkeys(place[key] for place in places if place[key]))
 
 
@@ -229,13 +230,13 @@ def _all_but(baseline: str, variants: Iterable[str]) -> list[str]:
 
 
 def _right(summaries: Mapping[Any, Summary]) -> dict[str, str]:
-    """Return which test samples each run got right, as far as the runs kept it."""
+    """Return the packed per-sample correctness of each run that stored it."""
     kept = {str(key): summary.get("test_right_merged") for key, summary in summaries.items()}
     return {key: right for key, right in kept.items() if right}
 
 
 def _scores(key: str, summaries: Mapping[Any, Summary]) -> dict[str, dict[str, float]]:
-    """Return the metric by state and seed; "val" and "val_best" are of validation, all others of test."""
+    """Return the metric by state and seed. "val" and "val_best" are of validation, all others of test."""
     metrics = {state: f"test_{key}_{state}" for state in STATES} | {"val": f"val_{key}", "val_best": f"val_{key}_best"}
     return {
         state: {str(seed): summary[name] for seed, summary in summaries.items() if summary.get(name) is not None}

@@ -1,4 +1,4 @@
-"""A whole comparison: check this machine, run the sweep and all seeds, write costs, curves and tables."""
+"""Make a comparison: check the machine, run the sweep and all seeds, write costs, curves and tables."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -26,10 +26,15 @@ _OTHERS = "another comparison, or by runs still going on of one that was killed"
 
 
 class Options(NamedTuple):
-    """Choices about the making of a comparison.
+    """Options of `compare`.
 
-    `jobs` runs at a time (None: all cores, or one at a time on a GPU); `only` these variants are run, and the tables
-    show all that is finished; `costs` says whether to measure them; `save` is a folder that gets a copy for the docs.
+    `jobs` is the number of runs at a time; None takes one per core, or one on a GPU. `only` names the variants to run
+    (empty: all); the tables show all finished ones. `costs` switches the measurement of costs. `save` is a folder for
+    copies of the results and the ledger; None saves none.
+
+    Example:
+        >>> Options(jobs=2, only=("dense", "ewa")).costs
+        True
     """
 
     jobs: int | None = None
@@ -39,7 +44,13 @@ class Options(NamedTuple):
 
 
 def outline(plan: Plan, only: tuple[str, ...] = ()) -> str:
-    """Say which runs are finished and which are to be done; nothing is run, written or checked."""
+    """List the runs that are finished and those to do. Nothing is run, written or checked.
+
+    Example:
+        >>> from pc_ewa.compare import load_plan
+        >>> outline(load_plan("compare/furniture", ["sweep=null", "seeds=[0]"]), only=("dense",)).splitlines()[0]
+        'to do  runs/compare/furniture/dense/seed_0'
+    """
     sweep, final = _wanted(plan, only)
     runs = list(dict.fromkeys([*sweep, *final]))
     lines = [f"{'done ' if run.files.is_finished else 'to do'}  {run.folder}" for run in runs]
@@ -52,14 +63,14 @@ def outline(plan: Plan, only: tuple[str, ...] = ()) -> str:
 
 
 def compare(plan: Plan, options: Options) -> list[Broken]:
-    """Make a comparison, or go on with one: what is finished is never run again.
+    """Make a comparison, or resume one. Finished runs are never run again.
 
     Returns:
-        The runs that broke; tables, curves and results.json are of the others.
+        The runs that failed. Tables, curves and results.json contain the others.
 
     Raises:
         Error: a problem found before anything runs.
-        Stopped: by a signal; the same command goes on.
+        Stopped: a stop signal arrived; the same call resumes.
     """
     check_runs(plan)
     if options.save:
@@ -75,7 +86,7 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
                 f"{plan.comparison.title}: {done} runs done, {executor.total} to do, {executor.jobs} at a time",
                 flush=True,
             )
-        # What a sweep finds may ask for values beyond its ends.
+        # The results of a sweep may extend it beyond its ends, so the list of its runs is made again after each pass.
         while runs := _to_do(_wanted(plan, options.only, executor.broken)[0], executor):
             executor.total = executor.done + _left(plan, options.only, executor)
             executor.execute(runs)
@@ -85,7 +96,7 @@ def compare(plan: Plan, options: Options) -> list[Broken]:
 
 
 def _open_ledger(plan: Plan, options: Options) -> Ledger | None:
-    """Take up the runs of other sittings and machines, and add those that were finished without a ledger."""
+    """Restore the runs of the ledger, and add finished runs that it lacks. Returns None without `save`."""
     ledger = Ledger(plan, options.save) if options.save else None
     told = ledger.restore() if ledger else []
     finished = [run for runs in _wanted(plan, ()) for run in runs if run.files.is_finished]
@@ -99,7 +110,7 @@ def _open_ledger(plan: Plan, options: Options) -> Ledger | None:
 
 
 def _land(plan: Plan, options: Options, executor: Executor, ledger: Ledger | None, run: Run) -> None:
-    """Write what a run that has just finished adds: its line of the ledger, and the results so far."""
+    """Append a run that has just finished to the ledger, and write the results so far."""
     if ledger and options.save:
         ledger.add(run)
         _write(plan, collect(plan, _finished(plan, executor.broken), None, executor.broken))
@@ -107,7 +118,7 @@ def _land(plan: Plan, options: Options, executor: Executor, ledger: Ledger | Non
 
 
 def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
-    """Write and print what the finished runs show; `broken` are those, by folder, that are not waited for."""
+    """Write and print the results of the finished runs. `broken` are the failed runs, by folder."""
     runs = _finished(plan, broken)
     results = collect(plan, runs, None, broken)
     _write(plan, results)  # before a measurement that may fail
@@ -124,13 +135,16 @@ def report(plan: Plan, options: Options, broken: Mapping[Path, Broken]) -> None:
 
 
 def _finished(plan: Plan, broken: Collection[Path]) -> dict[str, list[Run]]:
-    """Return the finished runs of every variant at its final setting, where there are any."""
+    """Return the finished runs at its final setting of every variant that has some."""
     runs = {v: [r for r in final if r.files.is_finished] for v, final in final_runs(plan, broken).items()}
     return {variant: finished for variant, finished in runs.items() if finished}
 
 
 def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> Mapping[str, Any] | None:
-    """Return the costs, or None and a line: all variants are in memory at once, which may be too much for a GPU."""
+    """Return the costs. If they cannot be measured, print a line and return None.
+
+    All variants are in memory at once, which may be too much for a GPU.
+    """
     try:
         known = _read(plan.output / COSTS)
         measured = measure_costs(plan, runs, known)
@@ -144,7 +158,7 @@ def _costs(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> Mapping[str, Any] |
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read what was written earlier; nothing if it is not there or damaged."""
+    """Read a JSON object. Returns an empty one if the file is absent or damaged."""
     try:
         content = read_json(path)
     except ValueError:
@@ -183,7 +197,7 @@ def _variants(plan: Plan, only: tuple[str, ...]) -> list[str]:
 
 
 def _wanted(plan: Plan, only: tuple[str, ...], broken: Collection[Path] = ()) -> tuple[list[Run], list[Run]]:
-    """Return the runs of the sweep, and those of all seeds as far as their settings are known; seed by seed."""
+    """Return the runs of the sweep, and the final runs with known settings, seed by seed."""
     variants = _variants(plan, only)
     final = final_runs(plan, broken)
     by_seed = zip(*(final[variant] for variant in variants if variant in final), strict=True)
@@ -192,7 +206,7 @@ def _wanted(plan: Plan, only: tuple[str, ...], broken: Collection[Path] = ()) ->
 
 
 def _total(plan: Plan, only: tuple[str, ...]) -> int:
-    """Count the runs in all: those of the sweep serve as final ones where value and seed are the same."""
+    """Count all runs. A run of the sweep is also the final run with the same value and seed."""
     swept, variants = plan.sweep.seeds if plan.sweep else [], _variants(plan, only)
     final = len(set(plan.seeds) - set(swept)) * (plan.comparison.folds or 1) * len(variants)
     return final + sum(run.variant in variants for run in sweep_runs(plan))
@@ -203,7 +217,7 @@ def _to_do(runs: Sequence[Run], executor: Executor) -> list[Run]:
 
 
 def _left(plan: Plan, only: tuple[str, ...], executor: Executor) -> int:
-    """Count the runs still to do, as far as the sweep is known."""
+    """Count the runs to do, as far as the sweep is known."""
     settled = {run for runs in _wanted(plan, only, executor.broken) for run in runs}
     waiting = [v for v in _variants(plan, only) if not is_settled(plan, v, executor.broken)]
     swept = plan.sweep.seeds if plan.sweep else []

@@ -12,5 +12,5 @@ def comparison_schema() -> Schema:
         ['title', 'experiment', 'seeds', 'variants']
     """
     schema = plain_schema(Comparison)
-    schema["required"].remove("output")  # the name of the file decides
+    schema["required"].remove("output")  # the default comes from the name of the file, see `load_plan`
     return schema

@@ -1,4 +1,4 @@
-"""Where the runs of a comparison come from: machines, versions and days, and whether all saw the same data."""
+"""The origin of the runs of a comparison: machines, versions and days, and a check that all used the same data."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -21,15 +21,15 @@ def sittings(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def check_same_data(plan: Plan, runs: Iterable[Run]) -> None:
-    """Check that finished runs with the same settings of data, seed and fold saw the same shapes.
+    """Check that finished runs with the same data settings, seed and fold used the same samples.
 
     Raises:
-        ConfigError: two that did not, such as those of machines with different files.
+        ConfigError: two runs with different data, such as runs of machines with different files.
     """
     seen: dict[tuple[str, str], tuple[str, Run]] = {}
     for run in runs:
         digest = (run.files.summary() or {}).get("data")
-        if digest is None:  # an earlier version did not note it
+        if digest is None:  # a run of an earlier version has none
             continue
         key = (run.key, plan.resolve(run).data.model_dump_json())
         before, first = seen.setdefault(key, (digest, run))

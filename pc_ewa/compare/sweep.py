@@ -1,4 +1,4 @@
-"""The value of a sweep: of each variant the one that is best on validation. Test scores are never looked at."""
+"""The choice of a sweep's value: for each variant the best one on validation. Test scores are never read."""
 
 import math
 import statistics
@@ -13,10 +13,10 @@ Scores = dict[Number, dict[str, float]]  # by value and by seed, or by seed/fold
 
 
 def validation_scores(plan: Plan, variant: str, broken: Collection[Path] = ()) -> Scores:
-    """Return the main metric on validation after the last step by value and seed, as far as runs are finished.
+    """Return the main metric on validation after the last step of finished runs, by value and seed.
 
-    The values are those of the sweep, and those beyond them that it asks for as long as the best lies at an end; it
-    asks for the next one once all runs are finished or, as those in the folders `broken`, will never be.
+    The values are those of the sweep, and further ones as long as the best lies at an end. A further value is added
+    once all runs are finished, or are in `broken`, the folders of failed runs.
     """
     assert plan.sweep is not None
     values = sorted(plan.sweep.values)
@@ -35,7 +35,7 @@ def validation_scores(plan: Plan, variant: str, broken: Collection[Path] = ()) -
 
 
 def sweep_runs(plan: Plan, broken: Collection[Path] = ()) -> list[Run]:
-    """Return all runs that the sweep needs as far as it is known, one seed of all variants after the other."""
+    """Return all known runs of the sweep, sorted by seed, so that all variants progress together."""
     if plan.sweep is None:
         return []
     runs = [
@@ -50,9 +50,9 @@ def sweep_runs(plan: Plan, broken: Collection[Path] = ()) -> list[Run]:
 def choose_value(
     scores: Mapping[Number, Mapping[Any, float]], seeds: Sequence[Any], higher_is_better: bool
 ) -> Number | None:
-    """Return the value with the best mean over all seeds of the sweep, the smaller one of two that tie.
+    """Return the value with the best mean over all seeds of the sweep, or the smaller one of a tie.
 
-    A value that a seed lacks (the run broke, as at too high a learning rate) is out; None if all are.
+    A value without a finite score on every seed is excluded, as when a run diverged. Returns None if all are excluded.
     """
     sign = 1 if higher_is_better else -1
     means = {
@@ -64,14 +64,14 @@ def choose_value(
 
 
 def chosen(plan: Plan, variant: str, broken: Collection[Path] = ()) -> Number | None:
-    """Return the value at which a variant runs all its seeds; None without a sweep, or while nothing can be chosen."""
+    """Return the chosen value of a variant. None without a sweep, and while there is nothing to choose."""
     if plan.sweep is None:
         return None
     return choose_value(validation_scores(plan, variant, broken), _keys(plan), plan.metric.higher_is_better)
 
 
 def is_swept(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
-    """Say if all runs of the sweep of a variant are finished or, as those in the folders `broken`, will never be."""
+    """Return True if all runs of a variant's sweep are finished or in `broken`, the folders of failed runs."""
     if plan.sweep is None:
         return True
     values = validation_scores(plan, variant, broken)
@@ -79,12 +79,12 @@ def is_swept(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
 
 
 def is_settled(plan: Plan, variant: str, broken: Collection[Path] = ()) -> bool:
-    """Say if the final setting of a variant is known: not before its whole sweep is over."""
+    """Return True if the whole sweep of a variant is over and a value can be chosen."""
     return is_swept(plan, variant, broken) and (plan.sweep is None or chosen(plan, variant, broken) is not None)
 
 
 def why_left_out(plan: Plan, variant: str, broken: Collection[Path] = ()) -> str:
-    """Say why there is nothing to show of a variant."""
+    """Return the reason why a variant has no results."""
     if not is_swept(plan, variant, broken):
         return "its sweep is not finished"
     if not is_settled(plan, variant, broken):
@@ -93,16 +93,16 @@ def why_left_out(plan: Plan, variant: str, broken: Collection[Path] = ()) -> str
 
 
 def left_out(sweep: Mapping[Any, Mapping[Any, float]], seeds: Sequence[Any]) -> list[str]:
-    """Return the values that could not be chosen, for want of a finite score on every seed.
+    """Return the values that were excluded, because they lack a finite score on some seed.
 
-    Values and seeds are numbers, or texts as in results.json.
+    Values and seeds are numbers, or text as in results.json.
     """
     finite = {value: {str(seed) for seed, score in by.items() if math.isfinite(score)} for value, by in sweep.items()}
     return [str(value) for value in sweep if not finite[value].issuperset(map(str, seeds))]
 
 
 def edge(value: Number | None, scores: Mapping[Any, object]) -> str:
-    """Say on which edge of a sweep of at least two values a value lies: "lowest", "highest" or ""."""
+    """Return the edge of a sweep at which a value lies: "lowest", "highest", or "" for neither."""
     values = sorted(float(other) for other in scores)
     if value is None or len(values) < 2:
         return ""
@@ -110,7 +110,7 @@ def edge(value: Number | None, scores: Mapping[Any, object]) -> str:
 
 
 def final_runs(plan: Plan, broken: Collection[Path] = ()) -> dict[str, list[Run]]:
-    """Return the runs of all seeds of every variant whose setting is known; `broken` as in `is_swept`."""
+    """Return the final runs of every variant with a known setting. `broken` is as in `is_swept`."""
     return {v: plan.final_runs(v, chosen(plan, v, broken)) for v in plan.variants if is_settled(plan, v, broken)}
 
 
@@ -119,7 +119,7 @@ def _runs_at(plan: Plan, variant: str, value: Number) -> list[Run]:
 
 
 def _keys(plan: Plan) -> list[str]:
-    """Return what the scores of each value need: a run of every seed of the sweep, on every fold."""
+    """Return the keys of the runs that each value needs: every seed of the sweep, on every fold."""
     return [run.key for run in _runs_at(plan, plan.baseline, plan.values[0] or 0)]
 
 

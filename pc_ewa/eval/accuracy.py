@@ -19,7 +19,7 @@ Predict = Callable[[EvalBatch], Tensor]  # logits (B, classes)
 
 
 class ClassCount(NamedTuple):
-    """Samples of a class, and how many of them were classified correctly."""
+    """The number of samples of a class, and of those classified correctly."""
 
     name: str
     samples: int
@@ -27,7 +27,7 @@ class ClassCount(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """Number of samples of one class that were taken for another."""
+    """The number of samples of one class that were classified as another."""
 
     true: str
     predicted: str
@@ -36,17 +36,22 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A confusion matrix and what follows from it.
+    """A confusion matrix and the metrics derived from it.
 
     Attributes:
         confusion: (classes, classes) counts: true class, predicted class.
-        class_names: name of every class; without them classes are called by their positions.
-        votes: more than 1 is a mean over so many draws of each cloud, and is labelled "voted" everywhere.
-        right: (samples,) booleans, which samples in the order of the dataset are classified correctly; None if unknown.
-        loss: mean cross-entropy over the samples, without label smoothing; None where there were no logits.
+        class_names: name of every class. Empty: classes are named by their positions.
+        votes: number of draws of each cloud over which logits were averaged. Above 1 the result is labelled "voted".
+        right: (samples,) booleans in the order of the dataset, True for correct samples. None if unknown.
+        loss: mean cross-entropy over the samples, without label smoothing. None without logits.
 
     Raises:
-        ValueError: names that are not one for each class.
+        ValueError: another number of names than of classes.
+
+    Example:
+            >>> accuracy = Accuracy(torch.tensor([[3, 1], [0, 4]]), ("chair", "table"))
+            >>> accuracy.describe()
+            'accuracy 87.50% (7/8)'
     """
 
     confusion: Tensor
@@ -81,6 +86,7 @@ class Accuracy:
     def mean_class(self) -> float:
         """Mean over the classes present of the share classified correctly ("mAcc")."""
         per_class = self.confusion.sum(1)
+        # A class without test samples has no accuracy: 0 / 0 would make the mean NaN.
         present = per_class > 0
         return float((self.confusion.diagonal()[present] / per_class[present]).mean())
 
@@ -91,20 +97,20 @@ class Accuracy:
 
     @property
     def per_class(self) -> tuple[ClassCount, ...]:
-        """Every class in order, also those without samples."""
+        """Counts of every class in order, including classes without samples."""
         counts = zip(self._names, self.confusion.sum(1).tolist(), self.confusion.diagonal().tolist(), strict=True)
         return tuple(ClassCount(*count) for count in counts)
 
     @property
     def confusions(self) -> tuple[Confusion, ...]:
-        """Pairs of classes that were confused, the most frequent first."""
+        """Confused pairs of classes, the most frequent first."""
         wrong = self.confusion - self.confusion.diag().diag()
         names = self._names
         pairs = [Confusion(names[t], names[p], int(wrong[t, p])) for t, p in wrong.nonzero().tolist()]
         return tuple(sorted(pairs, key=lambda pair: -pair.samples))
 
     def metrics(self) -> dict[str, float]:
-        """Numbers by name: accuracy, mean_class_accuracy, correct, standard_error; loss and votes if there were any."""
+        """Return accuracy, mean_class_accuracy, correct, standard_error by name; loss and votes if there are any."""
         metrics: dict[str, float] = {
             "accuracy": self.overall,
             "mean_class_accuracy": self.mean_class,
@@ -115,12 +121,12 @@ class Accuracy:
         return metrics | loss | ({"votes": self.votes} if self.votes > 1 else {})
 
     def describe(self) -> str:
-        """The accuracy in a few words."""
+        """Describe the accuracy in one line."""
         kind = f"voted accuracy (mean of {self.votes})" if self.votes > 1 else "accuracy"
         return f"{kind} {self.overall:.2%} ({self.correct}/{self.samples})"
 
     def table(self) -> str:
-        """The accuracies, one line per class, and the ten most frequent confusions."""
+        """Write the accuracies, one line per class, and the ten most frequent confusions."""
         voted = [f"voted: mean of the logits over {self.votes} draws of each cloud"] if self.votes > 1 else []
         lines = [
             *voted,
@@ -144,7 +150,7 @@ class Accuracy:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything there is, in plain types."""
+        """Return all fields and metrics in plain types."""
         return {
             **self.metrics(),
             "samples": self.samples,
@@ -168,17 +174,17 @@ def evaluate_classifier(
     title: str = "evaluating",
     predict: Predict | None = None,
 ) -> Accuracy:
-    """Classify every cloud once, without augmentation or votes; under torchrun each process takes its share.
+    """Classify every cloud once, without augmentation or votes. Under torchrun the processes share the clouds.
 
     Batches are the same for any number of processes. The mode of the model is restored afterwards.
 
     Args:
         model: clouds (B, N, 3) -> logits (B, classes).
-        clouds: what to classify.
+        clouds: the clouds to classify.
         settings: the presentation of the clouds.
-        device: None for that of the model.
-        title: of the progress bar.
-        predict: computes the logits of a batch, instead of one forward pass on its points.
+        device: the device of the batches. None: that of the model.
+        title: title of the progress bar.
+        predict: computes the logits of a batch. None: one forward pass on its points.
 
     Raises:
         OutputError: logits that hold NaN or inf.
@@ -188,7 +194,8 @@ def evaluate_classifier(
     classes = clouds.num_classes
     confusion, finite = torch.zeros(classes, classes, dtype=torch.int64, device=device), Finite(device)
     right = torch.zeros(len(clouds), dtype=torch.uint8, device=device)
-    losses = torch.zeros(len(clouds), dtype=torch.float64, device=device)  # each, so that any sharing has the same sum
+    # One loss per sample, in float64 and in place: the mean is the same for any number of processes.
+    losses = torch.zeros(len(clouds), dtype=torch.float64, device=device)
     with evaluation(model, clouds, settings, device=device, title=title) as batches:
         for batch in batches:
             logits = finite.seen(predict(batch) if predict else model(batch.points))
@@ -196,6 +203,7 @@ def evaluate_classifier(
                 raise ValueError(f"the model has {logits.shape[1]} classes, {clouds.name} has {classes}")
             predicted = logits.float().argmax(1)
             right[batch.indices.start : batch.indices.stop] = predicted == batch.labels
+            # The matrix grows on the device; reading a count per batch would wait for the GPU each time.
             cells = batch.labels * classes + predicted
             confusion += torch.bincount(cells, minlength=confusion.numel()).view_as(confusion)
             each = F.cross_entropy(logits.float(), batch.labels, reduction="none")
@@ -203,6 +211,6 @@ def evaluate_classifier(
     finite.check(model, clouds)
     if dist.is_initialized():
         dist.all_reduce(confusion)
-        dist.all_reduce(right)  # each cloud was seen by one process
+        dist.all_reduce(right)  # each cloud was seen by one process and is 0 in the others: the sum is the value
         dist.all_reduce(losses)
     return Accuracy(confusion.cpu(), clouds.class_names, loss=float(losses.mean()), right=right.bool().cpu())

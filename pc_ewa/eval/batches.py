@@ -1,4 +1,4 @@
-"""The one loop of evaluation: mode of the model, share of each process, presentation of clouds, precision."""
+"""The evaluation loop: mode of the model, share of each process, presentation of clouds, precision."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +15,13 @@ from pc_ewa.progress import progress
 
 
 class EvalBatch:
-    """Some clouds of a dataset on the device.
+    """A batch of clouds of a dataset, on the device.
 
     Attributes:
-        number: of the batch among all; the same clouds have the same number for any number of processes.
+        number: number of the batch in the dataset. It does not depend on the number of processes.
         indices: positions of the clouds in the dataset.
         stored: clouds (B, P, 3) as the dataset has them.
-        labels: their classes (B,).
+        labels: classes of the clouds (B,).
     """
 
     def __init__(self, number: int, clouds: Clouds, settings: EvalSettings, device: torch.device) -> None:
@@ -56,18 +56,18 @@ def evaluation(
     title: str = "evaluating",
     shared: bool = True,
 ) -> Iterator[Iterator[EvalBatch]]:
-    """Evaluate a model in a `with` block: yields the batches; evaluation mode, no gradients, the settings' precision.
+    """Hold a model in evaluation mode in a `with` block and yield the batches.
 
-    The mode of every part of the model is restored afterwards. A model that is in evaluation already stays as it is:
-    `routed_experts` may have set parts of it to training.
+    Gradients are off, and the precision is that of the settings. The mode of every submodule is restored afterwards. A
+    model in evaluation mode stays as it is, because `routed_experts` may have set submodules of it to training.
 
     Args:
         model: the model.
         clouds: the dataset.
         settings: the presentation of the clouds.
-        device: None for that of the model.
-        title: of the progress bar.
-        shared: under torchrun each process gets its share of the batches. False: this process gets all of them.
+        device: the device of the batches. None: that of the model.
+        title: title of the progress bar.
+        shared: under torchrun each process gets its share of the batches. False: this process gets all batches.
     """
     device = device or next(model.parameters()).device
     with evaluation_mode(model, device, settings):
@@ -77,6 +77,7 @@ def evaluation(
 @contextmanager
 def evaluation_mode(model: nn.Module, device: torch.device, settings: EvalSettings) -> Iterator[None]:
     """Hold a model in evaluation mode in a `with` block, without gradients, in the precision of the settings."""
+    # Mode by mode: model.train() afterwards would also switch on frozen submodules, such as a tokenizer.
     modes = {module: module.training for module in model.modules()}
     if model.training:
         model.eval()
@@ -92,15 +93,18 @@ def _batches(
     clouds: Clouds, settings: EvalSettings, device: torch.device, title: str, shared: bool
 ) -> Iterator[EvalBatch]:
     rank, size = (dist.get_rank(), dist.get_world_size()) if shared and dist.is_initialized() else (0, 1)
+    # Whole batches are dealt out, not samples: a batch has the same clouds, and so the same rounding and random draws,
+    # for any number of processes.
     mine = range(-(-len(clouds) // settings.batch_size))[rank::size]
     for number in progress(mine, title, show=rank == 0):
         yield EvalBatch(number, clouds, settings, device)
 
 
 def sum_over_processes(sums: dict[str, float]) -> dict[str, float]:
-    """Add the sums of all processes, some of which may have had nothing to add."""
+    """Add the sums of all processes. A process without batches may have none."""
     if not dist.is_initialized():
         return sums
+    # Objects instead of an all_reduce: a process without batches does not have the names.
     gathered: list[dict[str, float]] = [{} for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, sums)
     names = {name: None for part in gathered for name in part}
@@ -108,25 +112,25 @@ def sum_over_processes(sums: dict[str, float]) -> dict[str, float]:
 
 
 class Finite:
-    """Finds out whether all outputs of a model are finite, without waiting for the GPU at each batch.
+    """A check that all outputs of a model are finite, without waiting for the GPU at each batch.
 
     Args:
-        device: of the outputs.
+        device: device of the outputs.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._bad = torch.zeros((), dtype=torch.int64, device=device)
 
     def seen(self, output: Tensor) -> Tensor:
-        """Note an output; returns it."""
+        """Record whether an output is finite, and return the output."""
         self._bad += ~output.isfinite().all()
         return output
 
     def check(self, model: nn.Module, clouds: Clouds, shared: bool = True) -> None:
-        """Look back at the outputs, of all processes where they share the work.
+        """Check all recorded outputs, of all processes if they share the work.
 
         Raises:
-            OutputError: one of them held NaN or inf. The largest of such numbers is the first: scores would look sound.
+            OutputError: an output with NaN or inf. Without this check argmax would return a class for it.
         """
         if shared and dist.is_initialized():
             dist.all_reduce(self._bad)

@@ -15,9 +15,9 @@ from pc_ewa.eval.settings import EvalSettings
 
 
 class WrongSample(NamedTuple):
-    """A sample that was taken for another class, with the probability that the model gave to both.
+    """A wrongly classified sample, with the probabilities of the predicted and of the true class.
 
-    `name` is that of the dataset, or the position where it has none.
+    `name` is the name in the dataset, or the position in a dataset without names.
     """
 
     name: str
@@ -30,9 +30,9 @@ class WrongSample(NamedTuple):
 def evaluate_errors(
     model: nn.Module, clouds: Clouds, settings: EvalSettings, *, device: torch.device | None = None
 ) -> tuple[Accuracy, list[WrongSample]]:
-    """Classify every cloud once, as `evaluate_classifier`, and collect those that are wrong, the surest first.
+    """Classify every cloud once, as `evaluate_classifier`, and collect the wrong ones, the most confident first.
 
-    In one process: under torchrun each would have the errors of its share.
+    For one process. Under torchrun each process would get the errors of its share only.
     """
     wrong: list[WrongSample] = []
 
@@ -54,7 +54,7 @@ def evaluate_errors(
 
 
 def errors_as_csv(wrong: Sequence[WrongSample]) -> str:
-    """Write one row for each sample, under the names of the fields."""
+    """Write a CSV with one row per sample."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(WrongSample._fields)

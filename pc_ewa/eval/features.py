@@ -1,4 +1,4 @@
-"""Frozen features of every cloud."""
+"""Features of a frozen model."""
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,16 @@ def extract_features(
     device: torch.device | None = None,
     title: str = "features",
 ) -> Tensor:
-    """Call `model.features` on every cloud, without augmentation.
+    """Compute `model.features` of every cloud, without augmentation.
 
-    Processes do not share the work: any one of them may call this alone. The mode of the model is restored.
+    Processes do not share the work, so that one of them may call this alone. The mode of the model is restored.
 
     Args:
         model: has `features(points (B, N, 3)) -> (B, F)`.
         clouds: N clouds.
         settings: the presentation of the clouds.
-        device: None for that of the model.
-        title: of the progress bar.
+        device: the device of the batches. None: that of the model.
+        title: title of the progress bar.
 
     Returns:
         (N, F) float32 on the CPU, in the order of the clouds.

@@ -1,4 +1,4 @@
-"""Few-shot classification: mean and deviation over the folds of each setting."""
+"""Few-shot classification: mean and standard deviation over the folds of each setting."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,7 +7,7 @@ from typing import Any
 
 from pc_ewa.data.published.modelnet_fewshot import TEST_SHAPES
 
-SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # way, shot: those that every paper reports
+SETTINGS = ((5, 10), (5, 20), (10, 10), (10, 20))  # (way, shot) of the published tables
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,15 @@ class Fold:
         way: number of classes.
         shot: training samples of each class.
         fold: number of the fold.
-        accuracy_last: of the last state, from 0 to 1.
-        accuracy_best: of the state that the run took for its best, or None if it chose none.
+        accuracy_last: accuracy of the last state, from 0 to 1.
+        accuracy_best: accuracy of the best state of the run. None if the run chose none.
 
     Raises:
-        ValueError: an accuracy that is none.
+        ValueError: an accuracy outside of 0 to 1.
+
+    Example:
+            >>> Fold(way=5, shot=10, fold=0, accuracy_last=0.95).way
+            5
     """
 
     way: int
@@ -40,26 +44,30 @@ class Fold:
 
 @dataclass(frozen=True)
 class MeanAndStd:
-    """Mean over folds and sample standard deviation, None for a single fold."""
+    """Mean and sample standard deviation over folds. `std` is None for a single fold."""
 
     mean: float
     std: float | None
     folds: int
 
     def __str__(self) -> str:
-        """Return the mean ± the deviation, in percent."""
+        """Return the mean ± the standard deviation, in percent."""
         return f"{self.mean:.2%} ± " + ("-" if self.std is None else f"{self.std:.2%}")
 
 
 @dataclass(frozen=True)
 class FewShot:
-    """The folds that were run, of one setting or several.
+    """The results of few-shot folds, of one setting or several.
 
-    Papers report mean ± standard deviation over 10 folds of the best epoch on the test samples. `accuracy_last` looks
-    at them once; prefer it. The deviation is that of a sample (n - 1), over the folds present.
+    Papers report mean ± standard deviation over 10 folds of the epoch that is best on the test samples. `accuracy_last`
+    involves no choice on test; prefer it. The deviation is that of a sample (n - 1), over the folds present.
 
     Raises:
         ValueError: no folds, or one of them twice.
+
+    Example:
+            >>> FewShot([Fold(5, 10, 0, 0.90), Fold(5, 10, 1, 0.94)]).describe()
+            'few-shot accuracy 5-way 10-shot 92.00% ± 2.83%'
     """
 
     folds: Sequence[Fold]
@@ -75,7 +83,7 @@ class FewShot:
 
     @property
     def settings(self) -> tuple[tuple[int, int], ...]:
-        """The (way, shot) that have folds, in order."""
+        """The (way, shot) settings with folds, in order."""
         return tuple(sorted({(fold.way, fold.shot) for fold in self.folds}))
 
     @property
@@ -89,17 +97,17 @@ class FewShot:
         return mean(self.last(*setting).mean for setting in self.settings)
 
     def last(self, way: int, shot: int) -> MeanAndStd:
-        """Accuracy of the last states over the folds of a setting that has some."""
+        """Return mean and deviation of the last states over the folds of a setting."""
         return _mean_and_std([fold.accuracy_last for fold in self._of(way, shot)])
 
     def best(self, way: int, shot: int) -> MeanAndStd | None:
-        """Accuracy of the best states; None unless every fold of the setting has one."""
+        """Return mean and deviation of the best states, or None unless every fold of the setting has one."""
         found = [fold.accuracy_best for fold in self._of(way, shot)]
         known = [accuracy for accuracy in found if accuracy is not None]
         return _mean_and_std(known) if len(known) == len(found) else None
 
     def metrics(self) -> dict[str, float]:
-        """`accuracy`, and of each setting such as 5way_10shot: folds, accuracy, std, accuracy_best and std_best."""
+        """Return `accuracy`, and per setting, as 5way_10shot_std, folds, accuracy, std, accuracy_best, std_best."""
         metrics = {"accuracy": self.value}
         for way, shot in self.settings:
             name, last, best = f"{way}way_{shot}shot", self.last(way, shot), self.best(way, shot)
@@ -112,12 +120,12 @@ class FewShot:
         return metrics
 
     def describe(self) -> str:
-        """Every setting in a few words."""
+        """Describe all settings in one line."""
         parts = [f"{way}-way {shot}-shot {self.last(way, shot)}" for way, shot in self.settings]
         return "few-shot accuracy " + ", ".join(parts)
 
     def table(self) -> str:
-        """The four settings, those that are missing too, and any others."""
+        """Write the four published settings, including missing ones, and any others."""
         present = self.settings
         rows = [("setting", "folds", "last state", "best state")]
         for way, shot in sorted({*SETTINGS, *present}):
@@ -135,7 +143,7 @@ class FewShot:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything there is, in plain types."""
+        """Return all folds and metrics in plain types."""
         missing = [f"{way}way_{shot}shot" for way, shot in SETTINGS if (way, shot) not in self.settings]
         records = [asdict(fold) for fold in self.folds]
         return {**self.metrics(), "samples": self.samples, "missing": missing, "folds": records}

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """A number by which models are compared; `key` is its name in metrics.jsonl and summary.json."""
+    """A metric by which models are compared. `key` is its name in metrics.jsonl and summary.json."""
 
     key: str
     title: str

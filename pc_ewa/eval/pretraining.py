@@ -1,4 +1,4 @@
-"""The loss of a self-supervised model on clouds that it does not train on."""
+"""The loss of a self-supervised model on held-out clouds."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,25 +13,30 @@ from pc_ewa.eval.settings import EvalSettings
 
 @dataclass(frozen=True)
 class PretrainingLoss:
-    """Mean loss and means of its terms over samples."""
+    """The mean loss and the means of its terms over samples.
+
+    Example:
+        >>> PretrainingLoss({"loss": 0.0251}, samples=10).describe()
+        'loss 0.0251'
+    """
 
     means: dict[str, float]
     samples: int
 
     def metrics(self) -> dict[str, float]:
-        """`loss` and its terms."""
+        """Return `loss` and its terms by name."""
         return dict(self.means)
 
     def describe(self) -> str:
-        """The loss in a few words."""
+        """Describe the loss in one line."""
         return f"loss {self.means['loss']:.5g}"
 
     def table(self) -> str:
-        """The loss and its terms, one a line."""
+        """Write the loss and its terms, one per line."""
         return "\n".join(f"{name:<16} {value:.6g}" for name, value in self.means.items())
 
     def to_json(self) -> dict[str, Any]:
-        """Everything there is, in plain types."""
+        """Return all fields in plain types."""
         return {**self.means, "samples": self.samples}
 
 
@@ -43,9 +48,9 @@ def evaluate_pretraining(
     device: torch.device | None = None,
     title: str = "evaluating",
 ) -> PretrainingLoss:
-    """Average the loss of a model that returns a `LossOutput`; under torchrun each process takes its share.
+    """Average the loss of a model that returns a `LossOutput`. Under torchrun the processes share the clouds.
 
-    The model's masks are the same each time in evaluation, and so are the points.
+    Masks and sampled points are the same in every evaluation, so that losses of different epochs compare.
 
     Raises:
         OutputError: a loss that is NaN or inf.
@@ -58,6 +63,7 @@ def evaluate_pretraining(
             output = model(batch.points)
             for name, value in {"loss": output.loss, **output.terms}.items():
                 before = sums.get(name, torch.zeros((), dtype=torch.float64, device=device))
+                # Weighted by the size of the batch: the last one is smaller.
                 sums[name] = before + finite.seen(value) * len(batch.indices)
     finite.check(model, clouds)
     totals = sum_over_processes({name: total.item() for name, total in sums.items()})

@@ -1,4 +1,4 @@
-"""Which samples a model gets right, as a short text: what pairs two models sample by sample later on."""
+"""Pack the per-sample correctness of a model into a short text, to compare two models sample by sample later."""
 
 import base64
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def pack_right(right: Tensor) -> str:
-    """Write booleans (N,) as their number and base64, eight to a byte.
+    """Write booleans (N,) as their number and base64, eight booleans to a byte.
 
     Example:
         >>> import torch
@@ -23,7 +23,7 @@ def unpack_right(text: str) -> Tensor:
     """Read what `pack_right` wrote: booleans (N,).
 
     Raises:
-        ValueError: a text of something else.
+        ValueError: a text that `pack_right` did not write.
     """
     count, _, bits = text.partition(":")
     content = base64.b64decode(bits, validate=True)

@@ -1,4 +1,4 @@
-"""Part segmentation: the published IoU of ShapeNetPart, for each shape over the parts of its own category."""
+"""Part segmentation: the published IoU of ShapeNetPart, per sample over the parts of its category."""
 
 import math
 from collections.abc import Sequence
@@ -18,15 +18,20 @@ from pc_ewa.text import printable
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """The IoU of each cloud, and what follows from it.
+    """The IoU of each cloud, and the metrics derived from it.
 
     Attributes:
-        ious: (S,) float64, the mean IoU of each shape over the parts of its category.
+        ious: (S,) float64, the mean IoU of each sample over the parts of its category.
         categories: (S,) int64, positions in `class_names`.
-        class_names: names of the categories, also of those without a shape here.
-        points_right: number of points given their part.
+        class_names: names of the categories, including those without samples.
+        points_right: number of points with the correct part.
         points: number of points.
-        loss: mean negative log-likelihood of the true parts over the points, as in training; None if unknown.
+        loss: mean negative log-likelihood of the true parts over the points, as in training. None if unknown.
+
+    Example:
+            >>> ious, categories = torch.tensor([0.8, 0.6], dtype=torch.float64), torch.tensor([0, 1])
+            >>> Segmentation(ious, categories, ("chair", "lamp"), points_right=7, points=8).describe()
+            'instance mIoU 70.00%, class mIoU 70.00%'
     """
 
     ious: Tensor
@@ -48,38 +53,38 @@ class Segmentation:
 
     @property
     def class_miou(self) -> float:
-        """Mean over the categories present of the means over their samples ("Cls. mIoU")."""
+        """Mean over the categories present of their mean IoU ("Cls. mIoU")."""
         means = [mean for mean, _ in self.per_class.values()]
         return sum(means) / len(means)
 
     @property
     def accuracy(self) -> float:
-        """Share of points given their part."""
+        """Share of points with the correct part."""
         return self.points_right / self.points
 
     @property
     def per_class(self) -> dict[str, tuple[float, int]]:
-        """Mean over its samples and their number, of each category present, by name."""
+        """Mean IoU and number of samples of each category present, by name."""
         by_name = {name: self.ious[self.categories == label] for label, name in enumerate(self.class_names)}
         return {name: (float(ious.mean()), len(ious)) for name, ious in by_name.items() if len(ious)}
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `instance_miou` for this number of samples; nan for a single one."""
+        """Standard error of `instance_miou` for this number of samples; NaN for a single one."""
         return float(self.ious.std()) / math.sqrt(self.samples) if self.samples > 1 else math.nan
 
     def metrics(self) -> dict[str, float]:
-        """The means by name; loss and standard error only where there is one."""
+        """Return the metrics by name. Loss and standard error are left out if there are none."""
         means = {"instance_miou": self.instance_miou, "class_miou": self.class_miou, "accuracy": self.accuracy}
         means |= {} if self.loss is None else {"loss": self.loss}
         return means | ({"standard_error": self.standard_error} if self.samples > 1 else {})
 
     def describe(self) -> str:
-        """Both means in a few words."""
+        """Describe both mIoUs in one line."""
         return f"instance mIoU {self.instance_miou:.2%}, class mIoU {self.class_miou:.2%}"
 
     def table(self) -> str:
-        """The means, and those of every category."""
+        """Write the metrics, and the mean IoU of every category."""
         error = f", standard error {self.standard_error:.2%}" if self.samples > 1 else ""
         per_class, width = self.per_class, max(len(printable(name)) for name in self.class_names)
         lines = [
@@ -95,21 +100,21 @@ class Segmentation:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """The metrics, counts, and both for every category, in plain types."""
+        """Return the metrics, the counts and the mean IoU per category in plain types."""
         per_class = {name: {"miou": mean, "samples": count} for name, (mean, count) in self.per_class.items()}
         counts = {"samples": self.samples, "points": self.points, "points_right": self.points_right}
         return {**self.metrics(), **counts, "per_class": per_class}
 
 
 def shape_ious(predicted: Tensor, truth: Tensor, categories: Tensor, parts_of: Sequence[Sequence[int]]) -> Tensor:
-    """Measure each shape by the mean over the parts of its category of intersection / union, in points.
+    """Compute the IoU of each sample: the mean over the parts of its category of intersection / union, in points.
 
-    A part of the category that neither truth nor prediction has counts 1. Other parts are not looked at.
+    A part of the category that is absent from truth and prediction counts as 1. Parts of other categories do not count.
 
     Args:
         predicted: part of each point, (B, N) int64.
-        truth: likewise.
-        categories: of the clouds, (B,) int64.
+        truth: true part of each point, (B, N) int64.
+        categories: categories of the clouds, (B,) int64.
         parts_of: the parts of each category.
 
     Returns:
@@ -127,6 +132,7 @@ def shape_ious(predicted: Tensor, truth: Tensor, categories: Tensor, parts_of: S
     part = torch.arange(member.shape[1], device=truth.device)
     is_predicted, is_true = predicted[..., None] == part, truth[..., None] == part
     both, either = (is_predicted & is_true).sum(1), (is_predicted | is_true).sum(1)  # (B, parts)
+    # where() evaluates both branches, so the clamp keeps 0 / 0 out of the division.
     ious = torch.where(either > 0, both.double() / either.clamp(min=1), 1.0)
     counted = member[categories]
     return (ious * counted).sum(1) / counted.sum(1)
@@ -141,15 +147,15 @@ def evaluate_segmenter(
     device: torch.device | None = None,
     title: str = "evaluating",
 ) -> Segmentation:
-    """Segment every cloud once, without augmentation or votes; under torchrun each process takes its share.
+    """Segment every cloud once, without augmentation or votes. Under torchrun the processes share the clouds.
 
-    Clouds are sampled by their farthest points; the official loaders sample at random, in tests too. As there, a point
-    gets the most probable of the parts of its cloud's category. The mode of the model is restored afterwards.
+    Clouds are sampled by their farthest points; the official loaders sample at random, in tests too. As in the official
+    code, only the parts of the cloud's category are candidates. The mode of the model is restored afterwards.
 
     Raises:
         DataError: clouds without parts.
         OutputError: scores that hold NaN or inf.
-        ValueError: more points asked than the clouds have, parts that do not fit the clouds or the model.
+        ValueError: `num_points` above the points of the clouds, or parts that do not fit the clouds or the model.
     """
     if len(parts_of) != clouds.num_classes:
         raise ValueError(f"parts of {len(parts_of)} categories for {clouds.num_classes} of {clouds.name}; give as many")
@@ -176,7 +182,7 @@ def evaluate_segmenter(
 
 
 def predict_parts(scores: Tensor, categories: Tensor, parts_of: Sequence[Sequence[int]]) -> Tensor:
-    """Choose for every point the part with the highest score among those of its shape's category.
+    """Choose for every point the part with the highest score among the parts of its sample's category.
 
     Args:
         scores: (B, N, num_parts).
@@ -194,7 +200,7 @@ def predict_parts(scores: Tensor, categories: Tensor, parts_of: Sequence[Sequenc
 
 
 def _members(parts_of: Sequence[Sequence[int]], num_parts: int, device: torch.device) -> Tensor:
-    """Return which parts each category has, (categories, num_parts) bool."""
+    """Return a mask of the parts of each category, (categories, num_parts) bool."""
     member = torch.zeros(len(parts_of), num_parts, dtype=torch.bool)
     for category, parts in enumerate(parts_of):
         wrong = [part for part in parts if not 0 <= part < num_parts]

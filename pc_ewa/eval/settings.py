@@ -1,4 +1,4 @@
-"""The presentation of clouds to a model in evaluation: one owner for validation, protocols and probes."""
+"""The presentation of clouds to a model in evaluation, shared by validation, protocols and probes."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,13 +13,13 @@ from pc_ewa.data.transforms import eval_index, normalize_unit_sphere, random_ind
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """The presentation of clouds to a model in evaluation.
+    """The presentation of clouds to a model in evaluation: number of points, sampling, normalisation, precision.
 
     Attributes:
         num_points: points of each cloud that the model sees.
         normalize: centre and scale each cloud into the unit sphere.
-        sampling: "farthest" points of the scaled cloud; or "random" ones, the same for a batch each time, of which the
-            sample is scaled.
+        sampling: "farthest" samples the farthest points of the normalised cloud. "random" draws points first, the same
+            for a batch each time, then normalises them.
         batch_size: clouds in a batch.
         precision: "fp32", or "bf16" for autocast.
 
@@ -37,7 +37,7 @@ class EvalSettings:
     @classmethod
     def of(cls, data: Data, train: Train) -> "EvalSettings":
         """Make the settings of an experiment. Clouds are always sampled by their farthest points."""
-        # Without gradients a batch takes less memory than one of training.
+        # Without stored activations a batch needs less memory than in training.
         return cls(data.num_points, data.normalize, "farthest", 2 * train.batch_size, train.precision)
 
     def present(self, points: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,6 +50,8 @@ class EvalSettings:
             ValueError: clouds of fewer points.
         """
         if self.sampling == "random":
+            # A new generator for each batch: the draw does not depend on the batches before, or on the number of
+            # processes.
             generator = torch.Generator(points.device).manual_seed(0)
             index = random_index(points, self.num_points, generator)
             points = ops.gather_points(points, index)

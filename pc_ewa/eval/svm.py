@@ -1,4 +1,4 @@
-"""A linear SVM on frozen features: how well classes are apart in what a model learnt without labels."""
+"""A linear SVM on frozen features, the standard protocol for models trained without labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,22 +17,22 @@ from pc_ewa.eval.settings import EvalSettings
 
 CS = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0, 10.0)
 FOLDS = 3
-CHOOSE_ON = 3000  # at most so many training samples choose C: then the whole of ModelNet40 takes less than a minute
+CHOOSE_ON = 3000  # most training samples for the choice of C: all of ModelNet40 then takes less than a minute
 
 _LEFT_OUT, _ALWAYS_TRAINS = -2, -1  # instead of a fold
 
 
 @dataclass(frozen=True)
 class LinearSVMResult:
-    """The result of an SVM, and its settings.
+    """The result of a linear SVM, and its settings.
 
     Attributes:
-        accuracy: on the test samples.
-        c: its C; lower is smoother.
-        feature_dim: number of features, those that never vary included.
-        validation: accuracy in cross-validation on the training samples, by C; empty if nothing was chosen.
-        chosen: how C was chosen, in words.
-        feature: what the features are, in words.
+        accuracy: accuracy on the test samples.
+        c: the regularisation C; lower is smoother.
+        feature_dim: number of features, including constant ones.
+        validation: accuracy in cross-validation on the training samples, by C. Empty if C was given.
+        chosen: a description of the choice of C.
+        feature: a description of the features.
     """
 
     accuracy: Accuracy
@@ -49,15 +49,15 @@ class LinearSVMResult:
         return self.accuracy.samples
 
     def metrics(self) -> dict[str, float]:
-        """Numbers by name: those of the accuracy, c and feature_dim."""
+        """Return the metrics of the accuracy, c and feature_dim by name."""
         return {**self.accuracy.metrics(), "c": self.c, "feature_dim": self.feature_dim}
 
     def describe(self) -> str:
-        """The accuracy in a few words."""
+        """Describe the accuracy in one line."""
         return f"{self.accuracy.describe()} by a linear SVM on {self.feature_dim} features, C {self.c:g}"
 
     def table(self) -> str:
-        """The settings of the SVM, and the table of its accuracy."""
+        """Write the settings of the SVM, and the table of its accuracy."""
         lines = [
             f"linear SVM (one against one) on {self.feature_dim} standardised features" + self._named(),
             f"C {self.c:g}, {self.chosen}",
@@ -69,7 +69,7 @@ class LinearSVMResult:
         return f": {self.feature}" if self.feature else ""
 
     def to_json(self) -> dict[str, Any]:
-        """Everything there is, in plain types."""
+        """Return all fields and metrics in plain types."""
         validation = [{"c": c, "accuracy": share} for c, share in self.validation.items()]
         own = {"c": self.c, "chosen": self.chosen, "validation": validation}
         own |= {"feature": self.feature, "feature_dim": self.feature_dim}
@@ -88,15 +88,15 @@ def linear_svm(
 ) -> LinearSVMResult:
     """Fit a linear SVM on training features and measure it on test features.
 
-    Features are shifted and scaled by mean and deviation of the training samples; those that are constant there, up to
-    the precision of float32, become 0. C is chosen on training samples alone, by stratified cross-validation in three
-    parts; of equals, the largest, as a small C on a few samples calls everything by the most frequent class. A class
-    with one shape is never held out. Large sets choose it on a stratified subset of 3,000, then the SVM is fitted to
-    all.
+    Features are standardised by mean and deviation of the training samples. Features that are constant there, up to the
+    precision of float32, become 0. C is chosen on training samples alone, by stratified 3-fold cross-validation. Of
+    equal values the largest is chosen, because a small C on few samples predicts the most frequent class. A class with
+    one sample is never held out. Large sets choose C on a stratified subset of 3,000 samples. The SVM is then fitted to
+    all training samples.
 
-    The SVM is scikit-learn's `SVC(kernel="linear")`, one against one, as in Point-M2AE. `LinearSVC`, one against all,
-    which Point-BERT and ReCon use, takes several times as long. They fix C (0.012; 1; 0.075) instead of choosing it,
-    and their features differ, so that numbers of different papers do not compare.
+    The SVM is scikit-learn's `SVC(kernel="linear")`, one against one, as in Point-M2AE. Point-BERT and ReCon use
+    `LinearSVC`, one against all, which takes several times as long. These papers fix C (0.012; 1; 0.075), and their
+    features differ, so that their numbers do not compare.
 
     Args:
         train_features: (N, F).
@@ -104,11 +104,11 @@ def linear_svm(
         test_features: (M, F).
         test_labels: (M,).
         class_names: name of every class.
-        cs: values of C to choose from; a single one is taken as it is.
-        seed: of the parts of the cross-validation, 0 to 2**32 - 1.
+        cs: candidate values of C. A single one is used without a choice.
+        seed: seed of the cross-validation folds, 0 to 2**32 - 1.
 
     Raises:
-        ConfigError: no C, or one that is not positive.
+        ConfigError: `cs` is empty, or a value is not positive.
         DataError: training samples of one class only.
         ValueError: features that are not finite, or do not fit their labels or each other.
     """
@@ -139,11 +139,11 @@ def evaluate_linear_svm(
 ) -> LinearSVMResult:
     """Fit a linear SVM on the features of a frozen model: `extract_features`, then `linear_svm`.
 
-    Processes do not share the work: any one of them may call this alone.
+    Processes do not share the work, so that one of them may call this alone.
 
     Raises:
         ConfigError: a model without features.
-        DataError: two sets of different classes, or training samples of one class only.
+        DataError: datasets with different classes, or training samples of one class only.
     """
     if train.class_names != test.class_names:
         raise DataError(f"the classes of {train.name} and {test.name} differ; take both splits from one dataset")
@@ -171,7 +171,8 @@ def _check(train_features: Tensor, train_labels: Tensor, test_features: Tensor, 
 def _standardised(train: Tensor, test: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     train, test = train.cpu().double(), test.cpu().double()
     mean, deviation = train.mean(0), train.std(0, correction=0)
-    # Rounding in a constant feature must not be blown up to deviation 1.
+    # A constant feature has a deviation of rounding errors only; dividing by it would turn them into a feature of
+    # deviation 1.
     constant = deviation <= 1e-6 * train.abs().amax(0)
     scale = torch.where(constant, 0.0, 1 / deviation)
     return ((train - mean) * scale).numpy(), ((test - mean) * scale).numpy()
@@ -180,7 +181,7 @@ def _standardised(train: Tensor, test: Tensor) -> tuple[NDArray[np.float64], NDA
 def _choose(
     x: NDArray[np.float64], y: NDArray[np.int64], cs: Sequence[float], seed: int
 ) -> tuple[float, dict[float, float], str]:
-    """Choose from ascending values of C: the one, the accuracies that it was chosen by, and how in words."""
+    """Choose C from ascending values. Returns C, the cross-validation accuracies, and a description of the choice."""
     if len(cs) == 1:
         return cs[0], {}, "given"
     fold, samples = _folds(y, seed), len(y)
@@ -189,7 +190,8 @@ def _choose(
     held_out = int((fold >= 0).sum())
     if not held_out:
         return cs[-1], {}, "the largest of the values: no class has two training samples to choose it on"
-    products = x @ x.T  # once for all values and folds; otherwise they take most of the time
+    # The kernel of the linear SVM does not depend on C or fold: computed once, it saves most of the time.
+    products = x @ x.T
     validation = {}
     for c in cs:
         correct = 0

@@ -26,27 +26,26 @@ def evaluate_voted(
     device: torch.device | None = None,
     title: str = "voting",
 ) -> Accuracy:
-    """Classify every cloud by the mean of its logits over `votes` random draws, once.
+    """Classify every cloud once, by the mean of its logits over `votes` random draws.
 
-    Each vote takes a fresh draw of each cloud, as in training: its farthest points, some to spare, a random subset of
-    them, then a stretch and a move, but no rotation. A cloud of exactly `num_points` is only stretched and moved. The
-    same call gives the same result, for any number of processes; another batch size or kind of device draws other
-    numbers.
+    Each vote draws each cloud again, as in training: more farthest points than needed, a random subset of them, then a
+    random scale and shift, but no rotation. A cloud of exactly `num_points` is only scaled and shifted. The same call
+    gives the same result for any number of processes. Another batch size or type of device draws other numbers.
 
-    One vote is that of Point-MAE and Point-BERT, of which theirs have 10. What they publish is another number: the
-    largest of 299 (Point-BERT: 9) such accuracies on the test set, which is above what any one of them may expect.
-    Here it is one mean, never a maximum. They also draw one subset for the whole batch, here each cloud has its own.
+    A vote is that of Point-MAE and Point-BERT, which take 10. They publish the largest of 299 (Point-BERT: 9) such
+    accuracies on the test set, which is above the expected accuracy of any of them. Here the result is one mean, never
+    a maximum. They also draw one subset for the whole batch; here each cloud has a separate one.
 
     Args:
         model: clouds (B, N, 3) -> logits (B, classes).
-        clouds: what to classify.
-        settings: the presentation of the clouds; its sampling is that of the votes.
-        votes: draws of each cloud, 2 or more.
-        seed: of the draws, 0 or more.
-        scale: lowest and highest factor of the stretch, for each axis.
-        shift: largest move either way, for each axis.
-        device: None for that of the model.
-        title: of the progress bar.
+        clouds: the clouds to classify.
+        settings: the presentation of the clouds. Its sampling is replaced by that of the votes.
+        votes: number of draws of each cloud, 2 or more.
+        seed: seed of the draws, 0 or more.
+        scale: lowest and highest scale factor, for each axis.
+        shift: largest shift in either direction, for each axis.
+        device: the device of the batches. None: that of the model.
+        title: title of the progress bar.
 
     Raises:
         ConfigError: fewer than 2 votes.
@@ -59,6 +58,8 @@ def evaluate_voted(
         points = normalize_unit_sphere(batch.stored) if settings.normalize else batch.stored
         logits = []
         for vote in range(votes):
+            # Seeded by the number of the batch, not by a running generator: whichever process evaluates it draws the
+            # same.
             generator = torch.Generator(points.device).manual_seed(stream(seed, vote, batch.number))
             drawn = subsample_train(points, settings.num_points, generator)
             logits.append(model(scale_and_translate(drawn, generator, scale, shift)).float())

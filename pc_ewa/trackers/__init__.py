@@ -1,6 +1,6 @@
-"""The trackers by name: a new one is a file with a subclass of `Backend`, and a line here.
+"""The trackers by name. A new one is a file with a subclass of `Backend`, and a line in TRACKERS.
 
-The name is the section of a config that switches it on; the keyword arguments of the class are the keys of the section.
+The name is the section of a config that switches it on. The keyword arguments of the class are the keys of the section.
 """
 
 from pc_ewa.trackers.backend import Backend, Cell, Cloud, TrackedRun

@@ -1,4 +1,4 @@
-"""`Backend`: the one face of all trackers, and what they show: numbers, tables, clouds, files."""
+"""`Backend`: the interface of all trackers, with the types that they show: numbers, tables, clouds, files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,17 @@ Floats = NDArray[np.floating[Any]]
 
 
 class TrackedRun(NamedTuple):
-    """The run that a tracker is to show.
+    """The run that a tracker shows.
 
     Attributes:
         folder: the run folder.
-        identity: returns the id of the run; the first call decides it, and after a resume it is the same.
+        identity: returns the id of the run. The first call creates it; a resumed run has the same id.
         config: the resolved config, in plain types.
-        resumed_step: optimizer steps that were done before; later ones, left by a run that was cut off, do not count.
+        resumed_step: optimizer steps done before. Records of later steps, left by an interrupted run, are invalid.
+
+    Example:
+            >>> TrackedRun(Path("runs/quickstart"), identity=lambda: "1a2b3c4d", config={}).resumed_step
+            0
     """
 
     folder: Path
@@ -28,12 +32,16 @@ class TrackedRun(NamedTuple):
 
 
 class Cloud(NamedTuple):
-    """A coloured cloud.
+    """A coloured point cloud.
 
     Attributes:
         points: (N, 3), y up.
         colours: (N, 3), red, green and blue from 0 to 1.
-        title: a few words.
+        title: a caption.
+
+    Example:
+            >>> Cloud(np.zeros((8, 3)), np.ones((8, 3)), "chair").points.shape
+            (8, 3)
     """
 
     points: Floats
@@ -45,13 +53,18 @@ Cell = str | int | float | Cloud  # of a table
 
 
 class Backend(ABC):
-    """One tracker while it shows a run. The class takes a `TrackedRun`, and the keys of its section by keyword.
+    """The interface of a tracker of one run. The class takes a `TrackedRun`, and the keys of its section by keyword.
 
-    Whatever a method raises is told once, and the tracker is left out from then on: training goes on.
+    If a method raises, the error is printed once, the tracker is dropped, and training continues.
 
     Attributes:
         title: its name in messages.
-        by_default: True for a tracker that a config without its section uses too.
+        by_default: True for a tracker that is used without its section in the config, too.
+
+    Example:
+            >>> from pc_ewa.trackers import TRACKERS
+            >>> [TRACKERS["wandb"].title, TRACKERS["wandb"].by_default]
+            ['Weights & Biases', True]
     """
 
     title: ClassVar[str]
@@ -59,16 +72,16 @@ class Backend(ABC):
 
     @abstractmethod
     def __init__(self, run: TrackedRun, **settings: Any) -> None:
-        """Start to show a run; `run.identity()` is its id."""
+        """Start to track a run. `run.identity()` returns its id."""
 
     @classmethod
     @abstractmethod
     def wanted(cls, **settings: Any) -> bool:
-        """Return whether these keys of its section switch it on.
+        """Return True if these keys of its section switch the tracker on.
 
         Raises:
-            ConfigError: a value that it refuses, found before anything long starts.
-            ModuleNotFoundError: it is not installed.
+            ConfigError: a value that the tracker refuses.
+            ModuleNotFoundError: the tracker is not installed.
         """
 
     @abstractmethod
@@ -77,7 +90,7 @@ class Backend(ABC):
 
     @abstractmethod
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Show a table; its cells are text, numbers or clouds."""
+        """Show a table. Its cells are text, numbers or clouds."""
 
     @abstractmethod
     def confusion(self, step: int, class_names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
@@ -93,12 +106,12 @@ class Backend(ABC):
 
     @abstractmethod
     def file(self, name: str, path: Path, metadata: Mapping[str, Any], aliases: Sequence[str] = ()) -> None:
-        """Keep a file of weights, with plain values about it."""
+        """Upload a file of weights with metadata in plain values."""
 
     @abstractmethod
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """Record what the run has come to."""
+        """Record the summary of the run."""
 
     @abstractmethod
     def close(self, failed: bool) -> list[str]:
-        """Write what is due; returns lines for the user, such as the command that uploads the run."""
+        """Write pending records. Returns lines for the user, such as the command that uploads the run."""

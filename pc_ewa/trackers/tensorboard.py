@@ -16,7 +16,7 @@ _CELL = 12  # pixels of a cell of the confusion matrix
 
 
 class TensorboardBackend(Backend):
-    """Event files in `tensorboard/` of the run folder, by `torch.utils.tensorboard`.
+    """A tracker that writes event files to `tensorboard/` of the run folder, by `torch.utils.tensorboard`.
 
     Args:
         run: the run to show.
@@ -27,17 +27,18 @@ class TensorboardBackend(Backend):
     def __init__(self, run: TrackedRun) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # What a run that was cut off has recorded of later steps is dropped when the files are read.
+        # Events of later steps, left by an interrupted run, stay in the files. TensorBoard hides them because of this
+        # step.
         self._writer: Any = SummaryWriter(str(run.folder / "tensorboard"), purge_step=run.resumed_step + 1)
         self._step = run.resumed_step
         self._text("config", run.config)
 
     @classmethod
     def wanted(cls, **settings: Any) -> bool:
-        """Return True: its section switches it on.
+        """Return True, because the section switches the tracker on.
 
         Raises:
-            MissingPackageError: it is not installed.
+            MissingPackageError: TensorBoard is not installed.
         """
         try:
             import tensorboard  # noqa: F401
@@ -52,7 +53,7 @@ class TensorboardBackend(Backend):
             self._writer.add_scalar(name, value, step)
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Add a table under "Text", and the clouds in it under "Mesh", by the numbers of their rows."""
+        """Add a table under "Text", and its clouds under "Mesh", by the numbers of their rows."""
         for number, row in enumerate(rows, 1):
             for cell in row:
                 if isinstance(cell, Cloud):
@@ -61,7 +62,7 @@ class TensorboardBackend(Backend):
         self._writer.add_text(name, _markdown(columns, shown), step)
 
     def confusion(self, step: int, class_names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-        """Add the matrix as a table, and as a picture with each row shaded by its shares."""
+        """Add the matrix as a table, and as an image with each row shaded by its shares."""
         rows = [[name, *row] for name, row in zip(class_names, counts, strict=True)]
         self._writer.add_text("confusion_matrix", _markdown(["true, then taken for", *class_names], rows), step)
         self._writer.add_image("confusion_matrix", _shaded(np.asarray(counts, dtype=float)), step, dataformats="HWC")
@@ -74,11 +75,11 @@ class TensorboardBackend(Backend):
         self._writer.add_text(name, _markdown(["mesh", "title"], titles), step)
 
     def page(self, step: int, name: str, path: Path) -> None:
-        """Add the path of the file: TensorBoard shows no pages."""
+        """Add the path of the file, because TensorBoard cannot show pages."""
         self._writer.add_text(name, f"`{path}`", step)
 
     def file(self, name: str, path: Path, metadata: Mapping[str, Any], aliases: Sequence[str] = ()) -> None:
-        """Add the path of the file and what is known of it: TensorBoard keeps no files."""
+        """Add the path of the file and its metadata, because TensorBoard cannot store files."""
         tag = "/".join([name, *aliases])
         self._text(tag, {"path": str(path), **metadata})
 
@@ -87,7 +88,7 @@ class TensorboardBackend(Backend):
         self._text("summary", summary)
 
     def close(self, failed: bool) -> list[str]:
-        """Write what is due."""
+        """Write pending events."""
         self._writer.close()
         return []
 
@@ -108,11 +109,12 @@ def _markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _cell(value: object) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else printable(str(value), None)
+    # TensorBoard renders Markdown: names of files and classes must neither end a cell nor start a tag.
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _shaded(counts: Floats) -> Floats:
-    """Draw a matrix as a picture (H, W, 3): white is 0, blue is all samples of a class."""
+    """Draw a matrix as an image (H, W, 3): white is 0, blue is all samples of a class."""
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     ink = shares[..., None] * (1 - np.array([0.0, 0.447, 0.698]))
     return (1 - ink).repeat(_CELL, axis=0).repeat(_CELL, axis=1).astype(np.float32)

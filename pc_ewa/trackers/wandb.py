@@ -16,7 +16,7 @@ from pc_ewa.trackers.backend import Backend, Cell, Cloud, TrackedRun
 
 Mode = Literal["offline", "online", "disabled"]
 
-# The variable of each key, as wandb reads it, and wandb's own name for the key.
+# The environment variable of each key, and wandb's name for the key.
 _VARIABLES = {
     "mode": ("WANDB_MODE", "mode"),
     "project": ("WANDB_PROJECT", "project"),
@@ -104,11 +104,11 @@ class WandbBackend(Backend):
         return True
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log numbers; those of the same step become one row."""
+        """Log numbers. Numbers of the same step become one row."""
         self._run.log(dict(metrics), step=step)
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Log a table, each cloud in it to be turned."""
+        """Log a table, with its clouds as interactive 3D objects."""
         import wandb
 
         cells = [[_object(cell) if isinstance(cell, Cloud) else cell for cell in row] for row in rows]
@@ -116,10 +116,11 @@ class WandbBackend(Backend):
             self._run.log({name: wandb.Table(columns=list(columns), data=cells)}, step=step)
 
     def confusion(self, step: int, class_names: Sequence[str], counts: Sequence[Sequence[int]]) -> None:
-        """Log W&B's own chart of a confusion matrix."""
+        """Log W&B's chart of a confusion matrix."""
         import wandb
 
         cells = np.asarray(counts)
+        # The chart takes one pair of labels per sample: each cell of the matrix is repeated by its count.
         true, predicted = (index.ravel().repeat(cells.ravel()).tolist() for index in np.indices(cells.shape))
         chart = wandb.plot.confusion_matrix(
             y_true=true, preds=predicted, class_names=list(class_names), title="confusion matrix"
@@ -128,7 +129,7 @@ class WandbBackend(Backend):
             self._run.log({"confusion_matrix": chart}, step=step)
 
     def clouds(self, step: int, name: str, clouds: Sequence[Cloud]) -> None:
-        """Log clouds to be turned, with their titles."""
+        """Log clouds as interactive 3D objects, with their titles."""
         self._run.log({name: [_object(cloud) for cloud in clouds]}, step=step)
 
     def page(self, step: int, name: str, path: Path) -> None:
@@ -138,7 +139,7 @@ class WandbBackend(Backend):
         self._run.log({name: wandb.Html(str(path), inject=False)}, step=step)
 
     def file(self, name: str, path: Path, metadata: Mapping[str, Any], aliases: Sequence[str] = ()) -> None:
-        """Log a version of a model; the file stays where it is, and is read there by `wandb sync`."""
+        """Log a version of a model. The file is not copied: `wandb sync` reads it from the run folder."""
         import wandb
 
         artifact = wandb.Artifact(f"{name}-{self._identity}", type="model", metadata=dict(metadata))
@@ -151,9 +152,9 @@ class WandbBackend(Backend):
         self._run.summary.update(dict(summary))
 
     def close(self, failed: bool) -> list[str]:
-        """Finish, as failed if it failed; of an offline run returns the command that uploads all parts of it."""
+        """Finish the run. Returns the command that uploads all parts of an offline run that did not fail."""
         self._run.finish(exit_code=int(failed))
-        # A resumed run has a folder for each start; one that was online has none.
+        # Each start of an offline run has a separate folder; an online run has none.
         parts = sorted(path for path in (self._folder / "wandb").glob("offline-run-*") if self._is_part(path))
         if failed or self._mode != "offline" or not parts:
             return []
@@ -171,7 +172,7 @@ class _Value(NamedTuple):
 
 
 def _chosen(settings: Mapping[str, Any]) -> dict[str, _Value]:
-    """Choose each key from the config, else from its variable, else by default; those without a value are left out."""
+    """Choose each key from the config, then its variable, then the default. Keys without a value are left out."""
     chosen = {}
     for key, (variable, field) in _VARIABLES.items():
         value, source = settings.get(key), f"wandb.{key}"
@@ -186,7 +187,7 @@ def _chosen(settings: Mapping[str, Any]) -> dict[str, _Value]:
 
 
 def _refused(make: Callable[[], object], value: object) -> str | None:
-    """Say why wandb does not take a value, in one line; None if it does."""
+    """Return the reason why wandb refuses a value, in one line. Returns None if it accepts the value."""
     import wandb
 
     if value in ("", ()):
@@ -206,16 +207,18 @@ def _object(cloud: Cloud) -> Any:
 
     coloured = np.concatenate([cloud.points, np.round(255 * np.asarray(cloud.colours))], axis=1)
     with warnings.catch_warnings():
+        # wandb warns that the type of the object is in beta.
         warnings.simplefilter("ignore")
         return wandb.Object3D(coloured, caption=cloud.title)
 
 
 @contextmanager
 def _staged_in(folder: Path) -> Iterator[None]:
-    """Let W&B put aside what it is to upload in the run folder, not in the home directory, unless the user chose."""
+    """Make W&B stage uploads in the run folder, not in the home directory, unless WANDB_DATA_DIR is set."""
     if "WANDB_DATA_DIR" in os.environ:
         yield
         return
+    # wandb reads this variable at each call and has no setting for it.
     os.environ["WANDB_DATA_DIR"] = str((folder / "wandb").absolute())
     try:
         yield

@@ -1,4 +1,4 @@
-"""Activation checkpointing: forget what lies within the large parts of a model, and compute it again when needed."""
+"""Activation checkpointing: drop activations inside the large modules and recompute them in the backward pass."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,10 +15,10 @@ PARTS = (PatchEncoder, Block)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
-    """Have each patch encoder and each transformer block keep its input alone until the backward pass.
+    """Make each patch encoder and transformer block store only its input until the backward pass.
 
-    The backward pass then runs their forward pass a second time, with the same random numbers: gradients are the same
-    to rounding, a step takes about a third longer and the peak of memory is about half (docs/performance.md).
+    The backward pass runs their forward pass a second time, with the same random numbers. Gradients are the same to
+    rounding. A step takes about a third longer, and peak memory is about half (docs/performance.md).
 
     Example:
         >>> model = pc_ewa.create_model("point_mae_classifier", num_classes=4, depth=2)
@@ -26,20 +26,21 @@ def checkpoint_activations(model: nn.Module) -> None:
     """
     for module in model.modules():
         if isinstance(module, PARTS):
-            # On the instance: the keys of the state_dict stay as they are.
+            # Set on the instance: a wrapping module would add a prefix to the keys of the state_dict.
             module.forward = partial(  # type: ignore[method-assign]
                 checkpoint, module.forward, use_reentrant=False, context_fn=partial(_contexts, module)
             )
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return the contexts of the first and of the second forward pass."""
+    """Return the contexts of the first forward pass and of the recomputation."""
     return nullcontext(), _statistics_stay(module)
 
 
 @contextmanager
 def _statistics_stay(module: nn.Module) -> Iterator[None]:
-    """Normalise by the statistics of the batch, but do not count it a second time into the running ones."""
+    """Normalise by the statistics of the batch without updating the running statistics a second time."""
+    # In training mode `track_running_stats` decides only about the update: without it the batch is normalised the same.
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step, slot): nothing to save, nothing to lose when a run resumes."""
+"""Batches as a pure function of (seed, step, slot): a checkpoint stores no state of a data loader."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,12 +12,13 @@ from pc_ewa.data import Clouds, UpAxis, transforms
 from pc_ewa.streams import stream
 from pc_ewa.train.distributed import World
 
-# The purposes of random streams: the second number of each, after the seed. None depends on what the others draw.
+# The purposes of random streams: the second number of each, after the seed. Streams are independent, so that one more
+# draw in one of them (an augmentation, say) leaves all others as they are.
 INIT, ORDER, AUGMENT, MODEL, ROUTED, STATISTICS = range(6)
 
 
 class Batch(NamedTuple):
-    """Points (B, N, 3), the class of each cloud (B,) and, where the dataset has them, the part of each point (B, N)."""
+    """Points (B, N, 3), the class of each cloud (B,), and the part of each point (B, N); None without part labels."""
 
     points: Tensor
     labels: Tensor
@@ -25,16 +26,16 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Draws augmented batches on the device.
+    """A source of augmented batches on the device.
 
-    A global batch has `slots` parts, one for each process and accumulation step. What is in a part, its augmentation
-    and the randomness of the model on it depend on the part alone: 2 processes draw what 1 process draws when it
-    accumulates 2 steps.
+    A global batch consists of `slots` micro-batches, one for each process and accumulation step. The samples of a
+    micro-batch, their augmentation and the random numbers of the model depend on (seed, step, slot) alone. Therefore 2
+    processes draw the same micro-batches as 1 process that accumulates 2 steps.
 
     Args:
         clouds: the training split.
         experiment: its batch size, sampling and augmentation.
-        slots: number of parts. A run that goes on with fewer processes keeps it, see `Batches.keep`.
+        slots: number of micro-batches. A run that resumes with fewer processes keeps it, see `Batches.keep`.
         device: of the batches.
     """
 
@@ -43,25 +44,29 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in one pass; the remainder of each pass is left out, another one each time."""
+        """Number of whole batches in one epoch. The remainder is dropped; it differs from epoch to epoch."""
         return len(self.clouds) // self.experiment.train.batch_size
 
     def of(self, world: World) -> range:
-        """Return the slots of one process: it works through them one after the other."""
+        """Return the slots of one process, which it processes in this order."""
         count = self.slots // world.size
         return range(world.rank * count, (world.rank + 1) * count)
 
     def keep(self, slots: int | None) -> None:
-        """Go on with the slots that a run began with, if the processes of now divide them: they change no result."""
+        """Keep the number of slots of the checkpoint, if the current number of processes divides it.
+
+        The losses then stay those of the run before. None, from a checkpoint of an earlier version, changes nothing.
+        """
         processes = self.slots // self.experiment.train.accumulate
         if slots and slots % processes == 0:
             self.slots = slots
 
     def draw(self, step: int, slot: int) -> Batch:
-        """One part of the batch of this step, B / slots shapes of `num_points` points."""
+        """Draw one micro-batch of this step: B / slots samples of `num_points` points."""
         epoch, place = divmod(step, self.steps_per_epoch)
         size = self.experiment.train.batch_size
         order = _epoch_order(len(self.clouds), stream(self.experiment.seed, ORDER, epoch), self.clouds.points.device)
+        # All slots cut the same permutation, so no sample is drawn twice in an epoch, by however many processes.
         indices = order[place * size : (place + 1) * size].chunk(self.slots)[slot]
         points, labels = (tensor.to(self.device, non_blocking=True) for tensor in self.clouds.batch(indices))
         parts = None if self.clouds.parts is None else self.clouds.part_labels(indices)
@@ -74,18 +79,22 @@ class Batches:
         return Batch(augment(points, self.experiment.augment, self.clouds.up_axis, generator), labels, parts)
 
     def seed_model(self, step: int, slot: int) -> None:
-        """Seed the draws of the model on this part: dropout, drop path, the routes of tokens to experts."""
+        """Seed the draws of the model on this micro-batch: dropout, drop path, masks, routes of tokens to experts."""
         torch.manual_seed(stream(self.experiment.seed, MODEL, step, slot))
 
 
 def sample_points(
     points: Tensor, data: Data, generator: torch.Generator, shared_draw: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Normalise each cloud and sample `num_points` from it; also returns their indices, None if no point was dropped.
+    """Normalise each cloud and sample `num_points` from it.
+
+    Returns the points and their indices. The indices are None if no point was dropped.
 
     `shared_draw`: see `transforms.train_index`.
     """
-    if data.sampling == "random":  # the official pre-training scales what it drew, the fine-tuning draws what it scaled
+    # The order of the two operations is that of the official code: pre-training samples, then normalises; fine-tuning
+    # normalises, then samples. The centre and the scale differ between the two.
+    if data.sampling == "random":
         index = transforms.random_index(points, data.num_points, generator)
         points = ops.gather_points(points, index)
         return transforms.normalize_unit_sphere(points) if data.normalize else points, index
@@ -97,7 +106,7 @@ def sample_points(
 
 
 def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Generator) -> Tensor:
-    """Apply the random changes that the experiment asks for, in the order rotate, scale and shift, jitter."""
+    """Apply the augmentations of the experiment, in the order rotate, scale and shift, jitter."""
     if how.rotate:
         points = transforms.rotate(points, generator, up_axis)
     if how.scale or how.shift:
@@ -109,6 +118,8 @@ def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Gene
 
 @lru_cache(maxsize=2)
 def _epoch_order(count: int, seed: int, device: torch.device) -> Tensor:
-    """The order of an epoch, drawn on the CPU, the same for every device, and sent to that of the clouds once."""
+    """Return the permutation of an epoch on the device of the clouds."""
+    # Drawn on the CPU: the generators of CPU and GPU give other numbers for the same seed. Cached, because every step
+    # of the epoch slices it; two entries, because SWA draws from a second stream in between.
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order.to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""`train.compile`: the forward and backward pass of training, compiled by torch.compile."""
+"""`train.compile`: compile the forward and backward pass of training with torch.compile."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,16 +14,17 @@ from pc_ewa.train.distributed import World
 
 BACKEND = "inductor"
 
-# Those that replay a step as CUDA graphs: the memory of gradients is that of the graph, and the next replay's too.
+# Modes that replay a step as CUDA graphs. The gradients live in the memory pool of the graph, which the next replay
+# overwrites: they can neither be accumulated over micro-batches nor be all-reduced by DDP.
 _GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 def check_compile(experiment: Experiment, world: World) -> None:
-    """Find out whether the model can be compiled as `train.compile` asks, before any work.
+    """Check that the model can be compiled with `train.compile`, before any work.
 
     Raises:
-        ConfigError: a model in shards, CUDA graphs with gradients that stay from one part of a batch or come from other
-            processes, or a machine without the compiler that torch.compile needs.
+        ConfigError: a sharded model; CUDA graphs with gradient accumulation or several processes; or a machine without
+        the compiler that torch.compile needs.
     """
     mode, train = experiment.train.compile, experiment.train
     if mode is None:
@@ -39,30 +40,32 @@ def check_compile(experiment: Experiment, world: World) -> None:
 
 
 def compiled(model: nn.Module, experiment: Experiment) -> nn.Module:
-    """Return a callable that runs the model compiled in training; parameters, keys and everything else stay its own.
+    """Return a compiled wrapper of the model for training, or the model itself without `train.compile`.
 
-    Evaluation calls the model itself, as it is.
+    Parameters and the keys of the state_dict are those of the model. Evaluation calls the uncompiled model.
     """
     if experiment.train.compile is None:
         return model
-    # All batches of a training are of one size: sizes are constants to the compiler.
+    # All micro-batches of a run have one shape. With dynamic=False torch compiles once for it, instead of a second time
+    # with symbolic sizes, which are slower.
     options: dict[str, Any] = {"mode": experiment.train.compile} if BACKEND == "inductor" else {}
     return cast(nn.Module, torch.compile(model, backend=BACKEND, dynamic=False, **options))
 
 
 @contextmanager
 def compiled_pass(experiment: Experiment) -> Iterator[None]:
-    """Hold the forward and backward pass of a model that may be compiled, one part of a batch.
+    """Wrap the forward and backward pass of one micro-batch of a model that may be compiled.
 
     Raises:
-        ConfigError: what the compiler raises, in the first pass if at all.
+        ConfigError: torch cannot compile the model; raised in the first pass.
     """
     if experiment.train.compile is None:
         yield
         return
     from torch._dynamo.exc import TorchDynamoException
 
-    if experiment.train.compile in _GRAPHS:  # the outputs of the pass before are done with
+    if experiment.train.compile in _GRAPHS:
+        # Declares the outputs of the previous replay dead, so that their memory may be overwritten by this one.
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
     try:
         yield
@@ -75,11 +78,13 @@ def compiled_pass(experiment: Experiment) -> Iterator[None]:
 
 
 def _lacks_compiler(device: torch.device) -> str | None:
-    """Return what is missing for inductor: Triton on a GPU, a C++ compiler on a CPU."""
+    """Return what inductor lacks: Triton on a GPU, a C++ compiler on a CPU. None if nothing is missing."""
     if device.type == "cuda":
+        # Private, as torch has no public question for it; it also checks the compute capability of the GPU.
         from torch.utils._triton import has_triton
 
         return None if has_triton() else "Triton is not there, or too old for this GPU; install the one of your torch"
+    # The compilers in the order in which inductor tries them, the variable CXX included; None stands for a download.
     from torch._inductor import config
 
     wanted = config.cpp.cxx

@@ -1,4 +1,4 @@
-"""One process or many: this process among those of torchrun, and what all of them do together."""
+"""One process or many: the place of this process among those of torchrun, and collective operations."""
 
 import datetime
 import inspect
@@ -20,9 +20,9 @@ from pc_ewa.ewa.sharding import is_sharded
 from pc_ewa.heap import freed_memory_kept
 from pc_ewa.text import printable
 
-PATIENCE = datetime.timedelta(minutes=3)  # with a process that is silent in the middle of the work
-LONG_PATIENCE = datetime.timedelta(hours=2)  # while one of them works alone, as on a linear SVM
-ROLL_CALL = datetime.timedelta(seconds=10)  # for an answer when a collective has failed
+PATIENCE = datetime.timedelta(minutes=3)  # timeout of a collective during training
+LONG_PATIENCE = datetime.timedelta(hours=2)  # timeout while one process works alone, as on a linear SVM
+ROLL_CALL = datetime.timedelta(seconds=10)  # timeout of an answer after a collective has failed
 
 
 class World(NamedTuple):
@@ -39,7 +39,7 @@ class World(NamedTuple):
 
 
 class Place(NamedTuple):
-    """What torchrun, or a scheduler, has told this process of its place among others."""
+    """The place of this process among others, as torchrun or a scheduler set it."""
 
     rank: int
     local_rank: int
@@ -47,10 +47,10 @@ class Place(NamedTuple):
 
 
 def place_among_processes() -> Place:
-    """Read RANK, LOCAL_RANK and WORLD_SIZE; without them there is one process.
+    """Read RANK, LOCAL_RANK and WORLD_SIZE. Without them there is one process.
 
     Raises:
-        ConfigError: values that are not numbers, or do not fit together.
+        ConfigError: values that are not whole numbers, or a RANK outside of WORLD_SIZE.
     """
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     texts = {key: os.environ.get(key, default) for key, default in defaults.items()}
@@ -65,19 +65,19 @@ def place_among_processes() -> Place:
 
 
 def is_main_process() -> bool:
-    """Return True if this process prints; for code outside of `join_world`."""
+    """Return True if this process prints. For code outside of `join_world`."""
     return place_among_processes().rank == 0
 
 
 def alone(device: str = "auto", processes: int = 1) -> World:
-    """Return the place of this process without joining the others, for a check that each can do by itself.
+    """Return the place of this process without joining the others, for checks that need no collective.
 
     Args:
         device: see `choose_device`.
-        processes: how many there will be; 1 leaves it to WORLD_SIZE.
+        processes: number of processes of the run; 1 leaves it to WORLD_SIZE.
 
     Raises:
-        ConfigError: a device that this machine or torch does not have, or a place that cannot be.
+        ConfigError: a device that this machine or torch does not have, or an invalid RANK or WORLD_SIZE.
     """
     place = place_among_processes()
     chosen = choose_device(device, place.local_rank if place.size > 1 else None)
@@ -86,7 +86,7 @@ def alone(device: str = "auto", processes: int = 1) -> World:
 
 @contextmanager
 def join_world(device: str = "auto") -> Iterator[World]:
-    """Join the processes that torchrun started; without torchrun, be the only one.
+    """Join the processes that torchrun started. Without torchrun this process is the only one.
 
     Raises:
         ConfigError: a device that this machine or torch does not have, or processes that cannot find each other.
@@ -102,6 +102,7 @@ def join_world(device: str = "auto") -> Iterator[World]:
             )
         _join(world)
     try:
+        # On the CPU glibc returns each large activation to the system and faults it in again at the next step.
         with freed_memory_kept() if world.device.type == "cpu" else nullcontext():
             yield world
     except RuntimeError as error:
@@ -112,10 +113,10 @@ def join_world(device: str = "auto") -> Iterator[World]:
 
 
 def _join(world: World) -> None:
-    """Find the other processes, in a part of torchrun's store that no attempt before this one has written to.
+    """Initialise the process group, with keys in torchrun's store that no earlier attempt has written.
 
-    torchrun keeps one store over all its restarts, and addresses in it of processes that are dead: those that are
-    started again may then wait for them, or be refused.
+    torchrun keeps one store over all its restarts, with the addresses of dead processes in it. Restarted processes
+    could then wait for them, or be refused. A prefix with the number of the attempt avoids that race.
     """
     options: dict[str, Any] = {}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -129,25 +130,27 @@ def _join(world: World) -> None:
 
 @contextmanager
 def others_wait(world: World) -> Iterator[None]:
-    """Let the processes take different time over what stands in the block, up to two hours, then go on together.
+    """Let the processes take different times over the block, up to two hours, then synchronise them.
 
-    Elsewhere a process that is silent for 3 minutes is taken for dead.
+    Elsewhere a collective fails after 3 minutes without an answer.
     """
     yield
     if world.size > 1:
+        # A timeout belongs to a group, so the long one needs a separate group. gloo, because an NCCL barrier spins on
+        # the GPU, which the working process may be using.
         patient = dist.new_group(backend="gloo", timeout=LONG_PATIENCE)
         dist.barrier(patient)
         dist.destroy_process_group(patient)
 
 
 def _with_absent_processes(error: RuntimeError, world: World) -> Exception:
-    """Turn the failure of a collective into a TrainingError that names the processes that do not answer.
+    """Turn the failure of a collective into a TrainingError that names the processes without an answer.
 
-    Each process that answers leaves its name in the store through which they found each other.
+    Each living process sets a key in the store of the rendezvous. Other errors are returned as they are.
     """
     if world.size == 1 or "gloo" not in str(error):
         return error
-    absent = [0]  # who may hold the store, and then nobody answers
+    absent = [0]  # rank 0 may hold the store: if the store does not answer, rank 0 is the one that is absent
     with suppress(RuntimeError):
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(ROLL_CALL)
@@ -162,7 +165,11 @@ def _with_absent_processes(error: RuntimeError, world: World) -> Exception:
 
 
 def choose_device(device: str, local_rank: int | None = None) -> torch.device:
-    """Turn "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1" into a device that exists and has its ops."""
+    """Turn "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1" into a device that exists and has our ops.
+
+    Raises:
+        ConfigError: another text, a GPU that this machine does not have, or PC_EWA_OPS with a backend it cannot use.
+    """
     chosen = _existing_device(device, local_rank)
     try:
         ops.backend(chosen)
@@ -191,10 +198,12 @@ def _existing_device(device: str, local_rank: int | None) -> torch.device:
 
 
 def parallel_model(model: nn.Module, world: World) -> nn.Module:
-    """Wrap a model so that its gradients are averaged over the processes; one process, or FSDP2, needs no wrapper."""
+    """Wrap a model so that its gradients are averaged over the processes. One process or FSDP2 needs no wrapper."""
     if world.size == 1 or is_sharded(model):
         return model
-    # Running statistics are averaged before they are used, not broadcast at every step. Newer torch renamed the switch.
+    # DDP broadcasts buffers from rank 0 before each forward pass: that costs a collective a step and discards the
+    # statistics of all other ranks. We average them where they are used, see `sync_batchnorm_statistics`. Newer torch
+    # renamed the switch.
     known = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {switch: False}
@@ -202,9 +211,9 @@ def parallel_model(model: nn.Module, world: World) -> nn.Module:
 
 
 def gradients_wait(parallel: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Put off the averaging of gradients over the processes until the `last` part of a batch.
+    """Skip the all-reduce of gradients in all micro-batches of a step but the `last`.
 
-    FSDP2 averages those of every part, and so need not keep them whole.
+    FSDP2 reduces in every micro-batch, because unreduced gradients would have to be kept unsharded.
     """
     if last or not isinstance(parallel, DistributedDataParallel):
         return nullcontext()
@@ -212,9 +221,9 @@ def gradients_wait(parallel: nn.Module, last: bool) -> AbstractContextManager[No
 
 
 def sync_batchnorm_statistics(model: nn.Module) -> None:
-    """Average the running statistics of BatchNorm over the processes, each of which saw its own share of the batches.
+    """Average the running statistics of BatchNorm over the processes. Each of them saw another share of the batches.
 
-    Statistics of frozen layers stay as they are: a mean of equal numbers is not always the number.
+    Statistics of frozen layers are not averaged: the rounded mean of equal numbers is not always that number.
     """
     if dist.is_initialized():
         for module in model.modules():
@@ -226,7 +235,7 @@ def sync_batchnorm_statistics(model: nn.Module) -> None:
 
 
 def least_of_all(number: int, device: torch.device) -> int:
-    """Return the least of the numbers that the processes give."""
+    """Return the smallest of the numbers of all processes."""
     if not dist.is_initialized():
         return number
     least = torch.tensor(number, device=device)
@@ -235,10 +244,11 @@ def least_of_all(number: int, device: torch.device) -> int:
 
 
 def mean_of_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average numbers over the processes, which all have them under the same names; one process gets its own back."""
+    """Average numbers over the processes, which must all have the same names. One process gets its own numbers back."""
     if not dist.is_initialized() or not values:
         return values
-    # A GPU's processes exchange what is on the GPU, and the learning rate is not.
+    # NCCL reduces tensors on the GPU only, and some values (the learning rate) are on the CPU. One stacked tensor makes
+    # it one collective.
     device = next((value.device for value in values.values() if value.device.type != "cpu"), torch.device("cpu"))
     means = torch.stack([value.detach().double().to(device) for value in values.values()])
     dist.all_reduce(means)
@@ -247,10 +257,12 @@ def mean_of_all(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_replicas(model: nn.Module) -> None:
-    """Raise TrainingError unless all processes hold the same weights, bit for bit, or shares of one model."""
+    """Raise TrainingError unless all processes hold the same weights, bit for bit. A sharded model is not checked."""
     if dist.is_initialized() and not is_sharded(model):
+        # Equal weights have equal sums, as every process adds in the same order. One MAX of (sum, -sum) yields the
+        # largest and the smallest sum.
         total = torch.stack([p.detach().double().sum() for p in model.parameters()]).sum()
-        bounds = torch.stack([total, -total])  # the maximum of both is the largest and the smallest total
+        bounds = torch.stack([total, -total])
         dist.all_reduce(bounds, dist.ReduceOp.MAX)
         if bounds.sum() != 0:
             raise TrainingError("the processes hold different weights; this is a bug in pc-ewa: please report it")

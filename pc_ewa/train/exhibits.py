@@ -1,4 +1,4 @@
-"""What the trackers show of a trained model at work: its mistakes, its parts, its reconstructions."""
+"""Pictures of a trained model for the trackers: mistakes, parts, reconstructions."""
 
 from torch import nn
 
@@ -15,12 +15,12 @@ from pc_ewa.viz.judged import judge
 from pc_ewa.viz.pick import shape_name, unit_points
 
 _WORST = 20
-# The view of a model that is pre-trained; a subclass has that of its class.
+# The view of each pre-trained model, by class; subclasses share it. No entry, no picture.
 _VIEWS: dict[type[nn.Module], str] = {PointMAE: "reconstruction", DiscreteVAE: "reconstruction", PointBERT: "tokens"}
 
 
 def show_judgement(tracker: Tracker, step: int, model: nn.Module, splits: Splits, settings: EvalSettings) -> None:
-    """Show the confusion matrix, the accuracy of each class, and the worst mistakes of a classifier on test."""
+    """Show the confusion matrix, the accuracy of each class and the worst mistakes of a classifier on test."""
     clouds, names = splits.test, splits.test.class_names
     judgement = judge(model, clouds, settings)
     accuracy = judgement.accuracy
@@ -42,12 +42,12 @@ def show_judgement(tracker: Tracker, step: int, model: nn.Module, splits: Splits
 
 
 def show_parts(tracker: Tracker, step: int, model: nn.Module, splits: Splits, settings: EvalSettings) -> None:
-    """Show the true and the predicted parts of some test shapes."""
+    """Show the true and the predicted parts of three test samples."""
     _show_scene(tracker, step, "parts", clouds=splits.test, training=splits.train, model=model, settings=settings)
 
 
 def show_pretraining(tracker: Tracker, step: int, model: nn.Module, splits: Splits, settings: EvalSettings) -> None:
-    """Show what a pre-trained model makes of some test shapes; nothing of a model for which there is no view."""
+    """Show the outputs of a pre-trained model on three test samples. A model without a view is skipped."""
     for kind, view in _VIEWS.items():
         if isinstance(model, kind):
             _show_scene(tracker, step, view, clouds=splits.test, model=model, settings=settings)
@@ -56,6 +56,8 @@ def show_pretraining(tracker: Tracker, step: int, model: nn.Module, splits: Spli
 def _show_scene(tracker: Tracker, step: int, view: str, **subjects: object) -> None:
     clouds = subjects["clouds"]
     count = len(clouds)  # type: ignore[arg-type]
+    # Datasets are often sorted by class: three positions far apart show three classes. A set, for datasets of one or
+    # two.
     scene = VIEWS[view].make(**subjects, shapes=tuple(sorted({0, count // 3, 2 * count // 3})))
     assert isinstance(scene, Scene)
     shown = [Cloud(panel.points, panel.colours, " ".join(panel.title.split())) for panel in scene.panels]

@@ -1,4 +1,4 @@
-"""Gradients that are not finite: they reach no weight, and on a GPU nobody waits to find out."""
+"""A guard against non-finite gradients. They reach no weight, and on a GPU no step waits for the check."""
 
 import math
 
@@ -11,19 +11,19 @@ from pc_ewa.train.distributed import least_of_all
 
 
 class GradientGuard:
-    """Takes optimizer steps with finite gradients only.
+    """A guard that takes optimizer steps with finite gradients only.
 
-    At once: the norm is read after each backward, which on a GPU waits for all work queued so far. Deferred: the norm
-    stays on the device, as `found_inf` of the fused optimizer, which then leaves weights and moments as they are; so it
-    does in all later steps, until `found` tells what was found.
+    Immediate mode reads the norm after each backward pass. On a GPU that waits for all queued work. Deferred mode keeps
+    the norm on the device, as `found_inf` of the fused optimizer. The optimizer then leaves weights and moments as they
+    are, in this and in all later steps, until `found` reads the flag.
 
     Args:
         optimizer: AdamW, fused.
         device: of the gradients.
-        deferred: leave the norms on the device.
+        deferred: keep the norms on the device.
 
     Attributes:
-        coordinates: deferred: the flag for `pc_ewa.ops.checks.noting_in`.
+        coordinates: the flag for `pc_ewa.ops.checks.noting_in`. None in immediate mode.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, device: torch.device, deferred: bool) -> None:
@@ -31,8 +31,10 @@ class GradientGuard:
         self.coordinates: Tensor | None = None
         if deferred:
             self.coordinates = torch.zeros((), dtype=torch.bool, device=device)
-            # Of the first bad step: its number from 1, loss and norm; 0 while there is none.
+            # Number (from 1), loss and norm of the first bad step; zeros while there is none.
             self._first = torch.zeros(3, dtype=torch.float64, device=device)
+            # AdamW(fused=True) reads this attribute, which torch.amp.GradScaler sets otherwise: 1 makes the kernel skip
+            # the step for all parameters, decided on the device.
             self._found_inf = torch.zeros((), device=device)
             optimizer.found_inf = self._found_inf  # type: ignore[attr-defined]
 
@@ -40,17 +42,18 @@ class GradientGuard:
         """Step the optimizer, unless the gradients are not finite.
 
         Args:
-            norm: of all gradients, on all processes the same.
-            loss: of the step, for the message.
-            number: of the step, from 1.
+            norm: norm of all gradients; the same on all processes.
+            loss: loss of the step, for the message.
+            number: number of the step, from 1.
 
         Raises:
-            NotFiniteError: a norm that is not finite, if it is read at once.
+            NotFiniteError: a norm that is not finite, in immediate mode.
         """
         if self.coordinates is None:
             if not math.isfinite(norm.item()):
                 raise NotFiniteError(describe(loss.item(), norm.item()))
         else:
+            # Without a branch in Python: a branch would copy `bad` to the host and wait for the GPU.
             bad = ~norm.isfinite() | self.coordinates
             this = torch.stack([torch.full_like(self._first[0], number), loss.double(), norm.double()])
             self._first.copy_(torch.where(bad & (self._found_inf == 0), this, self._first))
@@ -58,13 +61,14 @@ class GradientGuard:
         self.optimizer.step()
 
     def found(self) -> tuple[int, str] | None:
-        """Wait for the device, and return the first bad step of any process, from 1, with a few words on it; or None.
+        """Wait for the device and return the first bad step of any process, from 1, with its description.
 
-        Of gradients that are read at once there is nothing to find.
+        Returns None if all steps were finite, and in immediate mode.
         """
         if not self.deferred:
             return None
         step, loss, norm = self._first.tolist()
+        # 2**62 stands for "no bad step", so that the minimum over the processes is the first one.
         first = least_of_all(int(step) or 2**62, self.device)
         if first == 2**62:
             return None
@@ -73,10 +77,13 @@ class GradientGuard:
 
 
 def can_defer(model: nn.Module, device: torch.device) -> bool:
-    """Return True where to read a norm is to wait for the device, and the optimizer takes a flag, as none of shards."""
+    """Return True on a GPU, for a model that is not sharded.
+
+    On the CPU reading a norm costs nothing. The fused optimizer does not take `found_inf` with sharded parameters.
+    """
     return device.type == "cuda" and not is_sharded(model)
 
 
 def describe(loss: float, norm: float) -> str:
-    """Describe a step by its numbers."""
+    """Describe a step by its loss and gradient norm."""
     return f"loss {loss:.4g}, gradient norm {norm:.4g}"

@@ -1,4 +1,4 @@
-"""What a finished run hands to those who watch it: its model at work, its report page, its merged files."""
+"""Hand the results of a finished run to the trackers: pictures of its model, its report page, its merged files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.splits import Splits
 from pc_ewa.train.tracking import Tracker
 
-# Writes a page on the run in a folder; returns its path, or None where it could not, and a line that says so.
+# Writes a page on the run in a folder. Returns its path and a line for the user; the path is None if it failed.
 Report = Callable[[Path], tuple[Path | None, str]]
 
 
@@ -25,22 +25,23 @@ def hand_over(
     summary: dict[str, Any],
     report: Report | None = None,
 ) -> None:
-    """Show the merged model of the last step at work, write the report, and hand over the report and merged files.
+    """Show the merged model of the last step, write the report, and upload the report and the merged files.
 
-    The run is finished by then: whatever goes wrong is a line. For the main process alone.
+    The run is finished by then, so that an error becomes a warning. Call it on the main process alone.
 
     Args:
-        tracker: of the run; where it is not watched, only the report is written.
-        folder: of the run.
-        objective: decides what is shown.
+        tracker: tracker of the run. Without a tracking service only the report is written.
+        folder: folder of the run.
+        objective: chooses the pictures.
         splits: the data.
-        device: where the model is to work.
-        summary: of the run.
-        report: writes the report page.
+        device: device of the model.
+        summary: summary of the run.
+        report: writes the report page. None writes none.
     """
     step = summary["steps"]
     if tracker.is_watched:
         with tracker.harmless("pictures for the trackers"):
+            # From the file, not from memory: what is shown is what a user will load.
             restored = restore(folder.merged("last"))
             objective.show(tracker, step, restored.model.to(device).eval(), splits)
     if report:

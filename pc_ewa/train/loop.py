@@ -1,4 +1,4 @@
-"""The one training loop: everything random is a pure function of (seed, step, slot), so that resuming is exact."""
+"""The training loop. Random numbers are a pure function of (seed, step, slot), so that resuming is exact."""
 
 import math
 import time
@@ -48,15 +48,15 @@ class Progress:
     best_val: float | None = None
     best_step: int | None = None
     peak_memory: int = 0  # bytes
-    slots: int | None = None  # parts of a batch, see `Batches`; None in files of earlier versions
-    meter: dict[str, Any] | None = None  # the steps since metrics were last recorded, see `Meter.state`
+    slots: int | None = None  # micro-batches, see `Batches`; None in files of earlier versions
+    meter: dict[str, Any] | None = None  # sums since metrics were last recorded, see `Meter.state`
 
 
 def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
-    """Take up the newest checkpoint of the run folder, if there is one.
+    """Load the newest checkpoint of the run folder, if there is one.
 
     Raises:
-        CheckpointError: it is damaged, or of a run with another model or on other data.
+        CheckpointError: a damaged checkpoint, or one of a run with another model or other data.
     """
     content = checkpoints.newest()
     if content is None:
@@ -76,6 +76,7 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
         raise CheckpointError(f"{checkpoints.folder} holds another run: {reason}; choose another output") from None
     setup.batches.keep(progress.slots)
     if setup.averager:
+        # The averager counts steps by itself, and the share rate depends on them.
         setup.averager.load_state_dict({"steps_done": progress.step})
     return progress
 
@@ -84,7 +85,7 @@ def _progress(content: Mapping[str, Any], total_steps: int) -> Progress:
     """Read the progress in a checkpoint.
 
     Raises:
-        ValueError: numbers that no run of `total_steps` steps leaves.
+        ValueError: numbers that a run of `total_steps` steps cannot have.
     """
     progress = Progress(**content)
     for name in ("step", "best_step"):
@@ -110,11 +111,11 @@ def train(
     checkpoints: Checkpoints,
     tracker: Tracker,
 ) -> None:
-    """Train from `progress` to the end, validating and saving on the way.
+    """Train from `progress` to the end, with validation and checkpoints.
 
     Raises:
-        Stopped: a signal asked to stop; the state is saved, and the same command goes on from there.
-        TrainingError: a loss, gradient or weight that is not finite; the checkpoints stay as they are.
+        Stopped: a stop signal arrived. The state is saved, and the same command resumes from there.
+        TrainingError: a loss, gradient or weight that is not finite. Checkpoints written before stay valid.
     """
     parallel = parallel_model(compiled(setup.model, experiment), world)
     eval_every = experiment.train.eval_every * setup.batches.steps_per_epoch
@@ -131,7 +132,8 @@ def train(
             done = progress.step == setup.total_steps
             logged = progress.step % LOG_EVERY == 0 or done
             if logged or progress.step % eval_every == 0 or progress.step % save_every == 0:
-                _check_gradients(setup, experiment)  # of the steps since the last time; it waits for the GPU
+                # Before anything is recorded or saved: the one place where a step waits for the GPU.
+                _check_gradients(setup, experiment)
             progress.seconds += time.perf_counter() - began
             if logged:
                 tracker.metrics(progress.step, meter.means(experiment.train.batch_size) | _ewa_metrics(setup))
@@ -145,6 +147,8 @@ def train(
             if setup.probe and (progress.step % probe_every == 0 or done):
                 with _divergence_told(experiment, progress.step):
                     _probe(setup.probe, setup.measured(progress.step), world, progress, tracker)
+            # A collective: all processes must leave the loop after the same step, or the others would wait in the next
+            # all-reduce.
             stop = first_signal(received, world.device)
             if best or stop or done or progress.step % save_every == 0:
                 _check_gradients(setup, experiment)
@@ -157,13 +161,13 @@ def train(
 
 
 def train_step(setup: Setup, experiment: Experiment, world: World, parallel: nn.Module, step: int) -> dict[str, Tensor]:
-    """Take one optimizer step; returns the metrics of this process's part of the batch, on the device.
+    """Take one optimizer step. Returns the metrics of this process's share of the batch, on the device.
 
     `parallel` is `setup.model`, compiled or not, or its DistributedDataParallel wrapper.
 
     Raises:
-        TrainingError: a loss, gradient or prediction that is not finite; the weights stay as they are. On a GPU it is
-            for `setup.guard.found` to tell: no step waits for the GPU.
+        TrainingError: a loss, gradient or prediction that is not finite. The weights stay as they are. On a GPU
+        `setup.guard.found` raises it later, because no step waits for the GPU.
     """
     with _divergence_told(experiment, step + 1), noting_in(setup.guard.coordinates):
         return _train_step(setup, experiment, world, parallel, step)
@@ -181,16 +185,20 @@ def _train_step(
     for slot in slots:
         batch = setup.batches.draw(step, slot)
         setup.batches.seed_model(step, slot)
+        # Forward and backward are both inside: DDP decides in the forward pass whether this backward reduces.
         with gradients_wait(parallel, slot == slots[-1]), compiled_pass(experiment):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=train.precision == "bf16"):
                 output = setup.objective.loss(parallel, batch, step)
             if experiment.ewa and experiment.ewa.arguments["gate"]:
                 output = with_balance(output, setup.model)
+            # Outside of autocast, as torch recommends: backward ops run in the dtype of their forward ops. The division
+            # makes the sum of the gradients the mean over micro-batches; DDP takes the mean over processes.
             (output.loss / len(slots)).backward()  # type: ignore[no-untyped-call]
         for name, value in {"loss": output.loss.detach(), **output.terms}.items():
             metrics[name] = metrics.get(name, torch.zeros_like(value)) + value / len(slots)
+    # With an infinite bound it clips nothing and still returns the norm.
     norm = whole(nn.utils.clip_grad_norm_(setup.model.parameters(), train.clip_grad or math.inf))
-    setup.guard.step(norm, metrics["loss"], step + 1)  # the averager runs in the optimizer's post-step hook
+    setup.guard.step(norm, metrics["loss"], step + 1)  # experts are averaged in the optimizer's post-step hook
     setup.optimizer.zero_grad(set_to_none=True)
     setup.objective.after_step(setup.model)
     if setup.weight_average:
@@ -199,7 +207,7 @@ def _train_step(
 
 
 def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) -> bool:
-    """Measure on the validation part, through the merged experts; returns whether it is the best so far."""
+    """Measure the merged model on the validation split. Returns True if it is the best so far."""
     if setup.splits.val is None:
         tracker.line(f"{_where(setup, progress)}: no validation part, {progress.seconds:.0f} s")
         return False
@@ -217,7 +225,7 @@ def _validate(setup: Setup, world: World, progress: Progress, tracker: Tracker) 
 
 
 def _probe(probe: SVMProbe, model: nn.Module, world: World, progress: Progress, tracker: Tracker) -> None:
-    """Fit the linear SVM on the features as they are now; the main process does it for all."""
+    """Fit the linear SVM on the current features, in the main process; the others wait."""
     with others_wait(world):
         if world.is_main:
             score = probe.measure(model, "val")
@@ -241,7 +249,7 @@ def _save(
 ) -> None:
     sync_batchnorm_statistics(setup.model)
     check_replicas(setup.model)
-    # On all processes: they gather statistics, and what is sharded.
+    # On all processes: gathering statistics and sharded tensors is a collective.
     averaged = setup.weight_average.state(progress.step) if setup.weight_average else {}
     model = whole_state(setup.model.state_dict(), world)
     optimizer = whole_state(setup.optimizer.state_dict(), world)
@@ -266,7 +274,7 @@ def _save(
 
 
 def _check_weights(model: nn.Module) -> None:
-    """Raise NotFiniteError for a step that made weights NaN or inf of gradients that were finite."""
+    """Raise NotFiniteError if a weight is NaN or inf. Finite gradients can overflow a weight."""
     names, values = zip(*model.state_dict().items(), strict=True)
     bad = (i for i, v in enumerate(map(local_part, values)) if v.is_floating_point() and not v.isfinite().all())
     first = least_of_all(next(bad, len(names)), values[0].device)
@@ -275,7 +283,7 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _ewa_metrics(setup: Setup) -> dict[str, float]:
-    """Measure the mixtures, on all processes together: of sharded experts each has a part."""
+    """Measure the mixtures. A collective, as each process holds a shard of sharded experts."""
     if setup.averager is None:
         return {}
     metrics: dict[str, float] = {}
@@ -286,14 +294,14 @@ def _ewa_metrics(setup: Setup) -> dict[str, float]:
 
 
 def _check_gradients(setup: Setup, experiment: Experiment) -> None:
-    """Raise TrainingError if a step since the last time had gradients that are not finite, where they wait for this."""
+    """Raise TrainingError if a step since the last check had non-finite gradients. For a guard in deferred mode."""
     if found := setup.guard.found():
         raise _diverged(experiment, *found)
 
 
 @contextmanager
 def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
-    """Turn numbers that are not finite into a TrainingError that says what to do."""
+    """Turn numbers that are not finite into a TrainingError with the remedy."""
     try:
         yield
     except (NotFiniteError, OutputError) as error:

@@ -1,4 +1,4 @@
-"""What a run measures of itself: means of metrics, samples per second, peak memory."""
+"""Measurements of a run: means of metrics, samples per second, peak memory."""
 
 import sys
 import time
@@ -12,15 +12,17 @@ from pc_ewa.train.distributed import mean_of_all
 
 
 class Meter:
-    """Means of metrics since they were last asked for, and samples per second; adds without waiting for the GPU.
+    """Running means of metrics, and samples per second. Adding a step does not wait for the GPU.
 
     Args:
-        state: of the meter of a run that goes on, from `state`; None starts from nothing.
+        state: the state of the meter of a resumed run, from `state`. None starts with no steps.
     """
 
     def __init__(self, state: Mapping[str, Any] | None = None) -> None:
         state = state or {"sums": {}, "count": 0}
-        self._sums: dict[str, Tensor] = dict(state["sums"])  # of this process since `state`, and of all before it
+        # Since `state` the sums are those of this process; those up to it are the means over all processes, the same on
+        # each, so that a mean over processes leaves them as they are.
+        self._sums: dict[str, Tensor] = dict(state["sums"])
         self._count: int = state["count"]
         self._timed, self._began = 0, time.perf_counter()
 
@@ -33,7 +35,7 @@ class Meter:
 
     @staticmethod
     def knows(state: object) -> bool:
-        """Return True for what `state` returns."""
+        """Return True for a value that `state` could have returned."""
         return (
             isinstance(state, dict)
             and state.keys() == {"sums", "count"}
@@ -43,15 +45,15 @@ class Meter:
         )
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that the first means after a resume are those of the undisturbed run.
+        """Return the sums for a checkpoint, so that the first means after a resume are those of the uninterrupted run.
 
-        All processes call it together, and go on from the same sums.
+        A collective: all processes then continue from the same sums.
         """
         self._sums = mean_of_all(self._sums)
         return {"sums": dict(self._sums), "count": self._count}
 
     def means(self, batch_size: int) -> dict[str, float]:
-        """Return the means of the steps added, of `batch_size` samples each, and start again; for all processes."""
+        """Return the means over the added steps of `batch_size` samples each, and reset. A collective."""
         seconds = time.perf_counter() - self._began
         means = {name: (total / self._count).item() for name, total in mean_of_all(self._sums).items()}
         means["samples_per_second"] = self._timed * batch_size / seconds
@@ -61,15 +63,15 @@ class Meter:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Count from here on, where counting can start again: on a GPU."""
+    """Reset the peak memory counter of a GPU. A process on the CPU has no such counter."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes of tensors on the GPU; without one, of the whole process (maximum resident set), torch itself included.
+    """Return the peak memory in bytes: of tensors on the GPU, else of the whole process (maximum resident set).
 
-    0 where the system does not tell: on Windows.
+    Returns 0 on Windows, which has no `resource` module.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
@@ -77,5 +79,6 @@ def peak_memory(device: torch.device) -> int:
         import resource
     except ModuleNotFoundError:
         return 0
+    # macOS reports bytes, Linux kibibytes.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

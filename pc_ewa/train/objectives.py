@@ -1,4 +1,4 @@
-"""The objectives: each turns a batch into a loss to minimise, and a dataset into a score."""
+"""The training objectives. Each turns a batch into a loss, and a dataset into a score."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
@@ -34,7 +34,7 @@ def with_balance(output: LossOutput, model: nn.Module) -> LossOutput:
 
 
 class Objective(ABC):
-    """Turns a batch into a loss to minimise, and a dataset into a score.
+    """A training objective: it turns a batch into a loss to minimise, and a dataset into a score.
 
     Args:
         experiment: the resolved experiment.
@@ -52,10 +52,10 @@ class Objective(ABC):
 
     @abstractmethod
     def model_arguments(self, splits: Splits) -> dict[str, int]:
-        """Return the arguments of the model that the data decides."""
+        """Return the model arguments that depend on the data, such as the number of classes."""
 
     def about(self, splits: Splits) -> dict[str, Any]:
-        """Return what a prediction has to know of the clouds that a model was trained on, in plain types."""
+        """Return the facts about the training clouds that a prediction needs, in plain types."""
         return {"num_points": splits.train.num_points, "up_axis": splits.train.up_axis}
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Objective(ABC):
         """Compute the loss of an augmented batch, after `step` optimizer steps."""
 
     def after_step(self, model: nn.Module) -> None:
-        """Let the model update what it changes itself, such as a momentum encoder, after every optimizer step."""
+        """Let the model update its own state, such as a momentum encoder, after every optimizer step."""
         if hasattr(model, "after_step"):
             model.after_step()  # type: ignore[operator]
 
@@ -72,7 +72,7 @@ class Objective(ABC):
         """Measure the model on "train", "val" or "test"."""
 
     def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:  # noqa: B027  # may be nothing
-        """Let the trackers show a trained model at work on the test part; by the main process alone."""
+        """Show outputs of a trained model on the test split in the trackers. For the main process alone."""
 
 
 class Classify(Objective):
@@ -81,11 +81,11 @@ class Classify(Objective):
     main_metric = ACCURACY
 
     def model_arguments(self, splits: Splits) -> dict[str, int]:
-        """One output per class."""
+        """Return one output per class."""
         return {"num_classes": splits.train.num_classes}
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> LossOutput:
-        """Compute the cross-entropy, smoothed if the experiment says so, and the accuracy on the batch."""
+        """Compute the cross-entropy with `train.label_smoothing`, and the accuracy on the batch."""
         logits = model(batch.points)
         smoothing = self.experiment.train.label_smoothing
         loss = F.cross_entropy(logits.float(), batch.labels, label_smoothing=smoothing)
@@ -93,7 +93,7 @@ class Classify(Objective):
         return LossOutput(loss, {"accuracy": accuracy}, {"logits": logits})
 
     def evaluate(self, model: nn.Module, splits: Splits, split: str, device: torch.device) -> Score:
-        """Measure the overall accuracy, one look at each cloud."""
+        """Measure the overall accuracy, with one forward pass per cloud."""
         return evaluate_classifier(model, splits.named(split), self.settings, device=device)
 
     def show(self, tracker: Tracker, step: int, model: nn.Module, splits: Splits) -> None:
@@ -107,12 +107,12 @@ class Segment(Objective):
     main_metric = INSTANCE_MIOU
 
     def model_arguments(self, splits: Splits) -> dict[str, int]:
-        """One output per part, one more input per category."""
+        """Return one output per part, and one more input per category."""
         parts = parts_of_classes(splits.all())
         return {"num_parts": 1 + max(map(max, parts)), "num_categories": splits.train.num_classes}
 
     def about(self, splits: Splits) -> dict[str, Any]:
-        """Also the parts that each class can have."""
+        """Return the facts about the clouds, with the parts that each class can have."""
         return super().about(splits) | {"parts_of": parts_of_classes(splits.all())}
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> LossOutput:
@@ -140,12 +140,12 @@ class Pretrain(Objective):
 
     def __init__(self, experiment: Experiment) -> None:
         super().__init__(experiment)
-        # As in training: the batch decides which points are drawn.
+        # As in training: points are drawn for a whole batch, so that its size decides the draw.
         data, train = experiment.data, experiment.train
         self.settings = replace(self.settings, sampling=data.sampling, batch_size=train.batch_size)
 
     def model_arguments(self, splits: Splits) -> dict[str, int]:
-        """None: labels are not used."""
+        """Return no arguments, because labels are not used."""
         return {}
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> LossOutput:
@@ -183,7 +183,7 @@ def metric_of(key: str) -> Metric:
     """Return the main metric with this key.
 
     Raises:
-        ConfigError: no objective here has it; its direction and unit are unknown.
+        ConfigError: a key that is not the main metric of an objective.
     """
     known = {objective.main_metric.key: objective.main_metric for objective in OBJECTIVES.values()}
     return choose("metric", key, known)
@@ -193,7 +193,7 @@ def create_objective(experiment: Experiment) -> Objective:
     """Make the objective of an experiment.
 
     Raises:
-        ConfigError: an unknown objective, or one that is not for this model.
+        ConfigError: an unknown objective, one for another model, or label smoothing without classes.
     """
     own = MODELS[experiment.model.name].task
     objective = choose("task", experiment.task or own, OBJECTIVES)(experiment)

@@ -12,10 +12,10 @@ from pc_ewa.ewa.sites import ffn_at
 
 
 def create_optimizer(model: nn.Module, train: Train, decay_cls_pos: bool = False) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: no norm, no bias (stacked ones are 2-D: told by name), no token, no cls_pos.
+    """Create an AdamW that decays matrices only: not norms, biases, tokens or `cls_pos`.
 
-    `decay_cls_pos` decays it all the same, as the official code does by accident. The FFNs of `train.slow_ffn` have
-    groups of their own, whose "factor" the loop multiplies the learning rate by.
+    `decay_cls_pos` decays `cls_pos` too, as the official code does by accident. The FFNs of `train.slow_ffn` have
+    separate groups with a "factor", by which the loop multiplies the learning rate.
 
     Raises:
         ConfigError: a model without the FFNs that `train.slow_ffn` names.
@@ -35,7 +35,7 @@ def create_optimizer(model: nn.Module, train: Train, decay_cls_pos: bool = False
 
 
 def _slow_parameters(model: nn.Module, train: Train) -> set[int]:
-    """Return the ids of the parameters whose learning rate is another."""
+    """Return the ids of the parameters in the FFNs of `train.slow_ffn`."""
     if train.slow_ffn is None:
         return set()
     try:
@@ -48,14 +48,15 @@ def _slow_parameters(model: nn.Module, train: Train) -> set[int]:
 
 def is_decayed(name: str, parameter: nn.Parameter, decay_cls_pos: bool = False) -> bool:
     """Return True if weight decay applies to the parameter of this name."""
+    # The stacked biases of experts are 2-D, so that the number of axes alone would not exempt them.
     leaf = name.rpartition(".")[2]
     return parameter.dim() > 1 and leaf != "bias" and "token" not in leaf and (leaf != "cls_pos" or decay_cls_pos)
 
 
 def learning_rate(step: int, total_steps: int, train: Train) -> float:
-    """Linear warm-up from `min_lr`, then half a cosine back to it; the first step is 0.
+    """Return the learning rate of a step, from 0: linear warm-up from `min_lr`, then half a cosine back to it.
 
-    Unlike the official runs, which lag one epoch behind their own schedule, the rate is that of the step at hand.
+    The rate is that of the current step. The official runs lag one epoch behind their schedule.
     """
     warmup = round(train.warmup * total_steps)
     if step < warmup:
@@ -65,10 +66,10 @@ def learning_rate(step: int, total_steps: int, train: Train) -> float:
 
 
 def official_learning_rate(step: int, steps_per_epoch: int, train: Train) -> float:
-    """The rate that Point-MAE and Point-BERT train with: that of the epoch before, the same for a whole epoch.
+    """Return the learning rate of the official code: that of the epoch before, constant within an epoch.
 
-    Their schedule is stepped after each epoch, so that the first two epochs both have the first rate. Without a prefix
-    of the warm-up: the cosine starts at epoch 0, and is joined where the warm-up ends.
+    Its scheduler steps after each epoch, so that the first two epochs both have the first rate. As in timm with
+    `warmup_prefix=False`, the cosine is computed from epoch 0 and takes over when warm-up ends.
     """
     epoch, warmup = max(0, step // steps_per_epoch - 1), round(train.warmup * train.epochs)
     if epoch < warmup:

@@ -1,4 +1,4 @@
-"""The linear SVM that watches the features while pre-training."""
+"""A linear SVM on the features during pre-training."""
 
 from typing import Literal
 
@@ -12,13 +12,13 @@ from pc_ewa.train.splits import load_splits
 
 
 class SVMProbe:
-    """Fits a linear SVM on frozen features of the training shapes of another dataset.
+    """A linear SVM on frozen features of the training samples of another dataset.
 
-    While pre-training it is measured on a validation part cut from them, so that nobody can choose by the test shapes;
-    those are measured once, at the end, by an SVM on all training shapes.
+    During pre-training it is measured on a validation split cut from them, so that no choice depends on the test
+    samples. Those are measured once at the end, by an SVM on all training samples.
 
     Args:
-        experiment: with a `probe` section.
+        experiment: an experiment with a `probe` section.
         device: where features are computed.
 
     Raises:
@@ -36,7 +36,7 @@ class SVMProbe:
             raise ConfigError("probe.data.val_fraction=0; the probe is measured on a validation part while training")
 
     def measure(self, model: nn.Module, split: Literal["val", "test"]) -> LinearSVMResult:
-        """Fit on the training samples, measure on a split that is not among them."""
+        """Fit on the training samples and measure on a split that is not among them."""
         settings = EvalSettings.of(self.data, self.experiment.train)
         train, test = self.splits.to_fit(split), self.splits.named(split)
         return evaluate_linear_svm(model, train, test, settings, device=self.device)

@@ -1,4 +1,4 @@
-"""From a checkpoint file back to a model and its data."""
+"""Restore a model and its data from a checkpoint file."""
 
 import textwrap
 from collections.abc import Sequence
@@ -31,18 +31,18 @@ def restore(
     overrides: list[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Restored:
-    """Build the model that a checkpoint was saved from and load it, every weight of it.
+    """Build the model of a checkpoint and load all its weights.
 
     Args:
         path: the checkpoint.
-        config: YAML file, for checkpoints that hold no config of ours.
+        config: YAML file, for checkpoints that hold no config of pc-ewa. None takes the config in the checkpoint.
         overrides: `key=value`, such as "data.root=/data".
-        class_names: the classes, for checkpoints that do not name them; without them the dataset is asked, which need
-            not be there if its classes are published.
+        class_names: the classes, for checkpoints that do not name them. None reads them from the dataset; its files
+            are not needed if its classes are published.
 
     Raises:
         CheckpointError: a file that is missing, damaged, without a config, or of another architecture.
-        ConfigError: a config or override that is wrong.
+        ConfigError: a wrong config or override.
     """
     content = read_content(path)
     if config:
@@ -51,6 +51,8 @@ def restore(
         experiment = resolve(apply_overrides(content["config"], overrides or []))
     else:
         raise CheckpointError(f"{path} holds no config; name one with --config CONFIG.yaml")
+    # A config in a hostile file could ask for a model of any size. Its depth and its memory are bounded by the weights
+    # that the file really has, before anything is allocated.
     refuse_depth(experiment.model.arguments, len(content["base_model"]), path)
     with no_larger_than(content["base_model"].values(), path):
         restored = _untrained(experiment, content, class_names)
@@ -60,9 +62,12 @@ def restore(
         asked = experiment.ewa.arguments["num_experts"] if experiment.ewa else 0
         if asked > max(experts):
             raise CheckpointError(f"{path} does not fit ewa.num_experts={asked} of its config: it has {max(experts)}")
+        # After the dense model is built, as in `build`: experts are copies of its FFNs, and the loaded weights replace
+        # them.
         put_experts(model, experiment)
     weights, note = fit_head(weights, model)
     check_finite(weights, path)
+    # `num_batches_tracked` is absent from some published files, and evaluation does not use it.
     weights |= {k: v for k, v in model.state_dict().items() if k.endswith(COUNTER) and k not in weights}
     try:
         model.load_state_dict(weights)
@@ -79,7 +84,7 @@ def restore(
 
 
 def untrained(config: str, overrides: list[str] | None = None) -> Restored:
-    """Build the model of a config with the weights that its seed draws; `init_from` and `tokenizer` play no part."""
+    """Build the model of a config with the initial weights of its seed. `init_from` and `tokenizer` are not loaded."""
     return _untrained(load_experiment(config, overrides), {})
 
 
@@ -116,7 +121,10 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
 
 
 def _published(experiment: Experiment) -> tuple[Sequence[str] | None, dict[str, Any] | None]:
-    """Return the classes and what `Objective.about` says, where the experiment's dataset publishes both."""
+    """Return the classes and the result of `Objective.about`, if the experiment's dataset publishes both.
+
+    Returns (None, None) otherwise, and for a pre-training, which uses no labels.
+    """
     dataset = DATASETS[experiment.data.name]
     published = dataset.published
     if published is None or isinstance(create_objective(experiment), Pretrain):
@@ -129,7 +137,10 @@ def _published(experiment: Experiment) -> tuple[Sequence[str] | None, dict[str, 
 
 
 def _model_in(content: dict[str, Any]) -> object:
-    """The name of the model that a file of ours was saved from: what the data decided for it holds for no other."""
+    """Return the model name in a checkpoint. Its `model_arguments` are valid for that model only.
+
+    Returns None if the file has no config of pc-ewa.
+    """
     try:
         return content["config"]["model"]["name"]
     except (KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""A model with its weights and its experiment: measured, merged, written again."""
+"""A model with its weights and its experiment: evaluate, merge and save it."""
 
 import copy
 from collections.abc import Callable
@@ -31,11 +31,11 @@ class Restored:
 
     Attributes:
         experiment: the experiment.
-        class_names: name of each class; none of a model that uses no labels.
-        model_arguments: arguments of the model that the data decided.
+        class_names: name of each class; empty for a model that uses no labels.
+        model_arguments: the model arguments that depend on the data.
         model: the model.
-        clouds: what `Objective.about` says of the training data; empty if unknown.
-        notes: lines about the file, for the user.
+        clouds: the result of `Objective.about` on the training data; empty if unknown.
+        notes: lines on the file, for the user.
     """
 
     experiment: Experiment
@@ -65,13 +65,13 @@ class Restored:
         merge_experts(self.model)
 
     def save(self, path: str | Path, format: WeightsFormat = "official") -> None:
-        """Write the merged model for others to read, with config and class names."""
+        """Write the merged model with its config and class names."""
         known = (self.class_names, self.model_arguments, self.clouds)
         save_merged(self.model, self.experiment, *known, Path(path), format)
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """The way from a cloud of any size to what the model was trained on."""
+        """The preprocessing from a cloud of any size to the input that the model was trained on."""
         settings, options = create_objective(self.experiment).settings, self.experiment.data.arguments
         stored = self.clouds.get("num_points", options.get("stored_points"))
         up_axis = self.clouds.get("up_axis", options.get("up_axis"))
@@ -98,14 +98,14 @@ class Restored:
         return splits
 
     def ask_data(self) -> None:
-        """Fill in `clouds` from the dataset, for a file of an earlier version; errors are those of `splits`."""
+        """Fill in `clouds` from the dataset, for a file of an earlier version. Raises the errors of `splits`."""
         self.clouds = create_objective(self.experiment).about(self.splits())
 
     def evaluate(self, split: Split, routed: bool = False) -> Score:
-        """Measure on a split of the experiment's dataset; `routed` routes tokens at random to experts, as in training.
+        """Measure on a split of the experiment's dataset. `routed` routes tokens to experts at random, as in training.
 
         Raises:
-            CheckpointError: a dataset that does not fit; gates, where `routed` was asked for.
+            CheckpointError: a dataset that does not fit, or `routed` with gated mixtures.
         """
         if routed:
             self._check_no_gate()
@@ -135,7 +135,7 @@ class Restored:
         )
 
     def errors(self, split: Split) -> tuple[Score, list[WrongSample]]:
-        """Measure a classifier, and name the samples that it gets wrong, see `evaluate_errors`.
+        """Measure a classifier and list the samples that it gets wrong, see `evaluate_errors`.
 
         Raises:
             ConfigError: a model that is not a classifier.
@@ -179,12 +179,12 @@ class Restored:
 
 
 def at_inference(model: nn.Module) -> nn.Module:
-    """Return the model as it is used after training: a merged copy, or itself with its gates."""
+    """Return the model for inference: a merged copy, or the model itself if it has gates."""
     return model if has_gate(model) else merge_experts(copy.deepcopy(model))
 
 
 def evaluate_routed(model: nn.Module, measure: Callable[[nn.Module], Score], seed: int, rank: int = 0) -> Score:
-    """Measure a model that routes each token to one expert at random, as in training; the seed decides the routes."""
+    """Measure a model that routes each token to one expert at random, as in training. The seed decides the routes."""
     torch.manual_seed(stream(seed, ROUTED, rank))
     with routed_experts(model):
         return measure(model)
@@ -199,9 +199,9 @@ def save_merged(
     path: Path,
     format: WeightsFormat = "official",
 ) -> None:
-    """Write a dense model in the layout of the official files or as safetensors, with what `restore` needs.
+    """Write a dense model in the official layout or as safetensors, with the metadata that `restore` needs.
 
-    One that keeps gated mixtures is written as only `restore` reads it, whatever the format.
+    A model with gated mixtures is written in a layout that only `restore` reads, whatever the format.
     """
     config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments, "clouds": clouds}
     if has_gate(model):

@@ -1,4 +1,4 @@
-"""A whole run, beginning to end: prepare, train, merge the experts, evaluate, report; into one run folder."""
+"""Run an experiment: set up, train, merge the experts, evaluate and report, into one run folder."""
 
 import platform
 import sys
@@ -36,14 +36,14 @@ def run(experiment: Experiment, report: Report | None = None) -> dict[str, Any]:
 
     Args:
         experiment: the run.
-        report: writes a page on the finished run, which the trackers get too.
+        report: writes a page on the finished run, which the trackers get too. None writes none.
 
     Returns:
         The summary, as in summary.json.
 
     Raises:
-        Error: a problem the user can solve, found before training where that is possible.
-        Stopped: a signal asked to stop; the same call goes on from what was saved.
+        Error: a problem that the user can solve, found before training where that is possible.
+        Stopped: a stop signal arrived; the same call resumes from the saved state.
     """
     folder = RunFolder(experiment.output, experiment.train.keep)
     folder.check(experiment)
@@ -57,6 +57,7 @@ def run(experiment: Experiment, report: Report | None = None) -> dict[str, Any]:
     with join_world(experiment.device) as world:
         began = time.perf_counter()
         reset_peak_memory(world.device)
+        # Loading and digesting data may take processes more than the 3 minutes after which a collective fails.
         with others_wait(world):
             setup = build(experiment, world)
         with folder.lock() if world.is_main else nullcontext():
@@ -64,17 +65,17 @@ def run(experiment: Experiment, report: Report | None = None) -> dict[str, Any]:
 
 
 def check(experiment: Experiment, processes: int = 1) -> str:
-    """Build everything that a run needs and find it in order; nothing is written or trained.
+    """Build everything that a run needs, without writing or training anything.
 
     Args:
         experiment: the run.
-        processes: how many will share each batch; 1 leaves it to WORLD_SIZE, which torchrun sets.
+        processes: number of processes of the run; 1 leaves it to WORLD_SIZE, which torchrun sets.
 
     Returns:
-        A line that says what was found.
+        A line on the data, the run folder and the number of steps.
 
     Raises:
-        Error: whatever would stop the run before its first step.
+        Error: a problem that would stop the run before its first step.
     """
     folder = RunFolder(experiment.output, experiment.train.keep)
     folder.check(experiment)
@@ -90,7 +91,7 @@ def check(experiment: Experiment, processes: int = 1) -> str:
 
 
 def _finished(folder: RunFolder, summary: dict[str, Any]) -> str:
-    """Say that a run is finished, and what it reached."""
+    """Describe a finished run and its results."""
     try:
         text = describe_summary(summary)
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -108,7 +109,7 @@ class _Run:
         self.seconds: dict[str, float] = {}
 
     def to_its_end(self, began: float, report: Report | None = None) -> dict[str, Any]:
-        """Train from the newest checkpoint, then measure; returns the summary."""
+        """Train from the newest checkpoint, then measure. Returns the summary."""
         progress = resume(self.setup, self.folder.checkpoints)
         if self.world.is_main:
             self.folder.tidy()
@@ -136,7 +137,7 @@ class _Run:
         return summary
 
     def summary(self, progress: Progress) -> dict[str, Any]:
-        """Evaluate the last and the best state on test, write the merged models, and summarise the run.
+        """Evaluate the last and the best state on test, write the merged models and return the summary.
 
         Without a validation split there is no best state, only the last.
         """
@@ -151,7 +152,7 @@ class _Run:
             summary |= {f"{name}_best": value for name, value in last.items()}
         elif progress.best_step is not None:
             model = whole_copy(setup.model)
-            # A checkpoint of a run with averaged weights holds these, if there were any by then.
+            # In a run with `average`, the checkpoint holds the averaged weights, if averaging had started by then.
             model.load_state_dict(read_weights(self.folder.checkpoints.best))
             best = self._measure(model, "best")
             summary |= {f"{name}_best": value for name, value in best.items()}
@@ -184,7 +185,7 @@ class _Run:
         }
 
     def _measure(self, model: nn.Module, which: Literal["last", "best"]) -> dict[str, Any]:
-        """Measure a state before and after merging, and write the merged model; one with gates is measured once."""
+        """Measure a state before and after merging, and write the merged model. A gated model is measured once."""
         unmerged = None
         if not has_gate(model.eval()):
             unmerged = evaluate_routed(model, self._on_test, self.experiment.seed, self.world.rank)
@@ -203,7 +204,7 @@ class _Run:
         return metrics | self._svm(merged_model)
 
     def _svm(self, model: nn.Module) -> dict[str, float]:
-        """Fit the linear SVM to the features of a model; the main process does it for all, and has the result."""
+        """Fit the linear SVM to the features of a model. Only the main process fits it and gets the result."""
         if not self.setup.probe:
             return {}
         with self._timed("evaluate"), others_wait(self.world):
@@ -216,7 +217,7 @@ class _Run:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage."""
+        """Add the duration of the block to a stage."""
         began = time.perf_counter()
         yield
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
@@ -243,6 +244,6 @@ def _ffns(model: nn.Module) -> int:
     """Count the FFNs of a model, each expert as one."""
     try:
         places = len(find_ffns(model))
-    except ValueError:  # a model that is no transformer
+    except ValueError:  # a model without FFNs, such as the dVAE
         return 0
     return places + sum(mixture.num_experts - 1 for mixture in expert_layers(model).values())

@@ -1,4 +1,4 @@
-"""A run on disk: the one module that knows the names of its files."""
+"""A run on disk. No other module contains the names of its files."""
 
 import json
 import os
@@ -18,10 +18,10 @@ from pc_ewa.models.checkpoints.write import save_atomically
 from pc_ewa.trackers import TRACKERS
 from pc_ewa.yaml_config import parse_yaml
 
-# Keys of a config that may change when a run resumes: they do not touch what is computed, checkpoints are whole however
-# a model was sharded, and a folder may be moved.
+# Keys of a config that may change when a run resumes. None of them changes a number: the folder may be moved,
+# checkpoints are whole however the model was sharded, and trackers only read.
 _FREE = ("output", "train.sharding", *TRACKERS)
-# Keys of summaries and results that earlier versions wrote under other names.
+# Old names of keys in summaries and results, and the current ones.
 _RENAMED = {
     "headline": "main_metric",
     "val_shapes": "val_samples",
@@ -33,12 +33,12 @@ _RENAMED = {
 class RunFolder:
     """The folder of a run: config.yaml, environment.json, log.txt, metrics.jsonl, checkpoints/, summary.json.
 
-    Nothing is written before it is asked for. Whatever is written is whole or not there, but for log.txt and
-    metrics.jsonl, which grow by lines.
+    Creating the object writes nothing. Files are written under a temporary name and renamed, so that a kill leaves no
+    torn file. The exceptions are log.txt and metrics.jsonl, which grow by lines.
 
     Args:
         path: the folder; it need not exist.
-        keep: how many of the newest checkpoints to keep, besides the best.
+        keep: number of newest checkpoints to keep, besides the best.
 
     Example:
         >>> RunFolder("runs/quickstart").merged("last").as_posix()
@@ -75,14 +75,14 @@ class RunFolder:
         return lock_folder(self.path, owner)
 
     def tidy(self) -> None:
-        """Remove what a kill in mid-write left, and checkpoints beyond the newest few."""
+        """Remove temporary files of a killed process, and checkpoints beyond the newest `keep`."""
         for path in self.path.glob(".*.tmp"):
             if path.is_file():
                 path.unlink()
         self.checkpoints.tidy()
 
     def begin(self, experiment: Experiment, environment: Mapping[str, Any]) -> None:
-        """Write the resolved config and what the run runs on."""
+        """Write the resolved config and the environment."""
         write_text(self.config_path, dump(experiment))
         write_text(self.path / "environment.json", _json(environment))
 
@@ -92,10 +92,12 @@ class RunFolder:
         return self.config_path.is_file()
 
     def config(self) -> dict[str, Any]:
-        """Read the resolved config of the run, as plain values; a damaged file from its newest checkpoint.
+        """Read the resolved config of the run, as plain values.
+
+        A damaged file is replaced by the config in the newest checkpoint.
 
         Raises:
-            ConfigError: it is absent or damaged, and there is no checkpoint.
+            ConfigError: an absent or damaged file, and no checkpoint.
         """
         try:
             content = parse_yaml(self.config_path.read_text(encoding="utf-8"))
@@ -118,7 +120,7 @@ class RunFolder:
         append_text(self._metrics, json.dumps({"step": step, **metrics}) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read metrics.jsonl; each line has its "step". Lines that a crash tore are left out."""
+        """Read metrics.jsonl. Each line has a "step". Lines that a crash tore are left out."""
         if not self._metrics.is_file():
             return []
         lines = self._metrics.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -130,16 +132,16 @@ class RunFolder:
         ]
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the metrics of later steps: the run goes on from `step` and will record them again."""
+        """Drop the metrics of later steps, which the run will record again when it resumes from `step`."""
         if self._metrics.is_file():
             kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
             write_text(self._metrics, "".join(kept))
 
     def tracker_id(self, new: str) -> str:
-        """Return the id of the run with its tracker; the first call decides, so that a resumed run goes on as the same.
+        """Return the id of the run for its trackers. The first call stores it, so that a resumed run has the same id.
 
         Args:
-            new: the id of a run that has none yet.
+            new: the id to store if the run has none yet.
         """
         path = self.path / "wandb_id"
         known = path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
@@ -151,16 +153,16 @@ class RunFolder:
 
     @property
     def is_finished(self) -> bool:
-        """True once the run has come to its end."""
+        """True once the run has finished."""
         return self._summary.is_file()
 
     @property
     def finished_at(self) -> float:
-        """When the run came to its end, in seconds since the epoch."""
+        """Time at which the run finished, in seconds since 1970."""
         return self._summary.stat().st_mtime
 
     def summary(self) -> dict[str, Any] | None:
-        """Read the summary of a finished run, with the keys of today; None for one that is not finished.
+        """Read the summary of a finished run, with the current keys. Returns None if the run is not finished.
 
         Raises:
             CheckpointError: a damaged file.
@@ -175,15 +177,15 @@ class RunFolder:
         return content | {"output": str(self.path)}  # the folder may have been moved
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write the summary: the run is finished."""
+        """Write the summary, which marks the run as finished."""
         write_text(self._summary, _json(summary))
 
     def merged(self, which: Literal["last", "best"]) -> Path:
-        """Return where the merged model of the last or the best step is."""
+        """Return the path of the merged model of the last or the best step."""
         return self.checkpoints.folder / f"merged_{which}.pt"
 
     def copy_merged(self, source: Literal["last", "best"], target: Literal["last", "best"]) -> None:
-        """Let one merged file serve as both, where the last step is the best."""
+        """Copy a merged file to the other name, if the last step is the best."""
         content = self.merged(source).read_bytes()
         write_whole(self.merged(target), lambda file: file.write(content))
 
@@ -203,9 +205,11 @@ class RunFolder:
     def _check_writable(self) -> None:
         inside = self.checkpoints.folder
         try:
+            # The folder itself is not created yet: a check must leave nothing behind.
             nearest = next(path for path in (inside, *inside.resolve().parents) if path.exists())
             if not nearest.is_dir():
                 raise ConfigError(f"output={self.path}: {nearest} is a file; choose another output")
+            # Writing is the only reliable test: os.access() ignores read-only file systems, ACLs and quotas.
             probe = nearest / f".pc-ewa-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -222,9 +226,10 @@ class Checkpoints:
         self.last, self.best = folder / "last.pt", folder / "best.pt"
 
     def save(self, content: Mapping[str, Any], step: int, best: bool) -> None:
-        """Save the state after `step` optimizer steps; `best` also marks it the best by validation."""
+        """Save the state after `step` optimizer steps. `best` also saves it as best.pt."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The step comes last: a run resumes from there, so what a kill cuts off before it is done again, all of it.
+        # step-N.pt comes last. A run resumes from the newest of these, so if a kill prevents it, the run repeats the
+        # steps and writes best.pt and last.pt again.
         paths = [self.last, self.folder / f"step-{step:08d}.pt"]
         if best:
             paths.insert(0, self.best)
@@ -235,16 +240,16 @@ class Checkpoints:
         self.tidy()
 
     def tidy(self) -> None:
-        """Remove checkpoints beyond the newest few, and what a kill in mid-write left."""
+        """Remove checkpoints beyond the newest `keep`, and temporary files of a killed process."""
         for path in (*self.folder.glob(".*.tmp"), *self._steps()[: -self.keep]):
             if path.is_file():
                 path.unlink()
 
     def newest(self) -> dict[str, Any] | None:
-        """Read the newest checkpoint, or None when there is none yet.
+        """Read the newest checkpoint. Returns None if there is none yet.
 
         Raises:
-            CheckpointError: it is damaged; the message names the one before it to go on from.
+            CheckpointError: a damaged file; the message names the newest whole one before it.
         """
         steps = self._steps()
         if not steps:
@@ -253,11 +258,12 @@ class Checkpoints:
             return read_checkpoint(steps[-1])
         except CheckpointError as error:
             older = next((step for step in reversed(steps[:-1]) if _is_whole(step)), None)
-            rescue = f"delete it to go on from {older.name}" if older else "delete the run folder to start anew"
+            rescue = f"delete it to go on from {older.name}" if older else "delete the run folder to start again"
             raise CheckpointError(f"{error}; {rescue}") from None
 
     def _link(self, path: Path, first: Path) -> None:
-        # A hard link costs no space and outlives the pruning of the step it points to.
+        # A hard link costs no space, and the data stays when the step file is pruned. It is made under a temporary
+        # name, as os.link() refuses an existing target while replace() overwrites it atomically.
         temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
         try:
             os.link(first, temporary)
@@ -279,7 +285,7 @@ def _is_whole(path: Path) -> bool:
 
 
 def with_current_keys(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a summary or results of a comparison with the keys of today, whichever version wrote it."""
+    """Return a summary, or the results of a comparison, with old keys replaced by the current ones."""
     return {_RENAMED.get(key, key): value for key, value in content.items()}
 
 

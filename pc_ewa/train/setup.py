@@ -1,4 +1,4 @@
-"""Set up a run: build everything that trains, and find whatever is wrong with it before the first step."""
+"""Set up a run: build everything that trains, and raise any error before the first step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,7 +33,7 @@ from pc_ewa.validation import arguments_of
 
 
 class Setup(NamedTuple):
-    """Everything a run needs."""
+    """Everything that a run needs, from the data to the optimizer."""
 
     objective: Objective
     splits: Splits
@@ -52,17 +52,18 @@ class Setup(NamedTuple):
     notes: tuple[str, ...]
 
     def measured(self, step: int) -> nn.Module:
-        """Return the model to measure and merge after `step` optimizer steps: the averaged one, if there is one yet."""
+        """Return the model to measure and merge after `step` optimizer steps: the averaged one once averaging began."""
         model = self.weight_average.measured(step) if self.weight_average else self.model
-        # Processes measure on different samples, or one of them alone: each needs the whole model.
+        # Processes evaluate different samples, or one of them evaluates alone. A sharded model would need all processes
+        # in every forward pass, so each gets a whole copy.
         return whole_copy(model) if is_sharded(model) else model
 
 
 def build(experiment: Experiment, world: World) -> Setup:
-    """Load the data, build the model, put experts into it, make the optimizer and the averager.
+    """Load the data, build the model, put experts into it, create the optimizer and the averager.
 
     Raises:
-        Error: of the kind that names the problem; nothing has been written or trained by then.
+        Error: a problem with the config, the data or the checkpoints. Nothing was written or trained by then.
     """
     train = experiment.train
     objective = create_objective(experiment)
@@ -84,6 +85,9 @@ def build(experiment: Experiment, world: World) -> Setup:
     epochs = train.epochs + (experiment.recipe == "official")  # the official code counts from 0 to the last inclusive
     total_steps = train.steps or epochs * batches.steps_per_epoch
 
+    # All processes draw the same initial weights, so that DDP and FSDP2 start from one model. Experts come after the
+    # initial weights (each expert copies a pretrained FFN), sharding after the experts, the optimizer last: it must
+    # hold the final parameters.
     torch.manual_seed(stream(experiment.seed, INIT))
     decided = objective.model_arguments(splits)
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
@@ -143,7 +147,7 @@ def describe_data(splits: Splits) -> str:
 
 
 def put_experts(model: nn.Module, experiment: Experiment) -> None:
-    """Upcycle the model as the experiment's `ewa` section says; none leaves it dense."""
+    """Upcycle the model with the experiment's `ewa` section. Without the section the model stays dense."""
     ewa = experiment.ewa
     if ewa:
         try:
@@ -156,7 +160,7 @@ def put_experts(model: nn.Module, experiment: Experiment) -> None:
 
 
 def place(model: nn.Module, experiment: Experiment, world: World) -> str:
-    """Put the model on the device, whole or in shards as `train.sharding` says; returns a few words on that.
+    """Move the model to the device, whole or sharded according to `train.sharding`. Returns a note on the sharding.
 
     Raises:
         ConfigError: a model that these processes cannot shard.
@@ -167,7 +171,7 @@ def place(model: nn.Module, experiment: Experiment, world: World) -> str:
     check_sharding(model, world)
     if dist.is_initialized():
         shard(model, world)
-    else:  # the check of a run of several processes, by one
+    else:  # `--check --processes N` in a single process
         model.to(world.device)
     return ", sharded (FSDP2)"
 
@@ -179,7 +183,10 @@ def attach_averager(
     total_steps: int,
     reads_found_inf: bool = True,
 ) -> ExpertAverager | None:
-    """Average the experts after every optimizer step, as the experiment's `ewa` section says."""
+    """Attach an averager of the experts to the optimizer, with the settings of the experiment's `ewa` section.
+
+    Returns None without the section.
+    """
     ewa = experiment.ewa
     if ewa is None:
         return None
@@ -188,10 +195,10 @@ def attach_averager(
 
 
 def check_initial_weights(experiment: Experiment) -> None:
-    """Check the files that an experiment starts from, and that its model takes a tokenizer and experts.
+    """Check the initial weights of an experiment, and that its model takes the tokenizer and the experts.
 
     Raises:
-        ConfigError: a model that needs a tokenizer and has none, or two; a tokenizer, experts or a gate for a model
+        ConfigError: a model that needs a tokenizer and gets none, or two; a tokenizer, experts or a gate for a model
             that takes none.
         CheckpointError: an absent file.
     """
@@ -218,7 +225,7 @@ def check_initial_weights(experiment: Experiment) -> None:
 
 
 def load_initial_weights(model: nn.Module, experiment: Experiment) -> list[str]:
-    """Load what the experiment starts from; returns lines about what was loaded.
+    """Load the initial weights of the experiment. Returns lines on what was loaded.
 
     Raises:
         CheckpointError: a file that does not fit.
@@ -227,7 +234,7 @@ def load_initial_weights(model: nn.Module, experiment: Experiment) -> list[str]:
     if experiment.tokenizer:
         dvae = model.get_submodule("dvae")
         notes.append(f"tokenizer: {experiment.tokenizer}: {load_pretrained(experiment.tokenizer, dvae).line}")
-        # The backbone's patch encoder starts from the tokenizer's.
+        # Also copies the patch encoder of the tokenizer into the backbone, as in the official code.
         model.load_tokenizer(dvae.state_dict())  # type: ignore[operator]
     if experiment.init_from:
         report = load_pretrained(experiment.init_from, model)

@@ -1,4 +1,4 @@
-"""FSDP2 in a run: a model in shards over the processes; its states whole, as checkpoints keep them."""
+"""FSDP2 in a run: shard a model over the processes, and gather its states whole for checkpoints."""
 
 import warnings
 from collections.abc import Mapping
@@ -35,36 +35,38 @@ def check_sharding(model: nn.Module, world: World) -> None:
 
 
 def shard(model: nn.Module, world: World) -> None:
-    """Shard a model over all processes, in place: experts, blocks, the rest. Build the optimizer afterwards.
+    """Shard a model over all processes, in place: experts, blocks, then the rest. Create the optimizer afterwards.
 
-    Parameters come to the device of the process part by part, so that the whole model need not fit.
+    Parameters move to the device module by module, so that the whole model need not fit there.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    # Newer torch warns of outputs that are views, lest they be changed in place, as no objective does.
+    # Newer torch warns about module outputs that are views, because an in-place change of one would break the backward
+    # hooks. No objective changes outputs in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module")
-    # The default mesh is of GPUs wherever there are any, even for a run with device=cpu.
+    # Given explicitly: the default mesh takes GPUs wherever there are any, even for a run with device=cpu.
     mesh = init_device_mesh(world.device.type, (world.size,))
+    # Inner modules first: fully_shard() of an outer module takes the parameters that are not sharded yet.
     for layer in expert_layers(model).values():
         fully_shard(layer, mesh=mesh, shard_placement_fn=expert_shard_placement)
     for module in list(model.modules()):
         if isinstance(module, Block):
             fully_shard(module, mesh=mesh)
-    # A root keeps its whole parameters after a forward unless told otherwise, and would show them to whoever changes
-    # parameters after a forward without a backward.
+    # By default a root stays unsharded after a forward pass. Code that changes parameters after a forward without a
+    # backward, such as the averager after an evaluation, would then change the unsharded copy.
     fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return the whole of a sharded tensor, on all processes together; any other tensor as it is."""
+    """Gather a sharded tensor, a collective. Any other tensor is returned as it is."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def whole_state(state: State, world: World) -> State:
-    """Gather a state_dict that may be sharded, on all processes together; only the main one then has its tensors.
+    """Gather a state_dict that may be sharded. A collective, after which only the main process has the tensors.
 
-    Those that were sharded are on the CPU; a state that is not sharded comes back as it is.
+    Gathered tensors are on the CPU. A state that is not sharded is returned as it is.
     """
     if not any(hasattr(leaf, "full_tensor") for leaf in tree_leaves(state)):
         return state
@@ -82,7 +84,7 @@ def whole_state(state: State, world: World) -> State:
 
 
 def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
-    """Load a whole state_dict into a model that may be sharded; errors are those of `load_state_dict`."""
+    """Load a whole state_dict into a model that may be sharded. Raises the errors of `load_state_dict`."""
     if is_sharded(model):
         own = model.state_dict()
         state = {key: _sharded_like(own.get(key), value) for key, value in state.items()}
@@ -90,24 +92,24 @@ def load_model(model: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a whole state_dict into the optimizer of a model that may be sharded; errors: see `load_state_dict`."""
+    """Load a whole state_dict into an optimizer with parameters that may be sharded. Errors: see `load_state_dict`."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if any(hasattr(parameter, "placements") for parameter in parameters):
         of_each = {
             index: {key: _sharded_like(parameters[index], value) for key, value in values.items()}
             for index, values in state["state"].items()
-            if index < len(parameters)  # load_state_dict() tells of what is too much
+            if index < len(parameters)  # load_state_dict() raises for surplus entries
         }
         state = {**state, "state": of_each}
     optimizer.load_state_dict(dict(state))
 
 
 def _sharded_like(own: Any, value: Any) -> Any:
-    """Return this process's share of a whole tensor, split as `own` is; whatever does not fit comes back as it is."""
+    """Return this process's shard of a whole tensor, split as `own` is. Other values are returned as they are."""
     if not hasattr(own, "placements") or not isinstance(value, Tensor) or value.shape != own.shape:
         return value
     from torch.distributed.tensor import DTensor, Replicate
 
     mesh = own.device_mesh
     whole = DTensor.from_local(value.to(own.device), mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return whole.redistribute(placements=own.placements)  # each takes its part: nothing is sent
+    return whole.redistribute(placements=own.placements)  # from Replicate each process slices locally, without traffic

@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves first."""
+"""Stop signals: a run saves before it exits."""
 
 import signal
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ STOP_SIGNALS = tuple(
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collect the signals that ask to stop, instead of dying of them; a second Ctrl-C interrupts at once.
+    """Collect stop signals instead of exiting. A second Ctrl-C interrupts at once.
 
-    A signal that was ignored before stays ignored, as SIGHUP under nohup. Outside of the main thread, where Python
-    lets nobody handle signals, none is collected.
+    A signal that was ignored before stays ignored, as SIGHUP under nohup. Python handles signals in the main thread
+    only; in other threads none is collected.
 
     Yields:
-        The signals so far, in their order.
+        The signals received so far, in their order.
     """
     received: list[int] = []
 
@@ -45,7 +45,7 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def first_signal(received: list[int], device: torch.device) -> int:
-    """Return the signal that asked one of the processes to stop, 0 for none; all processes get the same answer."""
+    """Return the stop signal that one of the processes received, 0 for none. All processes get the same number."""
     number = received[0] if received else 0
     if not dist.is_initialized():
         return number

@@ -1,4 +1,4 @@
-"""The parts of a dataset: train, validation and test."""
+"""The splits of a dataset: train, validation and test."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from pc_ewa.errors import ConfigError, DataError
 
 
 class Splits(NamedTuple):
-    """The three parts of a dataset, and whether validation had to be cut from train; None where there is none."""
+    """The three splits of a dataset. `val` is None without validation. `val_is_cut`: it was cut from train."""
 
     train: Clouds
     val: Clouds | None
@@ -21,7 +21,7 @@ class Splits(NamedTuple):
     val_is_cut: bool
 
     def named(self, split: str) -> Clouds:
-        """Return one of them.
+        """Return a split by its name.
 
         Raises:
             ConfigError: no validation part, because `data.val_fraction` is 0.
@@ -32,19 +32,19 @@ class Splits(NamedTuple):
         return clouds
 
     def to_fit(self, split: str) -> Clouds:
-        """Return the training shapes for a test on `split`; for "test" those that were cut off for validation too."""
+        """Return the training samples for a test on `split`. For "test" they include those cut off for validation."""
         return join(self.train, self.val) if split == "test" and self.val_is_cut and self.val else self.train
 
     def all(self) -> list[Clouds]:
-        """Return those that there are."""
+        """Return the splits that exist."""
         return [clouds for clouds in (self.train, self.val, self.test) if clouds is not None]
 
 
 def load_splits(data: Data, seed: int) -> Splits:
-    """Load train, validation and test; without a "val" split, a stratified part of train becomes it.
+    """Load train, validation and test. For a dataset without "val", cut a stratified share of train.
 
     Raises:
-        DataError: files that are missing or damaged, or fewer shapes or points than `data` asks for.
+        DataError: files that are missing or damaged, or fewer samples or points than in `data`.
         ConfigError: `val_per_class` of a dataset that has a validation split.
     """
     arguments = {"root": Path(data.root), **data.arguments}
@@ -67,7 +67,7 @@ def load_splits(data: Data, seed: int) -> Splits:
 
 
 def _cut_validation(data: Data, train: Clouds, test: Clouds, seed: int) -> Splits:
-    """Make a validation part of training shapes, where there shall be one."""
+    """Cut a validation split from the training samples, unless `data.val_fraction` is 0."""
     train, val = _few(train, data)
     if val is None and data.val_fraction:
         train, val = train.split_validation(data.val_fraction, seed)
@@ -81,6 +81,6 @@ def _few(train: Clouds, data: Data) -> tuple[Clouds, Clouds | None]:
 
 
 def to_device_if_it_fits(clouds: Clouds, device: torch.device) -> Clouds:
-    """Move clouds to the GPU when they take less than a quarter of its free memory: batches are then drawn there."""
+    """Move clouds to the GPU if they take less than a quarter of its free memory. Batches are then drawn there."""
     fits = device.type == "cuda" and clouds.nbytes < torch.cuda.mem_get_info(device)[0] / 4
     return clouds.to(device) if fits else clouds

@@ -1,4 +1,4 @@
-"""The summary of a finished run, in words: a table, remarks, and the commands that go on from it."""
+"""The summary of a finished run as text: a table, remarks, and next commands."""
 
 import inspect
 import shlex
@@ -15,7 +15,7 @@ from pc_ewa.yaml_config import read_yaml
 
 
 def describe_summary(summary: dict[str, Any]) -> str:
-    """Put score, size and time before and after merging into a table, and add the commands worth trying next."""
+    """Write score, size and time before and after merging as a table, with the next commands."""
     title = f"test {metric_of(summary['main_metric']).title}"
     rows = [
         ["", *_titles(summary)],
@@ -50,7 +50,7 @@ def _titles(summary: dict[str, Any]) -> tuple[str, str]:
 
 
 def _cells(summary: dict[str, Any], which: str) -> list[str]:
-    """Write the main metric before and after merging, with the count it comes from where there is one."""
+    """Write the main metric before and after merging, with its counts for an accuracy."""
     metric = metric_of(summary["main_metric"])
     cells = []
     for kind in (f"unmerged{which}", f"merged{which}"):
@@ -79,7 +79,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
 
 
 def next_commands(summary: dict[str, Any]) -> list[str]:
-    """Return commands that go on from here, each with a few words on why."""
+    """Return the next commands, each with its reason."""
     output, seed = shlex.quote(summary["output"]), summary["seed"] + 1
     again = f"{package.command()} train {shlex.quote(str(RunFolder(summary['output']).config_path))}"
     rival = ("ewa=null", "dense", "without EWA") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with EWA")
@@ -103,7 +103,7 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
 
 
 def _next_training(summary: dict[str, Any], step: NextStep) -> str:
-    """Return the command that trains the next model from the weights of a run, in its sizes, on data in its place."""
+    """Return the command that trains the next model from the weights of a run, with the same sizes and data root."""
     config = RunFolder(summary["output"]).config()
     name, chosen = step.configs[-1], read_yaml(step.configs[-1])
     for other in step.configs[:-1]:

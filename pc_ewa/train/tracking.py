@@ -23,17 +23,17 @@ _LAYER = re.compile(r"ewa/(.*)/(spread|cosine)$")
 
 
 class Tracker:
-    """Writes into the run folder; on every process but the main one it does nothing.
+    """Logging of a run: text, metrics and trackers. On all processes but the main one it does nothing.
 
-    What observes a run never ends it. A tracker that fails is told once, and left out from then on. Lines and metrics
-    that cannot be written, on a full disk, are told of once and written as soon as there is space.
+    Logging never ends a run. A tracker that fails causes one warning and is dropped. Lines and metrics that cannot be
+    written, as on a full disk, cause one warning and are written as soon as there is space.
 
     Args:
         folder: the run folder.
-        experiment: the run; its sections decide which of TRACKERS show it.
-        resumed_step: metrics of later steps, left by a run that was cut off, are dropped.
+        experiment: the run; its sections switch on TRACKERS.
+        resumed_step: metrics of later steps, left by an interrupted run, are dropped.
         active: False on all processes but the main one.
-        steps_per_epoch: adds "epoch" to all metrics; None leaves it out.
+        steps_per_epoch: adds "epoch" to all metrics. None leaves it out.
 
     Raises:
         ConfigError: W&B "online" that cannot be reached.
@@ -59,11 +59,11 @@ class Tracker:
 
     @property
     def is_watched(self) -> bool:
-        """True while a tracker shows the run."""
+        """True while at least one tracker is active."""
         return bool(self._backends)
 
     def line(self, text: str) -> None:
-        """Print a line, above the progress bar if there is one, and add it to log.txt; names of files come clean."""
+        """Print a line above the progress bar and add it to log.txt. Control characters in it are escaped."""
         if self.active:
             text = "\n".join(printable(line, None) for line in text.split("\n"))
             _print(text)
@@ -78,7 +78,7 @@ class Tracker:
             self.tell(lambda backend: backend.metrics(step, shown))
 
     def summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json, whole or not at all, and tell the trackers.
+        """Write summary.json atomically, and pass the summary to the trackers.
 
         Raises:
             WriteError: the file cannot be written.
@@ -88,30 +88,30 @@ class Tracker:
             self.tell(lambda backend: backend.summary(summary))
 
     def tell(self, tell: Callable[[Backend], object]) -> None:
-        """Call a method of every tracker; one that fails is told of once, and left out from then on."""
+        """Call `tell` with every tracker. A tracker that raises causes one warning and is dropped."""
         for backend in tuple(self._backends):
             try:
                 tell(backend)
-            except Exception as error:  # whatever it is, training is worth more
+            except Exception as error:  # of any kind: an error of a tracker must not end the training
                 self._backends.remove(backend)
                 self.line(f"warning: {backend.title} failed ({_reason(error)}); training goes on without it")
 
     @contextmanager
     def harmless(self, what: str) -> Iterator[None]:
-        """Tell of whatever goes wrong in the block, in one line, and go on after it."""
+        """Turn any exception in the block into a one-line warning."""
         try:
             yield
         except Exception as error:
             self.line(f"warning: no {what} ({_reason(error)}); nothing of the run is lost")
 
     def __enter__(self) -> "Tracker":
-        """Nothing to open: files are opened a line at a time, so that a kill loses nothing."""
+        """Return the tracker. Files are opened for each line, so that a kill loses nothing."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the trackers, as failed if the run failed, and print what they say."""
+        """Close the trackers, as failed if the run failed, and print their last lines."""
         said: list[str] = []
         self.tell(lambda backend: said.extend(backend.close(failed=kind is not None)))
         for line in said:
@@ -126,7 +126,7 @@ class Tracker:
             self.line(f"warning: {kind.title} cannot start ({_reason(error)}); training goes on without it")
 
     def _write(self, write: Callable[[], None]) -> None:
-        """Write what is due, in its order; what cannot be written waits for the next call."""
+        """Write all pending lines in order. Lines that cannot be written wait for the next call."""
         waited = bool(self._unwritten)
         self._unwritten.append(write)
         try:
@@ -139,7 +139,7 @@ class Tracker:
 
 
 def check_trackers(experiment: Experiment) -> None:
-    """Find out whether the trackers of an experiment can start, as far as one can tell beforehand.
+    """Check that the trackers of an experiment can start, as far as that is possible beforehand.
 
     Raises:
         ConfigError: a value that a tracker refuses, or W&B "online" without a login.
@@ -157,9 +157,9 @@ def _wanted(experiment: Experiment) -> Iterator[tuple[type[Backend], dict[str, A
 
 
 def with_short_names(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Name the numbers of layers as trackers group them, and add their means over the layers.
+    """Shorten the names of per-layer metrics so that trackers group them, and add their means over the layers.
 
-    Names that would be the same when cut short stay long.
+    Names stay long if two short ones would be equal.
 
     Example:
         >>> with_short_names({"ewa/blocks.blocks.3.mlp/spread": 0.5})
@@ -177,7 +177,7 @@ def with_short_names(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _short(layer: str) -> str:
-    """Keep the numbers in the name of a layer, each with the word before it."""
+    """Shorten the name of a layer to its numbers, each with the word before it."""
     return ".".join(re.findall(r"[^.]+\.\d+", layer)) or layer
 
 
@@ -187,9 +187,10 @@ def _reason(error: Exception) -> str:
 
 
 def _print(text: str) -> None:
-    """Print; where stdout is a closed pipe or a terminal that is gone, nothing more is written there."""
+    """Print, and discard all further output if stdout is a closed pipe or terminal."""
     try:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
     except OSError:
+        # Redirected as a descriptor: Python flushes stdout at exit and would fail there again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

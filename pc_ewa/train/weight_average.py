@@ -1,4 +1,4 @@
-"""Averages of the whole model over training, by torch.optim.swa_utils: EMA and SWA, the rivals of averaging experts."""
+"""Averages of the whole model over training, by torch.optim.swa_utils: EMA and SWA, the baselines of EWA."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,23 +21,23 @@ from pc_ewa.train.sharding import load_model, shard, whole_state
 
 
 class WeightAverage:
-    """The average of a model's weights, as the experiment's `average` section says; experts are averaged as stacks.
+    """The average of a model's weights, with the settings of the `average` section. Experts are averaged as stacks.
 
-    "ema" counts the weights after every optimizer step: A <- decay A + (1 - decay) W, buffers of batch norms alike.
-    "swa" (arXiv 1803.05407) is the plain mean of the weights after every epoch; the statistics of batch norms are
-    those of the mean itself, from one epoch of draws. Either begins with the first step after `average.start`. All
-    other buffers are those of the live model. Every process does the same arithmetic.
+    "ema" updates the average after every optimizer step: A <- decay A + (1 - decay) W. Running statistics of batch
+    norms are averaged the same way. "swa" (arXiv 1803.05407) is the plain mean of the weights after every epoch. The
+    statistics of its batch norms are measured with the mean itself, on one epoch of draws. Either begins with the first
+    step after `average.start`. All other buffers are those of the live model. Every process does the same arithmetic.
 
     Args:
-        experiment: with an `average` section.
-        model: the live model, on its device; it is copied, and never changed.
-        objective: makes the forward passes that gather statistics.
-        batches: of training.
+        experiment: an experiment with an `average` section.
+        model: the live model, on its device. It is copied, and never changed.
+        objective: computes the forward passes that measure statistics.
+        batches: the training batches.
         total_steps: optimizer steps of the whole training.
         world: this process among all.
 
     Raises:
-        ConfigError: SWA in a training without the end of an epoch in it after `average.start`.
+        ConfigError: no step, or for SWA no end of an epoch, after `average.start`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class WeightAverage:
             shard(self.average.module, world)
         else:
             self.average = AveragedModel(model, multi_avg_fn=how, use_buffers=ema)
-        self._statistics_of = 0  # how many models the average was made of when its statistics were gathered
+        self._statistics_of = 0  # `count` at the time when the statistics were measured
 
     @property
     def count(self) -> int:
@@ -76,17 +76,17 @@ class WeightAverage:
         return int(self.average.n_averaged)
 
     def learning_rate(self, schedule: Callable[[int], float]) -> Callable[[int], float]:
-        """The schedule, or `average.lr` from where averaging begins."""
+        """Return a schedule with `average.lr` after averaging begins. Without `average.lr` it is returned unchanged."""
         lr = self.settings.lr
         return schedule if lr is None else lambda step: schedule(step) if step < self.begin else lr
 
     def update(self, step: int) -> None:
-        """Count the weights of the live model after `step` optimizer steps, if they count."""
+        """Add the weights of the live model after `step` optimizer steps, if the average includes this step."""
         if step > self.begin and step % self.every == 0:
             self.average.update_parameters(self.live)
             for averaged, live in zip(self.average.module.modules(), self.live.modules(), strict=True):
                 for name, buffer in averaged.named_buffers(recurse=False):
-                    # A mean of counters, or of a queue of keys that moved on, is neither.
+                    # Counters and MoCo's queue of keys are copied: their mean over steps has no meaning.
                     if not isinstance(averaged, _BatchNorm) or not buffer.is_floating_point():
                         buffer.copy_(live.get_buffer(name))
 
@@ -102,21 +102,21 @@ class WeightAverage:
         return self.average.module
 
     def state(self, step: int) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the averaged weights under `averaged`; nothing before averaging."""
+        """Return the entries for a checkpoint: the weights as `averaged`, and their count. Empty before averaging."""
         if not self.count:
             return {}
         state = whole_state(self.measured(step).state_dict(), self.world)
         return {"averaged": state, "averaged_models": self.count}
 
     def load(self, content: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
+        """Load the average from a checkpoint."""
         if "averaged" in content:
             load_model(self.average.module, content["averaged"])
             self.average.n_averaged.fill_(content["averaged_models"])
             self._statistics_of = self.count
 
     def describe(self) -> str:
-        """One line on what is averaged."""
+        """Describe the average in one line."""
         if self.settings.kind == "ema":
             line = f"average: ema, decay {self.settings.decay:g}, of the weights of every step after {self.begin}"
             memory = 1 / (1 - self.settings.decay)
@@ -127,28 +127,29 @@ class WeightAverage:
         return f"average: swa of the weights of every {self.every} steps after {self.begin}{rate}"
 
     def _gather_statistics(self, step: int) -> None:
-        """Make the statistics of batch norms those of the average, from the same draws every time."""
+        """Measure the batch norm statistics of the average, on the same draws every time."""
         train, model = self.experiment.train, self.average.module
-        # Its own seed: draws that are no draws of training.
+        # A separate seed, so that these draws are independent of those of training.
         own = self.experiment.model_copy(update={"seed": stream(self.experiment.seed, STATISTICS)})
         draws = Batches(self.batches.clouds, own, self.batches.slots, self.batches.device)
         forward = _Forward(model, self.objective, draws, train.precision == "bf16", step)
         parts = [(s, slot) for s in range(draws.steps_per_epoch) for slot in draws.of(self.world)]
         devices = [self.world.device] if self.world.device.type == "cuda" else []
+        # The forward passes seed and consume the global generator; the training goes on with its state from before.
         with torch.random.fork_rng(devices), _frozen_statistics_kept(model.train()):
-            update_bn([[part] for part in parts], forward)  # it passes on the first of each list
+            update_bn([[part] for part in parts], forward)  # it calls the model with the first element of each list
         sync_batchnorm_statistics(model)
 
 
 class _Forward(nn.Module):
-    """A training forward of a model on a part of a batch, as `update_bn` calls it."""
+    """A training forward pass of a model on a micro-batch, as a module that `update_bn` can call."""
 
     def __init__(self, model: nn.Module, objective: Objective, batches: Batches, bf16: bool, step: int) -> None:
         super().__init__()
         self.model, self.objective, self.batches, self.bf16, self.step = model, objective, batches, bf16, step
 
     def forward(self, part: tuple[int, int]) -> Tensor:
-        """Return the loss of a part, given as (step, slot)."""
+        """Return the loss of a micro-batch, given as (step, slot)."""
         batch = self.batches.draw(*part)
         self.batches.seed_model(*part)
         with torch.autocast(self.batches.device.type, torch.bfloat16, enabled=self.bf16):
@@ -156,16 +157,18 @@ class _Forward(nn.Module):
 
 
 def _on_shards(average: Callable[..., None]) -> Callable[..., None]:
-    """Let an averaging function of torch work on this process's parts: it takes no mixture of DTensors and others."""
+    """Apply an averaging function of torch to local shards: it does not take DTensors and plain tensors together."""
     return lambda averaged, live, count: average([*map(local_part, averaged)], [*map(local_part, live)], count)
 
 
 @contextmanager
 def _frozen_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Keep `update_bn` off the batch norms that evaluate while their model trains, such as a frozen tokenizer's."""
+    """Protect batch norms in evaluation mode, such as a frozen tokenizer's, from `update_bn`, which resets them all."""
     frozen = [m for m in model.modules() if isinstance(m, _BatchNorm) and not m.training and m.track_running_stats]
     for module in frozen:
-        module.track_running_stats = False  # in evaluation it decides only whether they are reset
+        # In evaluation mode the flag has no effect on the forward pass, and reset_running_stats() does nothing without
+        # it.
+        module.track_running_stats = False
     try:
         yield
     finally:
