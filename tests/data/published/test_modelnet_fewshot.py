@@ -236,7 +236,7 @@ def test_a_file_that_is_no_fold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dict"):
         fewshot.load("test", tmp_path)
     path.write_bytes(pickle.dumps(fold_of(5, 10))[:-500])
-    with pytest.raises(DataError, match=r"0\.pkl: no sound pickle"):
+    with pytest.raises(DataError, match=r"0\.pkl: not a sound pickle"):
         fewshot.load("test", tmp_path)
     path.unlink()
     path.mkdir()

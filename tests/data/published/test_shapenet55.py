@@ -159,7 +159,7 @@ LIST_DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("in both", rewrite_list(lambda t: t.replace("3e8", "000"), "test.txt"), "test.txt names .* missing"),
     ("another synset", rewrite_list(lambda t: t.replace("02691156", "99999999")), "no <synset>-<model>.npy"),
     ("path", rewrite_list(lambda t: f"{t}\n02691156-/../../secret.npy"), "no <synset>-<model>.npy of the 55"),
-    ("not UTF-8", rewrite_list_bytes(b"\xff\xfe0\x002\x00"), "train.txt is no text: byte 0 is not UTF-8"),
+    ("not UTF-8", rewrite_list_bytes(b"\xff\xfe0\x002\x00"), "train.txt is not text: byte 0 is not UTF-8"),
     ("binary", rewrite_list_bytes(bytes(range(100))), r"has the line '.*', no <synset>"),
     ("no points folder", lambda f: (f / "shapenet_pc").rename(f / "x"), "no folder shapenet_pc; unpack"),
 ]

@@ -198,7 +198,7 @@ SET_DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("huge number", write(LIST, "[" + "9" * 10**4 + "]"), "list.json is no JSON"),
     ("dict", write(LIST, '{"a": 1}'), "list.json is no list of names"),
     ("numbers", write(LIST, "[1, 2]"), "list.json is no list of names"),
-    ("not UTF-8", write(LIST, b"\xff\xfe["), "list.json is no text: byte 0"),
+    ("not UTF-8", write(LIST, b"\xff\xfe["), "list.json is not text: byte 0"),
     ("missing", write(LIST, f'["{BAG}gone"]'), "names 1 of 1 shapes that are missing, the first: 02773838/gone.txt"),
     ("twice", write(LIST, json.dumps([f"{BAG}{0:032x}"] * 2)), "names shape_data/.*, which is there already"),
     ("in two splits", write(LIST, json.dumps([f"{BAG}{16:032x}"])), "val_file_list.json names .* there already"),
@@ -209,7 +209,7 @@ SET_DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("lone surrogate", write(LIST, f'["{BAG}\\ud800"]'), "no shape_data/<synset>/<model> of the 16"),
     ("other table", write(TABLE, "Bag\t02691156\n"), r"synsetoffset2category.txt has the line 'Bag\\t02691156'"),
     ("garbled table", write(TABLE, "Bag 02773838"), "which is not of ShapeNetPart"),
-    ("binary table", write(TABLE, b"\x80"), "is no text: byte 0"),
+    ("binary table", write(TABLE, b"\x80"), "is not text: byte 0"),
 ]
 
 
@@ -240,7 +240,7 @@ SHAPE_DEFECTS: list[tuple[str, str | bytes, str]] = [
     ("wrapped part", ROW.replace(" 4\n", " 260\n"), "part of point 0 is 260"),
     ("half a part", ROW.replace(" 4\n", " 4.5\n"), "part of point 0 is 4.5"),
     ("NaN part", ROW.replace(" 4\n", " nan\n"), "part of point 0 is nan"),
-    ("not UTF-8", b"\xff" + ROW.encode(), "is no text: byte 0"),
+    ("not UTF-8", b"\xff" + ROW.encode(), "is not text: byte 0"),
     ("null bytes", b"\0" * 100, "is no table of numbers"),
     ("large", b"0" * (2**24 + 1), "more than 16777216 bytes"),
 ]
