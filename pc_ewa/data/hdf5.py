@@ -186,7 +186,7 @@ def new_file(path: Path) -> Iterator[h5py.File]:
     Raises:
         DataError: a folder that cannot be written, or contents that `read_hdf5` would refuse.
     """
-    # In the same folder, because a rename is atomic only within one file system. The process id keeps two writers apart.
+    # In the same folder: a rename is atomic only within one file system. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _one_line_errors(f"cannot write {path}", "choose a folder that is writable and has space"):
         path.parent.mkdir(parents=True, exist_ok=True)

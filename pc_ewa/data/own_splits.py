@@ -195,7 +195,5 @@ def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str,
         notes.append(f"all shapes are of one class, {listed(classes)}: a classifier has nothing to tell apart")
     untested = [label for label in classes if not counts[label, "test"]]
     if untested and len(untested) < len(classes):
-        notes.append(
-            f"no test shape of {listed(untested)}: accuracy ignores {'it' if len(untested) == 1 else 'them'}"
-        )
+        notes.append(f"no test shape of {listed(untested)}: accuracy ignores {'it' if len(untested) == 1 else 'them'}")
     return notes

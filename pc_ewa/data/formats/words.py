@@ -39,7 +39,9 @@ def as_text(data: bytes) -> bytes:
             try:
                 data = data.decode(encoding).encode()
             except UnicodeError as error:
-                raise ValueError(f"its byte order mark is that of {encoding.upper()}, which it is not: {error}") from error
+                raise ValueError(
+                    f"its byte order mark is that of {encoding.upper()}, which it is not: {error}"
+                ) from error
             break
     if b"\0" in data[:_BEGINNING]:
         raise ValueError("it has bytes of zero: it is binary, or UTF-16 without a byte order mark; store it as UTF-8")

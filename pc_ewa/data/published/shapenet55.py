@@ -32,7 +32,8 @@ FILE = f"{NAME}.h5"
 
 NUM_POINTS = 8192
 
-# Sorted, so that a label is a position in the list. The name is the first of its synset in the ShapeNetCore.v2 taxonomy.
+# Sorted, so that a label is a position in the list. Names are the first of each synset in the taxonomy of
+# ShapeNetCore.v2.
 _SYNSETS = """
 02691156 airplane, 02747177 ashcan, 02773838 bag, 02801938 basket, 02808440 bathtub, 02818832 bed, 02828884 bench,
 02843684 birdhouse, 02871439 bookshelf, 02876657 bottle, 02880940 bowl, 02924116 bus, 02933112 cabinet,
