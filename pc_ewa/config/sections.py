@@ -50,7 +50,7 @@ class Data(_OpenSection):
     val_per_class: PositiveInt | None = None
     """Number of validation shapes of each class, in place of `val_fraction`; the same shapes for every seed."""
     cv_folds: Annotated[int, Field(ge=2)] | None = None
-    """Number of cross-validation folds, into which train and test are divided again; null keeps the published splits."""
+    """Number of cross-validation folds, into which train and test are divided again; null keeps the splits."""
     cv_fold: Annotated[int, Field(ge=0)] | None = None
     """Index of the fold that is the test split, from 0."""
 

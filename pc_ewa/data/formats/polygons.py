@@ -27,7 +27,7 @@ class Lists(NamedTuple):
 def triangulate(vertices: NDArray[np.float64], polygons: Lists) -> NDArray[np.int64]:
     """Cut polygons into triangles (F, 3), in their order. Polygons with fewer than three corners are dropped.
 
-    A polygon is cut by a fan from its first corner if the fan covers it, and ear by ear otherwise, both in the projection
+    A polygon is cut by a fan from its first corner if the fan covers it, and ear by ear otherwise, both projected
     along its normal. A polygon without area gives triangles without area.
 
     Args:
