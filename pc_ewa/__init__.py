@@ -1,6 +1,6 @@
 """pc-ewa: point-cloud transformers trained with Experts Weights Averaging.
 
-Importing the package loads nothing: a public name brings its module, and torch, when it is first used.
+Importing the package does not import torch. The first use of a public name imports its module.
 """
 
 from importlib import import_module
@@ -41,6 +41,7 @@ __all__ = [
     "WriteError",
 ]
 
+# The module of each public name. The imports above are for type checkers only.
 _HOMES = {
     "models": ("create_model", "load_pretrained"),
     "ewa": ("upcycle", "ExpertAverager", "merge_experts", "dense_state_dict", "Gate", "balance_loss"),
@@ -58,13 +59,14 @@ def __getattr__(name: str) -> Any:
         return import_module("pc_ewa.package").version()
     for home, names in _HOMES.items():
         if name in names:
+            # Stored in the module, so that `__getattr__` (PEP 562) runs only once per name.
             value = globals()[name] = getattr(_import(home, name), name)
             return value
     raise AttributeError(f"module 'pc_ewa' has no attribute {name!r}")
 
 
 def _import(home: str, name: str) -> ModuleType:
-    """Import a module of ours; where an optional package is missing, the error names the extra that brings it."""
+    """Import a module of pc_ewa. If an optional package is missing, the error names its extra."""
     try:
         return import_module(f"pc_ewa.{home}")
     except ModuleNotFoundError as error:

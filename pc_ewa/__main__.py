@@ -1,4 +1,4 @@
-"""`python -m pc_ewa`: the command pc-ewa, for torchrun and where the command is not on the path."""
+"""`python -m pc_ewa`: the command pc-ewa, for torchrun and for environments whose commands are not on the PATH."""
 
 import sys
 

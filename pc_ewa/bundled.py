@@ -1,6 +1,6 @@
-"""Files that come with the package: configs of the recipes, the furniture of the tutorials, a model of it.
+"""Files that are bundled with the package: configs, the furniture dataset of the tutorials, and a model trained on it.
 
-A wheel holds them in `pc_ewa/bundled`. In a checkout they are the folders at its root.
+In a wheel they are in `pc_ewa/bundled`. In a checkout they are the folders at its root.
 """
 
 from __future__ import annotations  # as in package.py
@@ -11,7 +11,8 @@ _PACKAGE = Path(__file__).parent
 
 
 def checkout() -> Path | None:
-    """Return the root of the checkout that this package is part of, or None if it was installed from a wheel."""
+    """Return the root of the checkout that contains this package. None means an installation from a wheel."""
+    # site-packages may contain a stray pyproject.toml, but not also a folder "configs".
     root = _PACKAGE.parent
     return root if (root / "pyproject.toml").is_file() and (root / "configs").is_dir() else None
 
@@ -24,10 +25,10 @@ def bundled(name: str) -> Path:
 def find_config(path: str | Path) -> Path | None:
     """Find a config: a file at `path`, else the bundled one of that name.
 
-    "quickstart", "quickstart.yaml" and "configs/quickstart.yaml" all name the same one.
+    "quickstart", "quickstart.yaml" and "configs/quickstart.yaml" all name the same config.
 
     Returns:
-        The path of the file, or None if there is neither.
+        The path of the file. None means that there is no such config.
     """
     path = Path(path)
     if path.is_file():

@@ -1,4 +1,4 @@
-"""Errors that commands print as one line, with exit code 2; every other exception keeps its traceback."""
+"""Errors that commands print as one line, with exit code 2. Every other exception keeps its traceback."""
 
 import functools
 import os
@@ -11,11 +11,21 @@ from pc_ewa.text import printable
 
 
 class Error(Exception):
-    """A problem the user can solve: the message has the value, what is allowed and the next step."""
+    """A problem that the user can solve. The message has the value, the allowed values and the next step.
+
+    Example:
+        >>> try:
+        ...     clouds = pc_ewa.load_dataset("modelnet41", "train")
+        ... except pc_ewa.Error as error:
+        ...     print(error)
+        unknown dataset 'modelnet41'; did you mean 'modelnet40'?
+        >>> issubclass(pc_ewa.ConfigError, pc_ewa.Error)
+        True
+    """
 
 
 class ConfigError(Error):
-    """An experiment that cannot run: unknown key, wrong type, impossible value."""
+    """A config that cannot be used: an unknown key, a wrong type or an impossible value."""
 
 
 class DataError(Error):
@@ -27,22 +37,22 @@ class CheckpointError(Error):
 
 
 class OutputError(Error):
-    """A model whose output is not finite: it has no score."""
+    """A model whose output is not finite, so that it has no score."""
 
 
 class WriteError(Error):
-    """A file that cannot be written: a full disk, a folder that is not ours."""
+    """A file that cannot be written, because of a full disk or missing permissions."""
 
 
 class TrainingError(Error):
-    """Training that cannot go on, such as a loss that is not finite."""
+    """Training that cannot continue, for example after a loss that is not finite."""
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: the work was asked to stop, and did
-    """A signal stopped the work in good order: what is saved goes on from there.
+class Stopped(Exception):  # noqa: N818  # not an error: the work stopped as requested
+    """An orderly stop by a signal. The saved state allows the work to be resumed.
 
     Args:
-        number: the signal. A command exits with 128 + number, as the shell says of a process that died of it.
+        number: number of the signal. A command exits with 128 + number, as a shell reports a process that it killed.
     """
 
     def __init__(self, number: int) -> None:
@@ -51,10 +61,10 @@ class Stopped(Exception):  # noqa: N818  # not an error: the work was asked to s
 
 
 def exit_on_error(main: Callable[..., None]) -> Callable[..., int]:
-    """Decorate the main function of a tool: an `Error` becomes one line on stderr and exit code 2.
+    """Decorate the main function of a command: an `Error` becomes one line on stderr and exit code 2.
 
-    Work that a signal stopped exits with 128 + its number, so that `pretrain && finetune` stops there. Ctrl-C anywhere
-    is one line and 130.
+    Work that was stopped by a signal exits with 128 + its number, so that `pretrain && finetune` stops too. Ctrl-C
+    prints one line and exits with 130.
     """
 
     @functools.wraps(main)
@@ -69,9 +79,12 @@ def exit_on_error(main: Callable[..., None]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 128 + signal.SIGINT
-        except BrokenPipeError:  # `tool | head` has read enough; nothing more may be written there, on leaving either
+        # The reader of the pipe has ended, as in `pc-ewa ... | head`.
+        except BrokenPipeError:
+            # Python flushes stdout at exit, which would raise again; see "Note on SIGPIPE" in its documentation.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 141  # as the shell says of a process that a closed pipe ended
+            # 128 + SIGPIPE, as a shell reports a process that a closed pipe killed.
+            return 141
         return 0
 
     return guarded

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the lock of a folder."""
+"""Atomic writing of files, and the lock of a folder."""
 
 import errno
 import json
@@ -12,22 +12,24 @@ from pc_ewa.errors import ConfigError, WriteError
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write beside the file, flush to disk, then rename: a crash leaves the old file or the new one, whole.
+    """Write a file atomically: a crash leaves either the old file or the complete new one.
 
     Args:
         path: the file; its folder must exist.
-        write: gets the open file.
+        write: function that writes the content to the open temporary file.
 
     Raises:
         WriteError: the file cannot be written.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():  # a rename would put a file in its place
+    # Renaming onto a device such as /dev/null would replace it by a file.
+    if path.exists() and not path.is_file() and not path.is_dir():
         raise WriteError(f"cannot write {path}: it is a device or a pipe; choose a file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with _new_file(temporary) as file:
             write(file)
             file.flush()
+            # Before the rename: otherwise a power cut may leave the new name with an empty file.
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException as error:
@@ -40,16 +42,17 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all. Errors are those of `write_whole`."""
-    content = text.encode()  # before anything is opened: text may hold what UTF-8 cannot
+    """Write a text file atomically. Errors are those of `write_whole`."""
+    # Encode before the file is opened, because surrogates raise UnicodeEncodeError.
+    content = text.encode()
     write_whole(path, lambda file: file.write(content))
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add text to the end of a file: all of it, or nothing where there is no space for all.
+    """Append text to a file. If the disk is full, nothing of it is appended.
 
     Raises:
-        WriteError: the file cannot be written, or is a link that somebody planted.
+        WriteError: the file cannot be written, or is a symbolic link.
     """
     try:
         with open(path, "ab", opener=_open_no_link) as file:
@@ -58,6 +61,7 @@ def append_text(path: Path, text: str) -> None:
                 file.write(text.encode())
                 file.flush()
             except OSError:
+                # Remove a partial line, which would make a JSON Lines file unreadable.
                 with suppress(OSError):
                     file.truncate(end)
                 raise
@@ -66,10 +70,10 @@ def append_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file that others may have written.
+    """Read a JSON file from an untrusted source.
 
     Raises:
-        ValueError: it is absent, not text, not JSON, or nested too deep.
+        ValueError: the file is missing, not text, not JSON, or nested too deep.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -78,8 +82,9 @@ def read_json(path: Path) -> Any:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in a folder to disk: without it a power cut may undo a rename."""
-    with suppress(OSError):  # some file systems cannot
+    """Flush the entries of a folder to disk. Without it, a power cut may undo a rename."""
+    # Some file systems do not support it.
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -89,14 +94,14 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path, owner: str = "another process") -> Iterator[int]:
-    """Hold the lock of a folder, free once this process and those that inherit it have ended, however they end.
+    """Hold the lock of a folder. The kernel releases it when this process and all that inherit it have ended.
 
     Yields:
-        The descriptor of the lock, for those that shall inherit it.
+        The descriptor of the lock, to be inherited by subprocesses.
 
     Raises:
         ConfigError: the folder is in use by `owner`.
-        WriteError: it cannot be made.
+        WriteError: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,20 +117,22 @@ def lock_folder(folder: Path, owner: str = "another process") -> Iterator[int]:
 
 
 def _cannot_write(path: Path, error: OSError | RuntimeError) -> WriteError:
-    """Say why, and what helps: space only where the disk is full."""
-    # torch.save turns a full disk into a RuntimeError about positions.
+    """Return an error with the reason and a remedy, which is to free space only if the disk is full."""
+    # On a full disk, torch.save raises a RuntimeError about file positions instead of an OSError.
     reason = error.strerror if isinstance(error, OSError) else "the disk may be full"
     full = not isinstance(error, OSError) or error.errno in (errno.ENOSPC, errno.EDQUOT)
     return WriteError(f"cannot write {path}: {reason}; {'free some space or ' if full else ''}choose another output")
 
 
 def _locked(path: Path) -> int:
-    """Open and lock a file that is still there under its name once it is locked."""
+    """Open and lock a file, and return its descriptor."""
     while True:
-        # A link that somebody planted under its name is not followed.
+        # O_NOFOLLOW refuses a symbolic link, by which another user could redirect the lock. Windows does not have it.
         lock = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         try:
             _take(lock)
+            # Between open and lock, the file may have been deleted and created again. Then another process can lock the
+            # new file, and this lock excludes nobody: try again.
             if path.exists() and path.stat().st_ino == os.fstat(lock).st_ino:
                 return lock
         except BaseException:
@@ -138,7 +145,8 @@ def _take(lock: int) -> None:
     """Lock an open file, or raise BlockingIOError if another process holds it."""
     try:
         import fcntl
-    except ModuleNotFoundError:  # Windows; child processes do not inherit its locks
+    # Windows has no fcntl. Its subprocesses do not inherit locks.
+    except ModuleNotFoundError:
         import msvcrt
 
         try:
@@ -154,7 +162,7 @@ def _open_no_link(path: str, flags: int) -> int:
 
 
 def _new_file(path: Path) -> IO[bytes]:
-    """Open a file that is not there yet; what a crash left under its name is removed, and a link is not followed."""
+    """Create a file exclusively. A leftover of a crash is removed first, and a symbolic link is not followed."""
     try:
         return path.open("xb")
     except FileExistsError:

@@ -1,4 +1,4 @@
-"""Memory that was freed stays with the process while it trains or measures on the CPU, as it does on a GPU."""
+"""Caching of freed memory on the CPU during training and measurement, like the caching allocator of CUDA."""
 
 import ctypes
 import platform
@@ -12,11 +12,11 @@ _MEGABYTE = 2**20
 
 @contextmanager
 def freed_memory_kept() -> Iterator[None]:
-    """Have the C library keep freed memory inside a `with` block, and give it back at the end.
+    """Keep freed memory in the process inside a `with` block, and return it to the kernel at the end.
 
-    By default glibc asks the kernel for every large tensor and returns it, so each step pays for clearing all of its
-    memory anew: a sixth to a quarter of a training step at official size. The peak of memory grows by up to a tenth.
-    Other C libraries stay as they are.
+    By default glibc maps every large tensor separately and unmaps it when freed. The kernel then clears the pages again
+    in each step, which takes a sixth to a quarter of a training step at official size. Keeping the memory raises its
+    peak by up to a tenth. Other C libraries are not changed.
     """
     if not keep_freed_memory():
         yield
@@ -28,7 +28,7 @@ def freed_memory_kept() -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Serve all tensors from the heap, and never shrink it; returns False where the C library is not glibc."""
+    """Allocate all tensors on the heap, and never shrink it. Returns False if the C library is not glibc."""
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
@@ -44,6 +44,8 @@ def give_freed_memory_back(at_once_from: int = 32 * _MEGABYTE) -> None:
     if platform.libc_ver()[0] != "glibc":
         return
     libc = ctypes.CDLL(None)
+    # The largest values that glibc's dynamic thresholds reach by themselves. Setting a parameter switches the dynamic
+    # adjustment off for good, so its initial values of 128 kB would be slower than before.
     for parameter, value in (
         (_MMAP_MAX, 65_536),
         (_MMAP_THRESHOLD, at_once_from),

@@ -1,6 +1,7 @@
-"""The package itself: its version, its optional packages, and how to get one that is missing."""
+"""The version of the package, its optional dependencies, and the remedy for a missing one."""
 
-from __future__ import annotations  # an old Python shall get as far as `check_python`
+# Without it, Python 3.9 and older would fail on annotations such as `str | None` before `check_python` can run.
+from __future__ import annotations
 
 import importlib.metadata
 import re
@@ -12,7 +13,7 @@ from pathlib import Path
 from pc_ewa.bundled import checkout
 from pc_ewa.errors import Error
 
-# What can be imported, and the extra that brings it, as pyproject.toml has them.
+# The importable names of optional packages, each with its extra in pyproject.toml.
 OPTIONAL = {
     "h5py": "data",
     "requests": "data",
@@ -41,14 +42,14 @@ _DISTRIBUTIONS = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
 
 
 class MissingPackageError(Error, ModuleNotFoundError):
-    """A package that is not installed; the message has the command that installs it."""
+    """A package that is not installed. The message has the command that installs it."""
 
 
 def check_python() -> None:
-    """Refuse a Python that is too old; a clone's scripts may be started by the one of the system.
+    """Refuse a Python that is too old. The scripts of a clone may be started by the Python of the system.
 
     Raises:
-        Error: it is below 3.10; the message names a better one.
+        Error: Python is older than 3.10; the message has a remedy.
     """
     if sys.version_info < (3, 10):  # noqa: UP036
         found = ".".join(map(str, sys.version_info[:3]))
@@ -59,8 +60,8 @@ def check_python() -> None:
 def version() -> str:
     """Return the version of pc-ewa.
 
-    pyproject.toml owns it. The metadata of an installed package repeats it, but beside a checkout it may be another
-    installation's.
+    It is defined in pyproject.toml. The installed metadata repeats it, but in a checkout the metadata may belong to
+    another installation.
     """
     root = checkout()
     if root is None:
@@ -70,7 +71,7 @@ def version() -> str:
 
 
 def version_of(module: str) -> str | None:
-    """Return the version of an installed package by the name that it is imported by, or None."""
+    """Return the version of a package, given its import name. None means that it is not installed."""
     try:
         return importlib.metadata.version(_DISTRIBUTIONS.get(module, module))
     except importlib.metadata.PackageNotFoundError:
@@ -78,11 +79,11 @@ def version_of(module: str) -> str | None:
 
 
 def command(name: str = "pc-ewa", module: str = "pc_ewa") -> str:
-    """Return a command as this user types it: its path if the shell finds none, or that of another environment.
+    """Return a command as the user can type it: its name, or its path if the shell would not find the right one.
 
     Args:
-        name: of the command.
-        module: what python runs by -m in its place.
+        name: name of the command.
+        module: module for `python -m`, if the command is not installed.
     """
     script = Path(sys.executable).with_name(name)
     if not script.is_file():
@@ -96,15 +97,15 @@ def _from_here(path: Path) -> str:
 
 
 def missing_package(error: ModuleNotFoundError, user: str, extra: str | None = None) -> MissingPackageError | None:
-    """Explain an import that failed because of a package that we can do without, or that comes with pc-ewa.
+    """Return an error that explains a failed import of a dependency of pc-ewa.
 
     Args:
-        error: what the import raised.
-        user: who needs the package, such as "pc-ewa train".
-        extra: the extra that has all that `user` needs (default: the one of the package).
+        error: exception of the import.
+        user: the feature that needs the package, such as "pc-ewa train".
+        extra: the extra with all packages that `user` needs. None takes the extra of the package.
 
     Returns:
-        The error to raise, or None if a module is missing that is not an optional package: that is a defect.
+        The error to raise. None means that the module is not a dependency, so that the failed import is a defect.
     """
     module = (error.name or "").partition(".")[0]
     if module not in OPTIONAL and module not in CORE:
@@ -115,9 +116,9 @@ def missing_package(error: ModuleNotFoundError, user: str, extra: str | None = N
 
 
 def _environment_of_checkout(module: str) -> str | None:
-    """Name the environment that the scripts of a checkout have made, or the script that makes it.
+    """Return the command that activates or creates the environment of a checkout.
 
-    None if this is a wheel, or another environment that is good enough for `import pc_ewa.models`.
+    None means that the package is a wheel, or that the current environment suffices for `import pc_ewa.models`.
     """
     root = checkout()
     if root is None or Path(sys.prefix) == root / ".venv":

@@ -1,4 +1,4 @@
-"""Progress on a terminal; nothing moves when the output is a file."""
+"""Progress bars on a terminal. Nothing is drawn if stderr is not a terminal."""
 
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,26 +11,26 @@ T = TypeVar("T")
 
 
 class Terminal:
-    """The terminal on stderr, to draw on: one that is closed ends no work."""
+    """The terminal on stderr as a file. Errors are ignored, so that a closed terminal does not end training."""
 
     def write(self, text: str) -> None:
-        """Write, if the terminal is still there."""
+        """Write text, if the terminal still exists."""
         with suppress(OSError):
             sys.stderr.write(text)
 
     def flush(self) -> None:
-        """Show what was written."""
+        """Flush the written text."""
         with suppress(OSError):
             sys.stderr.flush()
 
 
 def bar(title: str, total: int, *, done: int = 0, show: bool = True) -> "tqdm[None]":
-    """Return a bar that counts steps up to `total`, on a terminal only."""
+    """Return a progress bar that counts steps up to `total`."""
     drawn = show and sys.stderr.isatty()
     return tqdm(total=total, initial=done, desc=title, unit="step", file=Terminal(), disable=not drawn)
 
 
 def progress(items: Sequence[T], title: str, *, show: bool = True) -> Iterable[T]:
-    """Iterate with a bar that appears once the loop has run for two seconds, on a terminal only."""
+    """Iterate over items with a progress bar that appears after two seconds."""
     drawn = show and sys.stderr.isatty()
     return tqdm(items, title, delay=2, leave=False, file=Terminal(), disable=not drawn)

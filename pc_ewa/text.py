@@ -1,4 +1,4 @@
-"""Text of others, such as the names of classes in a file, made fit for one line of a terminal."""
+"""Sanitising of untrusted text, such as the names of classes in a file, for one line of a terminal."""
 
 import unicodedata
 from collections import Counter
@@ -6,14 +6,14 @@ from collections.abc import Iterable
 
 
 def printable(text: str, limit: int | None = 60) -> str:
-    r"""Return the text on one line, without anything that a terminal obeys.
+    r"""Return the text on one line, without terminal control.
 
-    Control characters, escape sequences, line breaks, marks that turn the direction of writing and all else that has no
-    shape of its own become "?"; spaces of any width become one plain space each.
+    Control characters, line breaks, marks of the writing direction and all other characters that are not printable
+    become "?". A space of any width becomes one plain space.
 
     Args:
-        text: of any length.
-        limit: the most characters of the result, 5 or more; the middle of a longer text becomes "...". None for all.
+        text: text of any length.
+        limit: largest number of characters, 5 or more. The middle of a longer text becomes "...". None sets no limit.
 
     Example:
         >>> printable("chair\x1b[31m")
@@ -30,7 +30,7 @@ def printable(text: str, limit: int | None = 60) -> str:
 
 
 def doubled(names: Iterable[str]) -> str | None:
-    """Return the first of the names that is there twice, None if each is there once.
+    """Return the first name that occurs more than once. None means that all names are distinct.
 
     Example:
         >>> doubled(["cup", "lamp", "cup"])

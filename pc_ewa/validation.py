@@ -1,4 +1,4 @@
-"""Checks keyword arguments against the signature they are meant for, so that a default is written only once."""
+"""Validation of keyword arguments against the signature of a function, so that a default is written only once."""
 
 import dataclasses
 import difflib
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Name the allowed word that was probably meant, or all of them."""
+    """Return a hint with the allowed word that is nearest to `name`, or with all allowed words."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     if not allowed:
@@ -27,7 +27,7 @@ def choose(kind: str, name: str, registry: Mapping[str, T]) -> T:
     """Look a name up in a registry.
 
     Raises:
-        ConfigError: an unknown name; the message has the nearest one.
+        ConfigError: an unknown name; the message suggests the nearest one.
     """
     if name not in registry:
         raise ConfigError(f"unknown {kind} {name!r}; {nearest(name, registry)}")
@@ -41,21 +41,25 @@ def check_arguments(
     skip: Iterable[str] = (),
     beside: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """Check keyword arguments of a function or class by its annotations, and fill in its defaults.
+    """Validate keyword arguments by the annotations of a function or class, and fill in the defaults.
 
-    A parameter that takes a dataclass also takes a mapping of its fields, checked in the same way.
+    A parameter that takes a dataclass also accepts a mapping of its fields, which is validated in the same way.
 
     Args:
-        where: the place as messages name it, such as "model".
-        function: the callable, or several that share the arguments between them (see `arguments_of`).
+        where: name of the section in messages, such as "model".
+        function: the callable, or several callables among which the arguments are divided (see `arguments_of`).
         values: the keyword arguments.
-        skip: parameters left out of the check and of the result, because the caller gives them otherwise.
-        beside: other keys that the place knows, for what an unknown one may have meant.
+        skip: parameters that are neither checked nor returned, because the caller passes them separately.
+        beside: other valid keys of the section, for suggestions in messages.
+
+    Returns:
+        A value for every parameter except `skip`.
 
     Raises:
         ConfigError: unknown, missing or wrongly typed arguments, all in one line.
     """
-    import pydantic  # a quarter of a second, for those who build a model
+    # Imported here because it takes a quarter of a second, which `pc-ewa --help` need not wait for.
+    import pydantic
 
     fields, model = _fields(function, skip), arguments_model(where, function, skip)
     values = {name: _built(f"{where}.{name}", fields.get(name, (None,))[0], value) for name, value in values.items()}
@@ -82,13 +86,13 @@ def arguments_model(
 
 
 def arguments_of(function: Callable[..., object], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of the values that are arguments of this function."""
+    """Return the subset of values that are arguments of this function."""
     parameters = inspect.signature(function).parameters
     return {name: value for name, value in values.items() if name in parameters}
 
 
 def _fields(function: Callable[..., object] | Sequence[Callable[..., object]], skip: Iterable[str]) -> dict[str, Any]:
-    """Annotation and default (... for none) of every parameter."""
+    """Return the annotation and the default of every parameter. A default of `...` means that it is required."""
     fields: dict[str, Any] = {}
     skipped = {"self", *skip}
     for each in [function] if callable(function) else function:
@@ -101,7 +105,7 @@ def _fields(function: Callable[..., object] | Sequence[Callable[..., object]], s
 
 
 def _built(where: str, annotation: Any, value: Any) -> Any:
-    """Build the dataclass that a parameter takes from a mapping of its fields; return other values as they are."""
+    """Build the dataclass of a parameter from a mapping of its fields. Other values are returned unchanged."""
     kind: Any = next((c for c in (annotation, *get_args(annotation)) if dataclasses.is_dataclass(c)), None)
     if kind is None or not isinstance(value, Mapping):
         return value
@@ -115,7 +119,8 @@ def _built(where: str, annotation: Any, value: Any) -> Any:
 
 
 def refuse_switch(value: Any, handler: Callable[[Any], Any]) -> Any:
-    """Validate as pydantic does, but refuse true and false where a number belongs: they would count as 1 and 0."""
+    """Validate as pydantic does, but refuse true and false for a number."""
+    # bool is a subclass of int, so pydantic converts true to 1 for an int or a float.
     from pydantic_core import PydanticCustomError
 
     checked = handler(value)
@@ -130,21 +135,23 @@ def describe(
     where: str = "",
     beside: Iterable[str] = (),
 ) -> str:
-    """Put every problem of a validation into one line: dotted key, value, what is allowed."""
+    """Return one line with every problem of a validation: dotted key, value, allowed values."""
     lines: dict[str, str] = {}
     for problem in error.errors():
         key, line = _describe(problem, model, where, beside)
-        lines.setdefault(key, line)  # a union has one problem for each of its types; the first says it all
+        # A union reports one problem per member type. The first message suffices.
+        lines.setdefault(key, line)
     return "; ".join(lines.values())
 
 
 def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, beside: Iterable[str]) -> tuple[str, str]:
-    """Return the dotted key of a problem, and the problem in words."""
+    """Return the dotted key of a problem and its message."""
     steps = [where] if where else []
     section: type[pydantic.BaseModel] | None = model
     annotation: Any = None
     for step in problem["loc"]:
-        if section is None and isinstance(step, str):  # no key, but a type of a union that took none of them
+        # Below a plain value, a text in the location is not a key but the member type of a union that failed.
+        if section is None and isinstance(step, str):
             return ".".join(steps), f"{'.'.join(steps)}={problem['input']!r}: should be {annotation}"
         steps.append(str(step))
         if section and step in section.model_fields:
@@ -159,8 +166,10 @@ def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, besid
         none = ", or null for none" if type(None) in get_args(annotation) else ""
         return key, f"{key}={problem['input']!r}: should be a section of keys{_example(key, annotation)}{none}"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    message = message.replace("a valid tuple", "a list, as in [a, b]")  # YAML has lists alone
-    if problem["type"] == "value_error":  # of a section: the message begins with the key in it
+    # YAML has lists, but no tuples.
+    message = message.replace("a valid tuple", "a list, as in [a, b]")
+    # A validator of a section raised it, whose message begins with the key inside the section.
+    if problem["type"] == "value_error":
         return key, f"{key}.{message}".removeprefix(".")
     return key, f"{key}={problem['input']!r}: {message}"
 
@@ -170,7 +179,7 @@ def _names(kind: Any) -> str:
 
 
 def _example(key: str, annotation: Any) -> str:
-    """Name the first key of the section that the annotation takes, if it has keys of its own."""
+    """Return a hint with the first key of the section that the annotation accepts; "" if it has no keys."""
     for kind in (annotation, *get_args(annotation)):
         names = [*getattr(kind, "model_fields", ())]
         if dataclasses.is_dataclass(kind):

@@ -1,4 +1,4 @@
-"""Configs as plain values: YAML files as people write them, and `key=value` overrides."""
+"""Configs as plain values: YAML files and `key=value` overrides."""
 
 import difflib
 import re
@@ -15,10 +15,10 @@ MAX_DEPTH, MAX_NODES = 50, 100_000
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of keys and values, by its path or by the name of a bundled one.
+    """Read a YAML file of keys and values, given its path or the name of a bundled config.
 
     Raises:
-        ConfigError: no such file, or one that holds something else.
+        ConfigError: no such file, or other content.
     """
     path = _find(path)
     try:
@@ -32,19 +32,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def apply_overrides(content: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-    """Change a config given as plain values, in place, by `key=value` with dotted keys and YAML values."""
+    """Apply overrides `key=value`, with dotted keys and YAML values, to a config of plain values, in place."""
     for override in overrides:
         _apply(content, override)
     return content
 
 
 def parse_yaml(text: str) -> Any:
-    """Read YAML as people write it: 5e-4 is a number (YAML 1.1 wants 5.0e-4).
+    """Parse YAML, with 5e-4 as a number, which PyYAML (YAML 1.1) reads as text.
 
     Raises:
-        ValueError: no YAML, in one line; a key given twice; deeper or, with its aliases written out, larger than any
-            config, which would take all memory or time.
+        ValueError: not YAML; a key given twice; or a document that is deeper or, with its aliases expanded, larger than
+            any config. The message is one line.
     """
+    # Nodes are counted before they are constructed: nested aliases of a few lines expand to billions of values.
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -73,7 +74,7 @@ def _find(path: str | Path) -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses keys given twice and deep nesting."""
+    """A safe loader that refuses duplicate keys, which PyYAML silently overwrites, and deep nesting."""
 
     depth = 0
 
@@ -95,12 +96,13 @@ class _Loader(yaml.SafeLoader):
 
 
 def check_size(content: object) -> None:
-    """Refuse plain values deeper or, with what they share written out, larger than any config.
+    """Refuse plain values that are deeper or, with shared values expanded, larger than any config.
 
-    Files of others hold configs, and a few lists that hold each other ten times over take all memory and time.
+    Configs are also read from checkpoints of others. A few lists that contain each other ten times expand to more than
+    any memory.
 
     Raises:
-        ConfigError: they are.
+        ConfigError: the values are too deep or too large.
     """
     try:
         size = _size(content, _values_in, {})
@@ -111,9 +113,10 @@ def check_size(content: object) -> None:
 
 
 def _size(value: Any, children: Callable[[Any], list[Any]], known: dict[int, int]) -> int:
-    """Count a value and all in it, shared ones as often as they are met; `known` are those counted before."""
+    """Count a value and its descendants. A shared value counts each time; `known` caches its size by id."""
     if id(value) not in known:
-        known[id(value)] = MAX_NODES + 1  # met again inside itself: it has no end
+        # A value that contains itself meets this entry, and so counts as too large instead of recursing for ever.
+        known[id(value)] = MAX_NODES + 1
         known[id(value)] = 1 + sum(_size(child, children, known) for child in children(value))
     return known[id(value)]
 
@@ -149,11 +152,11 @@ def _apply(content: dict[str, Any], override: str) -> None:
         )
     *sections, last = key.split(".")
     for section in sections:
-        # `ewa.num_experts=8` also switches a section on that is absent or null.
+        # `ewa.num_experts=8` also enables a section that is absent or null.
         inner = {} if content.get(section) is None else content[section]
         if not isinstance(inner, dict):
             raise ConfigError(f"{override!r}: {section!r} holds a value, not a section")
-        # A copy, because the two sections that a YAML alias makes are one dict.
+        # A copy, because a YAML alias makes two sections the same dict, and the override is for one of them.
         content[section] = dict(inner)
         content = content[section]
     content[last] = value

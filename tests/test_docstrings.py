@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import pc_ewa
+import pc_ewa.config
+import pc_ewa.data
 import pc_ewa.ewa
 import pc_ewa.inference
 import pc_ewa.models
@@ -17,6 +19,7 @@ from pc_ewa.models import MODELS
 
 ROOMS = (pc_ewa.models, pc_ewa.ops, pc_ewa.ewa, pc_ewa.inference)
 PUBLIC = {f"{room.__name__}.{name}": getattr(room, name) for room in ROOMS for name in room.__all__}
+PUBLIC["pc_ewa.Error"] = pc_ewa.Error
 PUBLIC |= {f"pc_ewa.models.{model.__name__}": model for model in MODELS.values()}
 PUBLIC = {name: value for name, value in PUBLIC.items() if inspect.isclass(value) or inspect.isfunction(value)}
 WITH_EXAMPLE = {name: value for name, value in PUBLIC.items() if ">>>" in (value.__doc__ or "")}

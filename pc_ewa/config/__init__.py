@@ -1,4 +1,4 @@
-"""An experiment, typed: YAML file <- key=value overrides -> checked before anything long starts."""
+"""Typed configs of experiments: a YAML file with `key=value` overrides, validated before the run starts."""
 
 from pc_ewa.config.resolve import DECIDED_BY_DATA, dump, load_experiment, resolve
 from pc_ewa.config.sections import Augment, Average, Data, Ewa, Experiment, Model, Probe, SlowFfn, Train

@@ -1,4 +1,4 @@
-"""YAML file <- key=value overrides -> an experiment that is checked as a whole before anything long starts."""
+"""Resolve a YAML file with `key=value` overrides to an experiment that is validated as a whole before the run."""
 
 import math
 from pathlib import Path
@@ -18,22 +18,27 @@ from pc_ewa.trackers import TRACKERS
 from pc_ewa.validation import arguments_of, check_arguments, choose, describe, nearest
 from pc_ewa.yaml_config import apply_overrides, check_size, read_yaml
 
-# Arguments of models that the data decides, and that are not for the config to say again.
+# Arguments of models that follow from the data, and are therefore not keys of the config.
 DECIDED_BY_DATA = ("num_classes", "num_parts", "num_categories")
-# Arguments of EWA that a run decides: the model says itself which FFNs experts may replace.
+# Arguments of EWA that the run passes. `ffn`, the FFNs that experts may replace, is an attribute of the model.
 DECIDED_BY_RUN = ("model", "ffn", "total_steps")
-# Arguments of datasets and trackers that are no keys of their sections.
+# Arguments of datasets and trackers that are not keys of their sections.
 DECIDED_BY_SECTION = ("split", "root")
 DECIDED_BY_TRACKING = ("run",)
 
 
 def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Experiment:
-    """Read a YAML file, apply `key=value` overrides, check everything and fill in every default.
+    """Read a YAML file, apply `key=value` overrides, validate everything and fill in every default.
 
-    Without `output` the run folder is `runs/` and the name of the file.
+    Without `output`, the run folder is `runs/` and the name of the file.
 
     Raises:
-        ConfigError: in one line, every problem: dotted key, value, what is allowed or was meant.
+        ConfigError: one line with every problem: dotted key, value, allowed values or the nearest key.
+
+    Example:
+        >>> experiment = pc_ewa.config.load_experiment("quickstart", ["train.epochs=3"])
+        >>> experiment.train.epochs, experiment.output
+        (3, 'runs/quickstart')
     """
     content = read_yaml(path)
     content.setdefault("output", f"runs/{Path(path).stem}")
@@ -41,7 +46,13 @@ def load_experiment(path: str | Path, overrides: list[str] | None = None) -> Exp
 
 
 def resolve(content: dict[str, Any]) -> Experiment:
-    """Check a config given as plain values, and fill in every default, those of model and dataset too."""
+    """Validate a config of plain values, and fill in every default, including those of model and dataset.
+
+    Example:
+        >>> data, model = {"name": "sweethome3d"}, {"name": "point_mae_classifier"}
+        >>> pc_ewa.config.resolve({"output": "runs/a", "data": data, "model": model}).train.batch_size
+        32
+    """
     check_size(content)
     problems = []
     try:
@@ -73,7 +84,7 @@ def resolve(content: dict[str, Any]) -> Experiment:
 
 
 def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Experiment) -> None:
-    """Refuse what would stop a run only once it is under way."""
+    """Refuse combinations of keys that would otherwise fail only during the run."""
     probe = experiment.probe
     for where, data in (("data", experiment.data), *([("probe.data", probe.data)] if probe else [])):
         for name in ("group_size", "num_groups", "levels"):
@@ -90,22 +101,23 @@ def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Ex
 
 
 def _resolve_ewa(ewa: Ewa) -> Ewa:
-    """Check the arguments of EWA, and fill in their defaults."""
+    """Validate the arguments of EWA, and fill in their defaults."""
     arguments = check_arguments("ewa", (upcycle, ExpertAverager), ewa.arguments, skip=DECIDED_BY_RUN)
-    # `ewa/` alone knows which values are possible: they are tried on one FFN that takes no memory. Which layers there
-    # are is for the real model to say.
+    # The ranges of values are checked in `ewa/` only. To check them before the run, apply them to one FFN on the meta
+    # device, which allocates no memory. `layers` is left out, because it depends on the depth of the real model.
     with torch.device("meta"):
         stand_in = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))})
         try:
             upcycle(stand_in, **arguments_of(upcycle, arguments) | {"layers": "all"})
             ExpertAverager(stand_in, total_steps=1, **arguments_of(ExpertAverager, arguments))
-        except ValueError as error:  # the message begins with the argument
+        # The message begins with the name of the argument.
+        except ValueError as error:
             raise ConfigError(f"ewa.{error}") from None
     return Ewa(**arguments)
 
 
 def _resolve_tracker(name: str, content: dict[str, Any]) -> dict[str, Any] | None:
-    """Check the section of a tracker, and fill in its defaults; None switches it off."""
+    """Validate the section of a tracker, and fill in its defaults. None means that the tracker is off."""
     tracker = TRACKERS[name]
     section = content.get(name, {} if tracker.by_default else None)
     if section is None:
@@ -116,17 +128,24 @@ def _resolve_tracker(name: str, content: dict[str, Any]) -> dict[str, Any] | Non
 
 
 def _resolve_data(data: Data, where: str) -> Data:
-    """Check the arguments of the dataset, and fill in their defaults."""
+    """Validate the arguments of the dataset, and fill in their defaults."""
     loader = choose(f"{where}.name", data.name, DATASETS).load
     try:
         arguments = check_arguments(where, loader, data.arguments, skip=DECIDED_BY_SECTION, beside=Data.model_fields)
     except ConfigError as error:
-        if "unknown key" in str(error):  # it may be one of the dataset that the file names, not of the one asked for
+        # `data.name=other` keeps the remaining keys of the section, which belong to the dataset of the file.
+        if "unknown key" in str(error):
             raise ConfigError(f'{error}; "{where}={{name: {data.name}}}" replaces the whole section') from None
         raise
     return Data(**data.model_dump(include=set(Data.model_fields)), **arguments)
 
 
 def dump(experiment: Experiment) -> str:
-    """The resolved experiment as YAML."""
+    """Return the resolved experiment as YAML.
+
+    Example:
+        >>> text = pc_ewa.config.dump(pc_ewa.config.load_experiment("quickstart"))
+        >>> "seed: 0" in text.splitlines()
+        True
+    """
     return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False)

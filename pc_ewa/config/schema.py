@@ -1,4 +1,4 @@
-"""JSON Schema of an experiment's config, for editors, made from the signatures that also check a config."""
+"""JSON Schema of the config of an experiment, for editors, generated from the signatures that also validate it."""
 
 import inspect
 import re
@@ -17,15 +17,16 @@ from pc_ewa.validation import arguments_model
 Schema = dict[str, Any]
 Function = Callable[..., object] | Sequence[Callable[..., object]]
 
-DRAFT = "http://json-schema.org/draft-07/schema#"  # what editors know; pydantic writes a later one
+# The draft that editors support. pydantic writes draft 2020-12.
+DRAFT = "http://json-schema.org/draft-07/schema#"
 _REFERENCE = "#/definitions/{model}"
 
 
 def experiment_schema() -> Schema:
-    """Return the JSON Schema of an experiment's config, with the arguments of each dataset, model and tracker.
+    """Return the JSON Schema of the config of an experiment, with the arguments of each dataset, model and tracker.
 
-    It refuses unknown keys and values of a wrong type. What depends on several values, such as the number of points
-    that a model needs, only `resolve` knows.
+    It refuses unknown keys and values of a wrong type. Constraints between keys, such as the number of points that a
+    model needs, are checked by `resolve` only.
 
     Example:
         >>> schema = experiment_schema()
@@ -33,7 +34,8 @@ def experiment_schema() -> Schema:
         300
     """
     schema = plain_schema(Experiment)
-    schema["required"].remove("output")  # the name of the file decides
+    # `load_experiment` derives it from the name of the file.
+    schema["required"].remove("output")
     schema["additionalProperties"] = False
     known = schema["definitions"]
     _open(known, "Data", {n: arguments_schema(n, d.load, DECIDED_BY_SECTION) for n, d in DATASETS.items()})
@@ -53,7 +55,7 @@ def experiment_schema() -> Schema:
 
 
 def plain_schema(model: Any) -> Schema:
-    """Return the schema of a pydantic model in the draft of editors, without the titles that repeat the keys."""
+    """Return the schema of a pydantic model in DRAFT, without titles, which repeat the keys."""
     schema: Schema = model.model_json_schema(ref_template=_REFERENCE)
     return {"$schema": DRAFT} | _cleaned({"definitions": schema.pop("$defs", {})} | schema)
 
@@ -70,7 +72,7 @@ def arguments_schema(name: str, function: Function, skip: Iterable[str]) -> Sche
 
 
 def descriptions(function: Any) -> dict[str, str]:
-    """Return what the docstring says of each argument, or that of a function, class or module that it names.
+    """Return the description of each argument from a docstring and from the functions and classes that it names.
 
     Example:
         >>> descriptions(Gate)["balance_weight"]
@@ -86,14 +88,14 @@ def descriptions(function: Any) -> dict[str, str]:
 
 
 def _arguments(doc: str) -> dict[str, str]:
-    """Read the section `Args:` of a docstring of Google's style."""
+    """Read the section `Args:` of a docstring in Google style."""
     section = re.search(r"^Args:\n((?: +.*\n|\n)+)", doc + "\n", re.MULTILINE)
     entries = re.findall(r"^    (\w+): (.*(?:\n {5,}.*)*)", section[1], re.MULTILINE) if section else []
     return {name: _sentence(" ".join(text.split())) for name, text in entries}
 
 
 def _sentence(text: str) -> str:
-    """Begin with a capital, unless that is a sign or a name of the code, and end with a full stop."""
+    """Capitalise a text, unless it begins with a sign or an identifier, and end it with a full stop."""
     text = text.rstrip(".") + "."
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+\b(?!_)", text) else text
 
@@ -105,7 +107,7 @@ def _describe(schema: Schema, texts: dict[str, str]) -> None:
 
 
 def _open(definitions: dict[str, Schema], section: str, choices: dict[str, Schema]) -> None:
-    """Let the key `name` of a section decide which other keys it has."""
+    """Make the allowed keys of a section depend on its key `name`."""
     base = definitions[section]
     for name, own in choices.items():
         definitions[f"{section}.{name}"] = {
@@ -120,7 +122,7 @@ def _open(definitions: dict[str, Schema], section: str, choices: dict[str, Schem
         "type": "object",
         "properties": {"name": base["properties"]["name"] | {"enum": [*choices]}},
         "required": ["name"],
-        # One branch for each name: an error then speaks of the keys of that one alone.
+        # if/then instead of oneOf: editors then report an error for the chosen name, not for every alternative.
         "allOf": [
             {
                 "if": {"properties": {"name": {"const": name}}, "required": ["name"]},
@@ -132,11 +134,12 @@ def _open(definitions: dict[str, Schema], section: str, choices: dict[str, Schem
 
 
 def _cleaned(value: Any) -> Any:
-    """Drop titles, which are texts (a key called "title" holds a schema), and write tuples as the older draft does."""
+    """Drop titles, and write tuples as draft 7 does."""
     if isinstance(value, list):
         return [_cleaned(item) for item in value]
     if not isinstance(value, dict):
         return value
+    # A title of the schema is a text. A config key that is called "title" has a schema, and is kept.
     kept = {key: item for key, item in value.items() if not (key == "title" and isinstance(item, str))}
     if isinstance(kept.get("description"), str):
         kept["description"] = " ".join(kept["description"].split())

@@ -1,4 +1,4 @@
-"""The sections of an experiment's config: keys, types, defaults, and what each key means."""
+"""The sections of the config of an experiment: keys, types, defaults and descriptions."""
 
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
-    """A section; the string below each key describes it, for the JSON Schema and for docs/config.md."""
+    """A section. The string below each key is its description in the JSON Schema and in docs/config.md."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -20,39 +20,39 @@ class _Section(BaseModel):
 
 
 class _OpenSection(_Section):
-    """A section that also takes the arguments of the thing it names; `resolve` checks them."""
+    """A section that also accepts the arguments of the named dataset or model; `resolve` validates them."""
 
     model_config = ConfigDict(extra="allow")
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments for the named thing."""
+        """Arguments of the named dataset or model."""
         return dict(self.__pydantic_extra__ or {})
 
 
 class Data(_OpenSection):
-    """The dataset; any other key goes to the dataset's loader (`path` of "hdf5", ...)."""
+    """The dataset. Any other key is an argument of its loader (`path` of "hdf5", ...)."""
 
     name: str
     """Name of the dataset, a key of `pc_ewa.data.DATASETS`."""
     root: str = "datasets"
     """The folder with one folder for each dataset."""
     num_points: PositiveInt = 1024
-    """Points of each cloud; larger clouds are cut."""
+    """Number of points of each cloud; larger clouds are subsampled."""
     sampling: Literal["farthest", "random"] = "farthest"
-    """The way to cut them; "random" is for pre-training."""
+    """The subsampling; "random" is for pre-training."""
     normalize: bool = True
     """Centre each cloud and scale it into the unit sphere."""
     val_fraction: Fraction = 0.1
-    """Share of each class for validation where there is no "val" split. 0 trains on all, and the last step counts."""
+    """Share of each class for validation if there is no "val" split. 0 trains on all; the last step is evaluated."""
     train_per_class: PositiveInt | None = None
-    """Few shapes of each class: the same ones, whatever the seed of the run."""
+    """Number of training shapes of each class, the same shapes for every seed; null keeps all."""
     val_per_class: PositiveInt | None = None
-    """In place of `val_fraction`; these shapes too are the same for every seed."""
+    """Number of validation shapes of each class, in place of `val_fraction`; the same shapes for every seed."""
     cv_folds: Annotated[int, Field(ge=2)] | None = None
-    """Cross-validation: train and test are dealt anew into so many folds."""
+    """Number of cross-validation folds, into which train and test are divided again; null keeps the splits."""
     cv_fold: Annotated[int, Field(ge=0)] | None = None
-    """The fold that is the test, from 0."""
+    """Index of the fold that is the test split, from 0."""
 
     @pydantic.model_validator(mode="after")
     def _check_folds(self) -> "Data":
@@ -65,27 +65,27 @@ class Data(_OpenSection):
 
 
 class Model(_OpenSection):
-    """The network; any other key is an argument of it (`dim`, `depth`, ...)."""
+    """The network. Any other key is one of its arguments (`dim`, `depth`, ...)."""
 
     name: str
     """Name of the network, a key of `pc_ewa.models.MODELS`."""
 
 
 class Ewa(_OpenSection):
-    """Experts weights averaging; every key is an argument of `pc_ewa.upcycle` or `pc_ewa.ExpertAverager`."""
+    """Experts weights averaging. Every key is an argument of `pc_ewa.upcycle` or `pc_ewa.ExpertAverager`."""
 
 
 class Average(_Section):
-    """Averaging of the whole model over training (torch.optim.swa_utils): what is measured, saved and merged."""
+    """Averaging of the whole model (torch.optim.swa_utils). The average is evaluated, saved and merged."""
 
     kind: Literal["ema", "swa"] = "ema"
-    """Exponential mean of every step, or plain mean of the weights after each epoch."""
+    """Exponential moving average over steps, or plain mean of the weights after each epoch."""
     decay: Fraction = 0.999
-    """Of ema: the share of the average that stays at each step."""
+    """Decay of ema: the share of the average that is kept at each step."""
     start: Fraction | None = None
-    """Share of training before averaging begins; null: 0 for ema, 0.75 for swa."""
+    """Share of training before averaging begins; null is 0 for ema and 0.75 for swa."""
     lr: PositiveFloat | None = None
-    """Of swa: learning rate from `start` on; null keeps the schedule."""
+    """Learning rate of swa from `start` on; null keeps the schedule."""
 
     @property
     def begins(self) -> float:
@@ -102,18 +102,18 @@ class Average(_Section):
 
 
 class Augment(_Section):
-    """Random changes of each training cloud; the defaults are Point-MAE's fine-tuning recipe."""
+    """Random augmentation of each training cloud. The defaults are the fine-tuning recipe of Point-MAE."""
 
     scale: tuple[PositiveFloat, PositiveFloat] | None = (2 / 3, 3 / 2)
-    """Range of the factor of each axis; null leaves the size."""
+    """Range of the scale factor of each axis; null does not scale."""
     isotropic: bool = False
-    """One factor for all axes."""
+    """Use one scale factor for all axes."""
     shift: NonNegativeFloat = 0.2
-    """Largest move along each axis."""
+    """Largest translation along each axis."""
     rotate: bool = False
-    """Turn by any angle about the up axis."""
+    """Rotate by a random angle about the up axis."""
     jitter: NonNegativeFloat = 0.0
-    """Standard deviation of the noise of each point."""
+    """Standard deviation of the noise on each point."""
 
 
 class SlowFfn(_Section):
@@ -126,78 +126,78 @@ class SlowFfn(_Section):
 
 
 class Train(_Section):
-    """The loop; the defaults are Point-MAE's fine-tuning recipe, with a validation part cut from train."""
+    """The training loop. The defaults are the fine-tuning recipe of Point-MAE, with a validation part from train."""
 
     epochs: PositiveInt = 300
-    """Passes over the training part."""
+    """Passes over the training split."""
     steps: PositiveInt | None = None
     """Optimizer steps, in place of epochs."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    """Shapes of an optimizer step, over all processes."""
+    """Shapes per optimizer step, over all processes."""
     accumulate: PositiveInt = 1
-    """Parts that a process's batch is cut into, one after the other, to save memory."""
+    """Micro-batches per optimizer step, to save memory; it must divide `batch_size`."""
     lr: PositiveFloat = 5e-4
-    """Learning rate after warm-up, before the cosine."""
+    """Peak learning rate, after warm-up and before the cosine."""
     slow_ffn: SlowFfn | None = None
-    """Of a dense model: FFNs with another learning rate."""
+    """FFNs of a dense model with another learning rate; null for none."""
     min_lr: NonNegativeFloat = 1e-6
     """Learning rate where warm-up starts and the cosine ends."""
     warmup: Fraction = 1 / 30
-    """Share of training in which the learning rate rises."""
+    """Share of training for the warm-up of the learning rate."""
     weight_decay: NonNegativeFloat = 0.05
-    """Of AdamW; biases, norms and tokens have none."""
+    """Weight decay of AdamW, without biases, norms and tokens."""
     clip_grad: PositiveFloat | None = 10.0
-    """Largest norm of the gradient; null leaves gradients as they are."""
+    """Largest norm of the gradient; null does not clip."""
     label_smoothing: Fraction = 0.0
-    """Share of the label that is spread over all classes."""
+    """Label smoothing: the share of the label that is spread over all classes."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16 is autocast: weights stay fp32."""
+    """"bf16" is autocast; the weights stay fp32."""
     compile: Literal["default", "reduce-overhead", "max-autotune"] | None = None
-    """Compile the training step by torch.compile in this mode; the last two replay it as CUDA graphs. null does not."""
+    """Mode of torch.compile for the training step. The last two replay it as CUDA graphs. null does not compile."""
     checkpoint_activations: bool = False
-    """Compute activations twice: half the memory, a third more time."""
+    """Recompute activations in the backward pass: half the memory, a third more time."""
     sharding: Literal["none", "fsdp"] = "none"
-    """Of several processes: each holds the whole model (DDP), or a share of it and of its optimizer (FSDP2)."""
+    """With several processes: replicate the model (DDP), or shard it and its optimizer (FSDP2)."""
     eval_every: PositiveInt = 1
-    """Epochs from one validation to the next."""
+    """Epochs between validations."""
     save_every: PositiveInt | None = None
-    """Steps from one checkpoint to the next; null saves after each validation."""
+    """Steps between checkpoints; null saves after each validation."""
     keep: PositiveInt = 2
-    """Newest checkpoints that are kept, besides best.pt."""
+    """Number of the newest checkpoints to keep, in addition to best.pt."""
 
 
 class Probe(_Section):
-    """A linear SVM on the frozen features while pre-training; it is logged, and never chooses a checkpoint."""
+    """A linear SVM on the frozen features during pre-training. Its metric is logged, and never selects a checkpoint."""
 
     data: Data
-    """The dataset with the labels of the probe."""
+    """The labelled dataset of the probe."""
     every: PositiveInt = 20
-    """Epochs of pre-training from one probe to the next."""
+    """Epochs of pre-training between probes."""
 
 
 class Experiment(_Section):
-    """Everything a run depends on; config.yaml in a run folder shows it with every default.
+    """The whole config of a run. config.yaml in the run folder has it with every default.
 
-    It also takes a section for each of TRACKERS, which plays no part in what is computed; null switches one off.
+    It also accepts a section for each of TRACKERS, which does not affect the computation; null switches a tracker off.
     """
 
     model_config = ConfigDict(extra="allow")
 
     output: str
-    """The run folder; without it, `runs/` and the name of the file."""
+    """The run folder. The default is `runs/` and the name of the file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of all random numbers."""
     device: str = "auto"
-    """A GPU if there is one; or cpu, cuda, cuda:1."""
+    """"auto" is a GPU if there is one; or cpu, cuda, cuda:1."""
     recipe: Literal["ours", "official"] = "ours"
-    """"official" repeats what the official code does by accident: the learning rate of the epoch before, one epoch too
-    many, one draw of points for a whole batch, decay of cls_pos, the tokenizer of Point-BERT in training mode."""
+    """"official" repeats accidents of the official code: the learning rate of the previous epoch, one epoch too many,
+    one draw of points for a whole batch, weight decay of cls_pos, the tokenizer of Point-BERT in training mode."""
     task: str | None = None
-    """The objective; null: that of the model."""
+    """The objective; null is that of the model."""
     init_from: str | None = None
-    """Checkpoint to start from, official or ours."""
+    """Checkpoint of the initial weights, official or ours; null starts from scratch."""
     tokenizer: str | None = None
-    """Checkpoint of the dvae whose tokens point_bert predicts."""
+    """Checkpoint of the dVAE whose tokens point_bert predicts."""
     data: Data
     """The dataset."""
     model: Model
@@ -207,15 +207,15 @@ class Experiment(_Section):
     average: Average | None = None
     """Averaging of the whole model; null for none."""
     probe: Probe | None = None
-    """A linear SVM on the features while pre-training; null for none."""
+    """A linear SVM on the features during pre-training; null for none."""
     augment: Augment = Augment()
-    """Random changes of each training cloud."""
+    """Random augmentation of each training cloud."""
     train: Train = Train()
-    """The loop."""
+    """The training loop."""
 
     @property
     def trackers(self) -> dict[str, dict[str, Any]]:
-        """The sections of the trackers that are not switched off."""
+        """Sections of the trackers that are not switched off."""
         sections = self.__pydantic_extra__ or {}
         return {name: section for name, section in sections.items() if section is not None}
 

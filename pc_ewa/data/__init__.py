@@ -1,4 +1,4 @@
-"""Datasets by name: a new one is a module with a `Dataset` record, and a line in DATASETS."""
+"""Datasets by name. To add one, write a module with a `Dataset` record and add a line to DATASETS."""
 
 from pathlib import Path
 
@@ -51,13 +51,19 @@ def load_dataset(name: str, split: str, root: str | Path = "datasets", **options
 
     Args:
         name: a key of DATASETS.
-        split: "train" or "test"; some datasets have "val" as well.
+        split: "train" or "test"; some datasets also have "val".
         root: the folder that holds one folder per dataset.
-        **options: of this dataset, such as `path` for "hdf5".
+        **options: options of this dataset, such as `path` for "hdf5".
 
     Raises:
-        ConfigError: an unknown dataset or option; the nearest is named.
+        ConfigError: an unknown dataset or option; the message suggests the nearest name.
         DataError: missing or damaged files, or a split that the dataset does not have.
+
+    Example:
+        >>> test = pc_ewa.load_dataset("sweethome3d", "test")
+        >>> len(test), test.num_points, test.num_classes
+        (154, 1024, 18)
     """
+    # The signature of the loader is the only list of options: it also gives the config's keys and their defaults.
     load = choose("dataset", name, DATASETS).load
     return load(split, Path(root), **check_arguments(f"dataset {name}", load, options, skip=["split", "root"]))

@@ -1,4 +1,4 @@
-"""`Clouds`: labelled shapes with the same number of points each, in memory or mapped from a file, on one device."""
+"""`Clouds`: labelled shapes, all with the same number of points, in memory or memory-mapped, on one device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,16 @@ STORED_TYPES = (torch.float32, torch.float16, torch.int16)
 
 
 class MissingSplitError(DataError):
-    """The dataset is sound but has no shapes in the split asked for."""
+    """A sound dataset that has no shapes in the requested split.
+
+    Example:
+        >>> try:
+        ...     val = pc_ewa.load_dataset("sweethome3d", "val")
+        ... except pc_ewa.data.MissingSplitError:
+        ...     train, val = pc_ewa.load_dataset("sweethome3d", "train").split_validation(0.1, seed=0)
+        >>> len(train) + len(val)
+        459
+    """
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,21 +36,28 @@ class Clouds:
     """N shapes of P points each.
 
     Attributes:
-        points: (M, P, 3), in the type they are stored in: float32, float16 or int16. Those of a file in our layout are
-            mapped, not read: what is never drawn takes no memory.
-        scale: int16 only, otherwise None: coordinates are points / scale.
+        points: (M, P, 3) in the stored type: float32, float16 or int16. Points of a file in our layout are
+            memory-mapped, so that shapes that are never drawn take no memory.
+        scale: coordinates are points / scale for int16. None for the other types.
         labels: (N,) int64, positions in `class_names`.
-        class_names: name of every class, also of those without a shape here.
+        class_names: name of every class, including classes without a shape here.
         up_axis: the axis that points up, "x", "y" or "z".
         name: name of the dataset, for logs and reports.
-        shape_names: one name per shape, or None where the dataset has none.
-        rows: (N,) int64, which of the M clouds are the shapes, in their order; None is all of them.
-        parts: (M, P) uint8, the part that each point belongs to, or None; mapped like the points.
-        file: the file that points and parts are mapped from, None where they are in memory. It is looked at before and
-            after each read: DataError once others have changed it.
+        shape_names: one name per shape. None if the dataset has no names.
+        rows: (N,) int64, the index among the M stored clouds of each shape. None selects all, in order.
+        parts: (M, P) uint8, the part label of each point, mapped like the points. None without part labels.
+        file: the file that points and parts are mapped from. None if they are in memory. It is checked before and
+            after each read; a change by another process raises DataError.
 
     Raises:
         ValueError: fields that do not fit together.
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 0, 1])
+        >>> clouds = pc_ewa.Clouds(torch.rand(4, 64, 3), None, labels, ("cube", "ball"), "z", "toys")
+        >>> points, labels = clouds.batch([0, 3])
+        >>> points.shape, labels.tolist()
+        (torch.Size([2, 64, 3]), [0, 1])
     """
 
     points: Tensor
@@ -76,12 +92,12 @@ class Clouds:
 
     @property
     def num_points(self) -> int:
-        """Points per shape."""
+        """Number of points per shape."""
         return self.points.shape[1]
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the coordinates of the shapes take."""
+        """Size of the coordinates of the shapes in bytes."""
         return len(self) * self.num_points * 3 * self.points.element_size()
 
     @property
@@ -90,29 +106,30 @@ class Clouds:
         return len(self.class_names)
 
     def batch(self, indices: Tensor | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Pick shapes: coordinates (B, P, 3) float32 and labels (B,), on the device of the data.
+        """Return coordinates (B, P, 3) float32 and labels (B,) of these shapes, on the device of the data.
 
         Raises:
-            DataError: the file that they are mapped from has changed.
+            DataError: the mapped file has changed.
         """
         index = self._index(indices)
-        points = self._picked(self.points, index).float()  # a copy: the caller may change it in place
+        # Advanced indexing copies, so `float()` needs no copy of float32 and the caller may change the batch in place.
+        points = self._picked(self.points, index).float()
         if self.scale is not None:
             points /= self.scale
         return points, self.labels[index]
 
     def part_labels(self, indices: Tensor | Sequence[int]) -> Tensor:
-        """Pick the parts of the points of shapes: (B, P) int64.
+        """Return the part labels (B, P) int64 of the points of these shapes.
 
         Raises:
-            DataError: a dataset without parts, or the file that they are mapped from has changed.
+            DataError: a dataset without part labels, or a mapped file that has changed.
         """
         if self.parts is None:
             raise DataError(f"{self.name} has no parts; choose a dataset for segmentation, such as shapenetpart")
         return self._picked(self.parts, self._index(indices)).long()
 
     def select(self, indices: Tensor | Sequence[int]) -> Clouds:
-        """Pick shapes, in the order given, as `Clouds` of their own; their points are shared, not copied."""
+        """Return separate `Clouds` of these shapes, in the given order. The points are shared, not copied."""
         index = self._index(indices)
         names = self.shape_names
         if names is not None:
@@ -120,12 +137,13 @@ class Clouds:
         return replace(self, rows=self._stored(index), labels=self.labels[index], shape_names=names)
 
     def to(self, device: torch.device | str) -> Clouds:
-        """Return the same shapes, and no others, in the memory of another device.
+        """Copy the selected shapes to the memory of a device.
 
         Raises:
-            DataError: the file that they are mapped from has changed.
+            DataError: the mapped file has changed.
         """
         points, parts = self.points, self.parts
+        # Select before the transfer: the M stored clouds may be many times the N shapes of this split.
         if self.rows is not None:
             every = torch.arange(len(self), device=self.points.device)
             points, parts = self._picked(points, every), None if parts is None else self._picked(parts, every)
@@ -139,15 +157,16 @@ class Clouds:
         )
 
     def show(self, shapes: int | Sequence[int] = 0, **options: Any) -> Any:
-        """Show shapes by their positions, in a notebook, a window, or a file `path`; see `pc_ewa.viz.show`."""
+        """Show shapes by index in a notebook, a window or a file `path`; see `pc_ewa.viz.show`."""
+        # Imported here: `viz` imports this module, and matplotlib is an optional package.
         from pc_ewa.viz import show
 
         return show(self, shapes, **options)
 
     def split_validation(self, fraction: float, seed: int) -> tuple[Clouds, Clouds]:
-        """Cut a stratified validation part; the same seed gives the same parts on every machine.
+        """Split off a stratified validation part. The same seed gives the same parts on every machine.
 
-        Every class with two shapes or more has at least one on each side; the only shape of a class stays in
+        Every class with two shapes or more has at least one shape in each part. The only shape of a class stays in
         training. Both parts keep the order of this dataset.
 
         Args:
@@ -155,55 +174,61 @@ class Clouds:
             seed: 0 to 2**32 - 1.
 
         Returns:
-            The training and the validation part: disjoint, together everything.
+            The training and the validation part, which are disjoint and together contain every shape.
 
         Raises:
             ValueError: a fraction that is not between 0 and 1.
-            DataError: no class has two shapes, so that nothing can be set aside.
+            DataError: no class has two shapes, so nothing can be set aside.
         """
         if not 0 < fraction < 1:
             raise ValueError(f"validation fraction is {fraction}; it must be between 0 and 1")
         labels = self.labels.cpu().numpy()
-        # RandomState, not default_rng: its stream is frozen for all numpy versions.
+        # RandomState, not default_rng: NEP 19 freezes its stream for all versions of numpy.
         order = np.random.RandomState(seed).permutation(len(labels))
         held_out = np.zeros(len(labels), dtype=bool)
         for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
+            # At least one, but never the last shape of a class: a class of one gives min(1, 0) = 0.
             share = min(max(round(fraction * int(count)), 1), int(count) - 1)
             held_out[order[labels[order] == label][:share]] = True
         if not held_out.any():
             raise DataError(
-                f"{self.name}: no shapes can be set aside for validation, each class has only one; "
+                f"{self.name}: no shapes can be set aside for validation, because each class has only one; "
                 "add shapes, or a split named val"
             )
         index = torch.from_numpy(held_out)
         return self.select((~index).nonzero().flatten()), self.select(index.nonzero().flatten())
 
     def _picked(self, stored: Tensor, index: Tensor) -> Tensor:
-        """Copy the rows of `points` or `parts` of the shapes at these positions."""
+        """Copy the rows of `stored`, which is `points` or `parts`, for the shapes at these positions."""
         if self.file is None:
             return stored[self._stored(index)]
+        # The check before avoids SIGBUS on a file that shrank. The check after detects a write during the copy, whose
+        # result would be half old and half new.
         self.file.check()
         picked = stored[self._stored(index)]
-        self.file.check()  # again: it may have changed in between
+        self.file.check()
         return picked
 
     def _stored(self, index: Tensor) -> Tensor:
-        """Positions in `points` of the shapes at these positions."""
+        """Return the rows in `points` of the shapes at these positions."""
         return index if self.rows is None else self.rows[index]
 
     def _index(self, indices: Tensor | Sequence[int]) -> Tensor:
         index = torch.as_tensor(indices, device=self.points.device)
+        # `long()` would turn a mask into the positions 0 and 1, in silence.
         if index.dtype == torch.bool:
             raise ValueError("indices are a boolean mask; give positions: mask.nonzero().flatten()")
         return index.long()
 
 
 def join(first: Clouds, second: Clouds) -> Clouds:
-    """Join two splits of one dataset; those that map the same file, whole, stay mapped, the others are copied."""
+    """Join two splits of one dataset. Two splits that map the same file stay mapped; others are copied to memory."""
     names = None
     if first.shape_names is not None and second.shape_names is not None:
         names = first.shape_names + second.shape_names
     labels = torch.cat([first.labels, second.labels])
+    # A loaded split has `rows` only if it maps the whole file. Two splits of one file share `points`, so joining their
+    # indices joins them without a copy.
     if first.rows is not None and second.rows is not None:
         return replace(first, rows=torch.cat([first.rows, second.rows]), labels=labels, shape_names=names)
     points = torch.cat([first.points, second.points])

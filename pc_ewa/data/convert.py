@@ -1,4 +1,4 @@
-"""From a source of any format to one file in our layout, in one pass over its files and with bounded memory."""
+"""Convert a source of any format to one file in our layout, in one pass over its files and with bounded memory."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,7 @@ _CHUNK = 256  # clouds in memory at a time
 
 
 class Converted(NamedTuple):
-    """The result of a conversion: the number of samples written, and those left out, each with the reason."""
+    """The result of a conversion: the number of shapes written, and the skipped shapes, each with the reason."""
 
     shapes: int
     skipped: list[tuple[str, str]]
@@ -31,14 +31,14 @@ def convert(
     dtype: Literal["int16", "float16", "float32"] = "int16",
     skip_defects: bool = False,
 ) -> Converted:
-    """Write all shapes of a source to a file that loads at once: its points lie in one piece and are mapped.
+    """Write all shapes of a source to one file. The points are stored contiguously, so that loading maps them.
 
     Args:
-        source: what to read.
+        source: the shapes to read.
         path: the file to create or replace.
-        num_points: of each shape, see `Source.samples`; None keeps them, if they are equal.
+        num_points: number of points of each shape, see `Source.samples`. None keeps the numbers, which must be equal.
         dtype: stored type; int16 has steps of 1/32767 of the largest coordinate.
-        skip_defects: leave out a shape that cannot be read, instead of stopping.
+        skip_defects: skip a shape that cannot be read, instead of raising.
 
     Raises:
         DataError: a shape that cannot be read or does not fit, nothing left to write, or a folder that cannot be
@@ -56,12 +56,13 @@ def convert(
 def _convert(
     source: Source, path: Path, num_points: int | None, dtype: str, skipped: list[tuple[str, str]] | None
 ) -> Converted:
-    """Convert; defects are collected in `skipped`, if that is a list."""
+    """Convert a source. If `skipped` is a list, defective shapes are appended to it instead of raising."""
     kept: list[Item] = []
     parts: list[NDArray[np.uint8]] = []
     largest, count = 0.0, num_points or source.num_points
     with new_file(path) as file, tempfile.TemporaryFile(dir=path.parent) as spool:
-        # int16 needs the largest coordinate of all before the first can be stored: they wait in float32.
+        # The scale of int16 depends on the largest coordinate of all shapes. Shapes are therefore spooled to a
+        # temporary file in float32; reading the sources twice would take longer, and memory may not hold them.
         for item in progress(source.items, f"converting {source.name}"):
             try:
                 (sample,) = source.samples([item], num_points)
@@ -92,7 +93,8 @@ def _convert(
 
 
 def _store(file: h5py.File, spool: IO[bytes], shape: tuple[int, int, int], dtype: str, largest: float) -> None:
-    """Move the points to the file, some clouds at a time."""
+    """Copy the points from the spool to the file, _CHUNK clouds at a time."""
+    # Without chunks and compression HDF5 stores the array contiguously, which is what makes it mappable.
     data = file.create_dataset("data", shape, dtype)
     scale = 32767 / (largest or 1.0)
     if dtype == "int16":
@@ -102,6 +104,8 @@ def _store(file: h5py.File, spool: IO[bytes], shape: tuple[int, int, int], dtype
         some = min(_CHUNK, shape[0] - begin)
         points: NDArray[Any] = np.frombuffer(spool.read(some * shape[1] * 12), np.float32).reshape(some, *shape[1:])
         if dtype == "int16":
+            # In float64, because a product in float32 would be rounded once more before `rint`.
             points = np.rint(points.astype(np.float64) * scale)
-        with np.errstate(over="ignore"):  # reading back refuses what overflows float16
+        # `new_file` reads the file back and refuses the infinity that an overflow of float16 gives.
+        with np.errstate(over="ignore"):
             data[begin : begin + some] = points.astype(dtype)

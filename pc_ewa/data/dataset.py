@@ -1,7 +1,7 @@
-"""The record of one dataset: how it is loaded, whose it is, on what terms, and where its files come from.
+"""The record of a dataset: its loader, licence, terms of use and download locations.
 
-Adding a dataset is one module with a `DATASET = Dataset(...)`, one line in `pc_ewa/data/__init__.py`, and a card in
-datasets/NAME/README.md. `load_dataset`, configs, `pc-ewa prepare` and its `--list` all read this record.
+To add a dataset, write a module with a `DATASET = Dataset(...)`, add it to DATASETS in `pc_ewa/data/__init__.py`, and
+write a card, datasets/NAME/README.md. `load_dataset`, configs, `pc-ewa prepare` and its `--list` all read this record.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,15 +16,15 @@ from pc_ewa.validation import check_arguments
 
 
 class Archive(NamedTuple):
-    """A file with the whole dataset, and its mirrors.
+    """An archive file with the whole dataset, and its mirrors.
 
     Attributes:
-        file: its name.
+        file: name of the archive file.
         urls: mirrors, tried in order.
-        size: in bytes; None where nobody publishes it.
-        digests: such as "md5:0cc1..." or "sha256:9f86...", as publishers and other loaders give them; one that fits
-            suffices, because mirrors may have packed the same files differently. At least one is needed, and a SHA-256
-            for a mirror of http.
+        size: size in bytes. None if it is not published.
+        digests: accepted digests such as "md5:0cc1..." or "sha256:9f86...", as publishers and other loaders give them.
+            One match suffices, because mirrors may have packed the same files differently. At least one is required;
+            a mirror of http requires a SHA-256.
     """
 
     file: str
@@ -34,11 +34,11 @@ class Archive(NamedTuple):
 
 
 class Published(NamedTuple):
-    """The clouds that the weights of others were trained on: their files hold weights alone.
+    """The training clouds of published weights, whose files contain the weights alone.
 
     Attributes:
-        class_names: in the order of the labels.
-        num_points: of each stored cloud, from which those of the model are taken.
+        class_names: names of the classes, in the order of the labels.
+        num_points: number of points of each stored cloud, from which the input of the model is sampled.
         up_axis: the axis that points up.
     """
 
@@ -49,23 +49,29 @@ class Published(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Everything there is to know of a dataset.
+    """The record of a dataset.
 
     Attributes:
-        name: as in a config's `data.name`, and of its folder below the root of all datasets.
-        load: `load(split, root, *, ...) -> Clouds`; its keyword arguments are the options of the dataset.
-        source: `source(folder, *, ...) -> Source`, opens the published files. None where there is nothing to convert:
-            a dataset that is bundled, or files of the user's own.
-        file_name: the name of the prepared file, from the arguments of `source`. None: NAME.h5 for all of them.
-        title: in one line.
-        licence: in one line.
-        terms: what its authors ask for, and where that is written or a form is.
-        archives: any of them suffices, the first is the default; none where no program may download it.
-        manual: how to get and place the files by hand.
-        drawn_from: the dataset that this one is drawn from where it has no files of its own.
-        own_files: True for a format of the user's own files, which no listing has.
-        parts: for part segmentation, the labels of the parts of each class, where they are published.
-        published: what models that were published on it know; None where there are none, or where it varies.
+        name: name of the dataset in a config (`data.name`), and of its folder below the root of all datasets.
+        load: `load(split, root, *, ...) -> Clouds`. Its keyword arguments are the options of the dataset.
+        source: `source(folder, *, ...) -> Source`, opens the published files. None if there is nothing to convert: the
+            dataset is bundled, or its files are the user's.
+        file_name: function from the arguments of `source` to the name of the prepared file. None gives NAME.h5.
+        title: one line about the dataset.
+        licence: the licence in one line.
+        terms: the conditions of the authors, with the address of their page or form.
+        archives: archives, any of which suffices; the first is the default. Empty if no program may download it.
+        manual: instructions to get and place the files by hand.
+        drawn_from: name of the dataset that this one is drawn from, if it has no files.
+        own_files: True for a format of the user's files, which listings of datasets omit.
+        parts: for part segmentation, the published part labels of each class.
+        published: the training clouds of weights that were published for this dataset. None if there are no such
+            weights, or if their clouds vary.
+
+    Example:
+        >>> modelnet40 = pc_ewa.data.DATASETS["modelnet40"]
+        >>> modelnet40.published.num_points
+        8192
     """
 
     name: str
@@ -83,7 +89,7 @@ class Dataset:
     published: Published | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an archive without a digest: `unpack` relies on its having been checked."""
+        """Refuse an archive without a digest, because `unpack` trusts an archive that `download` has checked."""
         for archive in self.archives:
             if not archive.digests:
                 raise ValueError(f"{self.name}: {archive.file} has no digest to check it by")
@@ -110,7 +116,7 @@ class Dataset:
         return folder / (f"{self.name}.h5" if self.file_name is None else self.file_name(**arguments))
 
     def has_files(self, folder: Path) -> bool:
-        """Return True if a folder has more than a card, prepared files, archives and unfinished downloads."""
+        """Return True if a folder contains more than a card, prepared files, archives and unfinished downloads."""
         ours = {archive.file + suffix for archive in self.archives for suffix in ("", ".part")}
         return folder.is_dir() and any(
             path.name not in {"README.md", *ours} and path.name[0] != "." and path.suffix != ".h5"

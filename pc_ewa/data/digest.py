@@ -1,4 +1,4 @@
-"""Digests of the data that a run saw, and the difference between two of them in words."""
+"""Digests of the data of a run, and a description of the difference between two of them."""
 
 import hashlib
 import json
@@ -10,26 +10,29 @@ import torch
 from pc_ewa.data.clouds import Clouds
 from pc_ewa.text import printable
 
-Digest = dict[str, Any]  # plain types: it is stored in checkpoints
+# Plain types only: a digest is stored in checkpoints, which are loaded with weights_only=True.
+Digest = dict[str, Any]
 
-_BYTES = 1 << 25  # of float32 coordinates in each split: all shapes of a small one, some of a large one
-_FEWEST = 16  # shapes, however large they are
+# Bytes of float32 coordinates that are hashed in each split. This covers every shape of a small split, and a sample of
+# evenly spaced shapes of a large one.
+_BYTES = 1 << 25
+_FEWEST = 16  # shapes that are hashed at least, however large they are
 _LISTED = 3  # classes in a message
 
 
 def digest(splits: Mapping[str, Clouds]) -> Digest:
-    """Return what tells these splits from others, in some hundred bytes and well under a second.
+    """Return a digest that identifies these splits, in a few hundred bytes and well under a second.
 
-    It holds class names, and of each split the number of samples, the number of points of each, the axis that points
-    up, and hashes of all labels and of the coordinates and parts: of all shapes in up to 32 MiB, of shapes evenly
-    spread over the split in more. The same shapes have the same digest wherever their files are.
+    It contains the class names and, for each split, the number of samples, the points per sample, the up axis, and
+    hashes of the labels, coordinates and part labels. All labels are hashed. Coordinates of a split of up to 32 MiB
+    are all hashed; of a larger split, those of evenly spaced shapes. The digest does not depend on file paths.
 
     Args:
-        splits: by name, such as {"train": ..., "test": ...}, all of one dataset.
+        splits: splits of one dataset by name, such as {"train": ..., "test": ...}.
 
     Example:
-        >>> from pc_ewa.data import load_dataset
-        >>> digest({"test": load_dataset("sweethome3d", "test")})["splits"]["test"]["samples"]
+        >>> test = pc_ewa.load_dataset("sweethome3d", "test")
+        >>> pc_ewa.data.digest({"test": test})["splits"]["test"]["samples"]
         154
     """
     names = next((clouds.class_names for clouds in splits.values()), ())
@@ -37,7 +40,7 @@ def digest(splits: Mapping[str, Clouds]) -> Digest:
 
 
 def short(whole: Digest) -> str:
-    """Return a digest as 16 characters, for those who only ask if two are the same."""
+    """Return a digest as 16 hexadecimal characters, to compare two digests for equality."""
     return hashlib.blake2b(json.dumps(whole, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
@@ -45,6 +48,7 @@ def _of_split(clouds: Clouds) -> dict[str, int | str]:
     """Return the entries of one split."""
     count, shape_bytes = len(clouds), clouds.num_points * 12
     some = min(count, max(_BYTES // shape_bytes, _FEWEST))
+    # Evenly spaced from the first shape to the last, in integers: floats could round differently elsewhere.
     indices = [i * (count - 1) // max(some - 1, 1) for i in range(some)]
     step = max(_BYTES // _FEWEST // shape_bytes, 1)  # shapes at a time
     points, parts = _Hash(), _Hash()
@@ -66,7 +70,7 @@ def _of_split(clouds: Clouds) -> dict[str, int | str]:
 
 
 class _Hash:
-    """A short hash of tensors of the same type on any machine."""
+    """A short hash of tensors, equal on machines of either byte order."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
@@ -80,16 +84,22 @@ class _Hash:
 
 
 def describe_change(before: Digest | None, after: Digest) -> str | None:
-    """Say in a few words how data differ, such as "train has 10 samples, before 9"; None where they do not.
+    """Describe how two datasets differ, such as "train has 10 samples, before 9". None means that they are equal.
 
     Args:
-        before: an earlier `digest`; None, as of a checkpoint from before there were any, differs from nothing.
-        after: the one of now.
+        before: an earlier `digest`. None, as in an old checkpoint without a digest, counts as equal.
+        after: the current `digest`.
+
+    Example:
+        >>> test = pc_ewa.load_dataset("sweethome3d", "test")
+        >>> before, after = (pc_ewa.data.digest({"test": part}) for part in (test, test.select(range(100))))
+        >>> pc_ewa.data.describe_change(before, after)
+        'test has 100 samples, before 154'
     """
     if before is None or before == after:
         return None
     if not _is_digest(before):
-        return "what was noted of the data is damaged"
+        return "the stored digest of the data is damaged"
     changes = [*_classes_changed(before["classes"], after["classes"])]
     for split in sorted(before["splits"].keys() | after["splits"].keys()):
         if split not in after["splits"]:
@@ -102,7 +112,8 @@ def describe_change(before: Digest | None, after: Digest) -> str | None:
 
 
 def _is_digest(value: Any) -> bool:
-    """Return True for what `digest` returns, also that of another version with other entries."""
+    """Return True for a result of `digest`, including one of another version with other entries."""
+    # The value comes from a checkpoint, which may have been edited: `describe_change` must not raise on any of it.
     return (
         isinstance(value, dict)
         and isinstance(value.get("classes"), list)
@@ -128,7 +139,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _split_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
-    """Say the first difference: those that follow it follow from it, or may."""
+    """Describe the first difference, because later entries may differ only as its consequence."""
     was, now = (printable(str(entries.get("samples"))) for entries in (before, after))
     if was != now:
         return f"{now} samples, before {was}"

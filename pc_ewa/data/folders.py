@@ -1,4 +1,4 @@
-"""Folders of the user's own files, listed alike on every system."""
+"""Listing of the user's folders, with the same result on every operating system."""
 
 import os
 import unicodedata
@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple
 
 from pc_ewa.errors import DataError
 
-IGNORED = (".", "__MACOSX")  # how the names begin of what is hidden, or was left behind by a system
+# Prefixes of ignored names: hidden files, and the metadata that macOS adds to archives.
+IGNORED = (".", "__MACOSX")
 Kind = Literal["folder", "file", "other"]
 
 
 class Entry(NamedTuple):
-    """An entry of a folder: its name in the one spelling of Unicode that we use, its path as this system spells it."""
+    """An entry of a folder. `name` is normalised to Unicode NFC; `path` is spelled as on this file system."""
 
     name: str
     path: Path
@@ -24,23 +25,25 @@ class Entry(NamedTuple):
 def walk(
     folder: Path, name: str, extensions: tuple[str, ...], above: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, Path]]:
-    """Yield the files with certain extensions at any depth below a folder; links are followed.
+    """Yield the files with certain extensions at any depth below a folder. Symbolic links are followed.
 
     Args:
-        folder: where.
-        name: how the names of what is in it begin.
-        extensions: in small letters, with the point.
-        above: the folders that this one lies in, which a link must not lead back to.
+        folder: the folder to search.
+        name: prefix of the yielded names.
+        extensions: file extensions in lower case, with the dot.
+        above: resolved paths of the enclosing folders, to detect a circle of links.
 
     Yields:
-        The name, with "/" on every system, and the path of each.
+        The name, with "/" on every system, and the path of each file.
 
     Raises:
-        DataError: a folder that cannot be listed, a link to nothing or in a circle, what is no file but named as one.
+        DataError: a folder that cannot be listed, a dangling or circular link, or a folder or device whose name has
+            one of the extensions.
     """
+    # Only ancestors are compared: two links to the same folder are no circle, and both are read.
     real = os.path.realpath(folder)
     if real in above:
-        raise DataError(f"{folder} is a link to a folder that it lies in; remove it")
+        raise DataError(f"{folder} is a link to a folder that contains it; remove it")
     for entry in entries(folder):
         known = os.path.splitext(entry.name)[1].lower() in extensions
         if entry.kind == "folder" and not known:
@@ -52,10 +55,10 @@ def walk(
 
 
 def entries(folder: Path) -> list[Entry]:
-    """List what lies in a folder and is not hidden.
+    """List the entries of a folder that are not hidden.
 
     Raises:
-        DataError: a folder that cannot be listed, a link to nothing, or names that not every system can have.
+        DataError: a folder that cannot be listed, a dangling link, or names that are not valid on every system.
     """
     found = []
     try:
@@ -66,13 +69,15 @@ def entries(folder: Path) -> list[Entry]:
                 if entry.is_symlink() and not os.path.exists(entry.path):
                     raise DataError(f"{entry.path} is a link to nothing; mend or remove it")
                 kind: Kind = "folder" if entry.is_dir() else "file" if entry.is_file() else "other"
+                # Linux keeps names as written, macOS may decompose "é" into two characters. Names decide the drawn
+                # points and the drawn splits, so they must not depend on the system.
                 found.append(Entry(unicodedata.normalize("NFC", entry.name), Path(entry.path), kind))
     except OSError as error:
         raise DataError(f"cannot list {folder}: {error.strerror or error}; give access to it, or remove it") from error
     for name, number in Counter(entry.name for entry in found).items():
-        # Bytes that are not UTF-8 come as surrogates, Cs.
+        # Python decodes bytes that are not UTF-8 as surrogates (category Cs). Cc are control characters.
         if not name.isprintable() and any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
-            raise DataError(f"{str(folder)!a} has {name!r}, which is no name on every system; rename it")
+            raise DataError(f"{str(folder)!a} has {name!r}, which is not a valid name on every system; rename it")
         if number > 1:
             raise DataError(f"{folder} has {name!r} twice, in two spellings of Unicode; rename one")
     return found

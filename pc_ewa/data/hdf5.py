@@ -22,12 +22,12 @@ _STORED_TYPES = ("int16", "float16", "float32")
 
 
 def load(split: str, root: Path, *, path: str | Path) -> Clouds:
-    """Load a split of the user's own file; `root` plays no part.
+    """Load a split of the user's file. `root` is not used.
 
     Args:
         split: name of the split.
         root: not used.
-        path: the file in our layout, as `pc-ewa prepare` and `write_hdf5` write it.
+        path: a file in our layout, as written by `pc-ewa prepare` and `write_hdf5`.
 
     Raises:
         MissingSplitError: no such split.
@@ -46,11 +46,16 @@ def read_hdf5(path: Path, split: str, *, name: str, remedy: str = "check the pat
         path: a file in our layout.
         split: one of its split names; "train" must have a shape of every class.
         name: name of the dataset.
-        remedy: what to do when the file is missing, for the message.
+        remedy: end of the message if the file is missing.
 
     Raises:
         MissingSplitError: no shapes in this split.
         DataError: a missing or damaged file, or contents that training cannot use; one line with the remedy.
+
+    Example:
+        >>> pc_ewa.data.write_hdf5("toys.h5", torch.rand(3, 8, 3), [0, 1, 0], ["cube", "ball"], up_axis="z")
+        >>> pc_ewa.data.read_hdf5("toys.h5", "train", name="toys").labels
+        tensor([0, 1, 0])
     """
     if not os.path.exists(path):
         raise DataError(f"{path} does not exist; {remedy}")
@@ -60,11 +65,11 @@ def read_hdf5(path: Path, split: str, *, name: str, remedy: str = "check the pat
 
 @contextmanager
 def open_layout(path: Path, shown: Path | None = None) -> Iterator[Layout]:
-    """Open a file in our layout; whatever is wrong with it, in the block too, is one line.
+    """Open a file in our layout. Any error, inside the block too, becomes a DataError of one line.
 
     Args:
         path: the file.
-        shown: the name the user knows it by, if that is another one.
+        shown: the path to print in messages. None prints `path`.
 
     Raises:
         DataError: as `read_hdf5`.
@@ -86,22 +91,28 @@ def write_hdf5(
     licence: str | None = None,
     dtype: Literal["int16", "float16", "float32"] = "int16",
 ) -> None:
-    """Write a file in our layout; it gets its name only when it is whole and reads back without complaint.
+    """Write a file in our layout. It is written under a temporary name, read back and validated, then renamed.
 
     Args:
-        path: the file to create or replace; its folder is made when missing.
+        path: the file to create or replace; a missing folder is created.
         points: coordinates (N, P, 3).
         labels: (N,) integers, positions in `class_names`.
         class_names: name of every class.
         up_axis: the axis that points up.
-        split: (N,) integers, positions in `split_names`; None puts every shape into the first.
+        split: (N,) integers, positions in `split_names`. None puts every shape into the first split.
         split_names: names of the splits.
-        names: one name per shape.
-        licence: of the whole file.
+        names: one name per shape. None stores no names.
+        licence: licence of the data. None stores no licence.
         dtype: stored type; int16 has steps of 1/32767 of the largest coordinate.
 
     Raises:
         DataError: contents that `read_hdf5` would refuse, or a file that cannot be written.
+
+    Example:
+        >>> points, split = torch.rand(4, 16, 3), [0, 0, 0, 1]
+        >>> pc_ewa.data.write_hdf5("toys.h5", points, [0, 1, 0, 1], ["cube", "ball"], up_axis="z", split=split)
+        >>> len(pc_ewa.load_dataset("hdf5", "test", path="toys.h5"))
+        1
     """
     path = Path(path)
     coordinates = _array(path, "points", points, "fiu", "give coordinates (shapes, points, 3)")
@@ -120,12 +131,14 @@ def write_hdf5(
 
 
 def _array(path: Path, key: str, values: ArrayLike, kinds: str, remedy: str) -> NDArray[Any]:
-    """Make an array of values, of these kinds of numbers; DataError for anything else."""
+    """Convert values to an array of one of the NumPy kinds `kinds`; DataError for anything else."""
+    # `np.asarray` would drop the mask and store whatever value is under it.
     if np.ma.is_masked(values):
         raise DataError(f"cannot write {path}: {key} has masked entries; fill or remove them")
     try:
         array = np.asarray(values)
-    except Exception as error:  # lists of unequal lengths, tensors on a GPU: objects of others raise what they like
+    # `__array__` of a foreign object may raise anything: TypeError of a tensor on a GPU, ValueError of a ragged list.
+    except Exception as error:
         reason = printable(" ".join(str(error).split()), 200)
         raise DataError(f"cannot write {path}: {key} is not an array ({reason}); {remedy}") from error
     if array.dtype.kind not in kinds and array.size:
@@ -135,7 +148,8 @@ def _array(path: Path, key: str, values: ArrayLike, kinds: str, remedy: str) -> 
 
 
 def _check_texts(path: Path, key: str, texts: Sequence[str]) -> None:
-    if isinstance(texts, str | bytes):  # a sequence too, of letters
+    # A str is a sequence of str too: "chair" would become five classes.
+    if isinstance(texts, str | bytes):
         raise DataError(f"cannot write {path}: {key} is one text, {printable(repr(texts))}; give a list of them")
     for text in texts:
         if not isinstance(text, str) or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
@@ -146,7 +160,7 @@ def _check_texts(path: Path, key: str, texts: Sequence[str]) -> None:
 def write_attributes(
     file: h5py.File, class_names: Sequence[str], split_names: Sequence[str], up_axis: UpAxis, licence: str | None
 ) -> None:
-    """Write what holds for the whole file."""
+    """Write the attributes of the file."""
     file.attrs["class_names"] = json.dumps(list(class_names))
     file.attrs["split_names"] = json.dumps(list(split_names))
     file.attrs["up_axis"] = up_axis
@@ -157,7 +171,7 @@ def write_attributes(
 def write_columns(
     file: h5py.File, labels: NDArray[Any], split: NDArray[Any] | None, names: Sequence[str] | None
 ) -> None:
-    """Write what there is one of for each shape."""
+    """Write the arrays with one entry per shape: label, split and name."""
     file["label"] = labels
     if split is not None:
         file["split"] = split
@@ -167,11 +181,12 @@ def write_columns(
 
 @contextmanager
 def new_file(path: Path) -> Iterator[h5py.File]:
-    """Open a new file in our layout; it gets its name only when it is whole and reads back without complaint.
+    """Open a new file in our layout. At the end of the block it is read back and validated, then renamed to `path`.
 
     Raises:
         DataError: a folder that cannot be written, or contents that `read_hdf5` would refuse.
     """
+    # In the same folder: a rename is atomic only within one file system. The process id keeps two writers apart.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _one_line_errors(f"cannot write {path}", "choose a folder that is writable and has space"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -185,13 +200,15 @@ def new_file(path: Path) -> Iterator[h5py.File]:
 
 
 def _write_points(file: h5py.File, points: NDArray[Any], dtype: str, path: Path) -> None:
-    if not np.isfinite(points).all():  # NaN would become a plausible int16
+    # The cast of NaN to int16 gives a plausible number, which reading back could not detect.
+    if not np.isfinite(points).all():
         raise DataError(f"cannot write {path}: NaN or infinity in the points; remove or repair these shapes")
     scale = None
     if dtype == "int16":
         scale = 32767 / (float(np.abs(points).max(initial=0)) or 1.0)
         points = np.rint(points.astype(np.float64) * scale)
-    with np.errstate(over="ignore"):  # reading back refuses what overflows float16
+    # Reading back refuses the infinity that an overflow of float16 gives.
+    with np.errstate(over="ignore"):
         stored = points.astype(dtype)
     file.create_dataset("data", data=stored, compression="gzip" if stored.size else None)
     if scale is not None:
@@ -199,7 +216,7 @@ def _write_points(file: h5py.File, points: NDArray[Any], dtype: str, path: Path)
 
 
 def _read_all(temporary: Path, path: Path) -> None:
-    """Read every split with its checks; messages name the file `path`, as the user does."""
+    """Read and check every split of the temporary file; messages print `path`."""
     with open_layout(temporary, path) as layout:
         for split in layout.used_splits():
             layout.clouds(split, path.stem)
@@ -207,7 +224,7 @@ def _read_all(temporary: Path, path: Path) -> None:
 
 @contextmanager
 def _one_line_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn what h5py and the file system raise on a full disk into one line."""
+    """Turn the exceptions of h5py and of the file system, such as those on a full disk, into one line."""
     try:
         yield
     except (OSError, RuntimeError, KeyError, ValueError) as error:  # h5py uses all four
@@ -217,7 +234,7 @@ def _one_line_errors(what: str, remedy: str) -> Iterator[None]:
 DATASET = Dataset(
     name="hdf5",
     load=load,
-    title="a file of your own in our HDF5 layout",
+    title="your file in our HDF5 layout",
     licence="yours",
     manual="data.path is the file; `pc-ewa prepare files FOLDER -o mine.h5` makes one from a folder of shapes",
     own_files=True,

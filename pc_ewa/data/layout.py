@@ -1,12 +1,16 @@
 """Our HDF5 layout, and every check that training relies on.
 
-Datasets: `data` (N, P, 3) float32, float16, or int16 with the attribute `scale` (coordinates = data / scale);
-`label` (N,) integers; optional `split` (N,), positions in `split_names` (without it all shapes belong to the
-first name); optional `name` (N,) strings; optional `part` (N, P) uint8, the part of each point. File attributes:
-`class_names` and `split_names` (JSON lists; the latter defaults to ["train", "test"]), `up_axis`, `licence`. Anything
-else in a file is left alone.
+Datasets:
+    data: (N, P, 3) float32, float16, or int16 with the attribute `scale`: coordinates = data / scale.
+    label: (N,) integers, positions in `class_names`.
+    split: optional, (N,) integers, positions in `split_names`. Without it, all shapes belong to the first split.
+    name: optional, (N,) strings.
+    part: optional, (N, P) uint8, the part label of each point.
 
-Points that are stored in one piece, neither chunked nor compressed, are mapped into memory and not read.
+Attributes of the file: `class_names` and `split_names` (JSON lists; the latter defaults to ["train", "test"]),
+`up_axis` and `licence`. Other content is ignored.
+
+Contiguous points, neither chunked nor compressed, are memory-mapped and not read.
 """
 
 import json
@@ -31,19 +35,21 @@ DEFAULT_SPLITS = ("train", "test")
 
 _ARRAYS = ("data", "label", "split", "name", "part")
 _CHUNK = 256  # clouds in memory at a time
-_NAMES = 16  # names of shapes: each may be as long as the file
-_ALL_NAMES = 1 << 24  # letters
+# Names of shapes that are read at a time: each may be as long as the file.
+_NAMES = 16
+# Characters of all names together that are accepted in any file.
+_ALL_NAMES = 1 << 24
 
 
 class Layout:
-    """An open file in our layout; opening checks all but the points, `clouds` checks those of its split.
+    """An open file in our layout. Opening checks everything except the points; `clouds` checks those of its split.
 
     Args:
         file: the open file.
-        path: the name the user knows it by, for messages.
+        path: the path to print in messages.
 
     Raises:
-        DataError: contents that training cannot use; one line that says what to do.
+        DataError: contents that training cannot use; one line with the remedy.
     """
 
     def __init__(self, file: h5py.File, path: Path) -> None:
@@ -69,16 +75,16 @@ class Layout:
         self.up_axis = self._checked_up_axis()
 
     def fail(self, defect: str, remedy: str) -> NoReturn:
-        """Raise the one line that names the file, what is wrong and what to do."""
+        """Raise a DataError of one line: the file, the defect and the remedy."""
         raise DataError(f"{self.path}: {defect}; {remedy}")
 
     def used_splits(self) -> dict[str, int]:
-        """Return the number of shapes of each split that has any."""
+        """Return the number of shapes in each split that is not empty."""
         counts = np.bincount(self.splits, minlength=len(self.split_names))
         return {name: int(count) for name, count in zip(self.split_names, counts, strict=True) if count}
 
     def clouds(self, split: str, name: str) -> Clouds:
-        """Read the shapes of one split; "train" must have one of every class.
+        """Read the shapes of one split; "train" must have a shape of every class.
 
         Raises:
             MissingSplitError: no shapes in this split.
@@ -87,6 +93,7 @@ class Layout:
         rows = self._rows(split)
         keys = [key for key in ("data", "part") if key in self.arrays]
         file = None
+        # `rows` is None for arrays that were read: they hold the shapes of this split alone.
         if all(self._in_one_piece(key) for key in keys):
             file = MappedFile(Path(self.file.filename), self.path)
             stored, positions = {key: self._map(file, key) for key in keys}, rows
@@ -109,7 +116,14 @@ class Layout:
     def check_finite(
         self, points: NDArray[Any], rows: NDArray[np.int64], positions: NDArray[np.int64] | None = None
     ) -> None:
-        """Refuse NaN and infinity; `rows` number the clouds for the message, `positions` find them in `points`."""
+        """Refuse NaN and infinity.
+
+        Args:
+            points: stored clouds, all of the file or those of `rows`.
+            rows: number of each cloud in the file, for the message.
+            positions: index of each cloud in `points`. None means that `points` has the clouds of `rows`, in order.
+        """
+        # int16 has neither NaN nor infinity, so these points are not read at all.
         if points.dtype.kind != "f":
             return
         bad = []
@@ -124,7 +138,8 @@ class Layout:
             self.fail(f"shape {row} of data has {value} ({number})", "remove or repair it")
 
     def _in_one_piece(self, key: str) -> bool:
-        """Return True if the bytes in the file are those of the array, so that it can be mapped."""
+        """Return True if the bytes in the file are those of the array in memory, so that it can be mapped."""
+        # HDF5 gives an offset only to contiguous storage. Another byte order would need a copy.
         return self.arrays[key].id.get_offset() is not None and self.arrays[key].dtype.isnative
 
     def _map(self, file: MappedFile, key: str) -> NDArray[Any]:
@@ -173,7 +188,7 @@ class Layout:
         return float(scale)
 
     def _name_list(self, key: str) -> tuple[str, ...]:
-        """Read a JSON list of distinct names from the file's attributes."""
+        """Read a JSON list of distinct names from an attribute of the file."""
         stored = own_attribute(self.file, key, self.path)
         try:
             names = json.loads(stored) if isinstance(stored, str | bytes) else None
@@ -188,7 +203,7 @@ class Layout:
         return tuple(names)
 
     def _positions(self, key: str, names_key: str, names: tuple[str, ...]) -> NDArray[np.int64]:
-        """Read `label` or `split`: one position in `names` for each shape."""
+        """Read `label` or `split`, which has one position in `names` per shape."""
         values = self._column(key, "integers")[:]
         bad = np.flatnonzero((values < 0) | (values >= len(names)))
         if len(bad):
@@ -210,13 +225,14 @@ class Layout:
         for begin in range(0, self.count, _NAMES):
             some = [str(name) for name in column[begin : begin + _NAMES]]
             length += sum(map(len, some))
-            if length > max(most, _ALL_NAMES):  # entries of HDF5 may all be one and the same long text
+            # All entries may refer to one long string, so a small file can expand to any number of characters.
+            if length > max(most, _ALL_NAMES):
                 self.fail(f"name has over {length:,} letters, more than the file", "shorten the names")
             names += some
         return names
 
     def _column(self, key: str, kind: str) -> h5py.Dataset:
-        """Return the dataset `key`, which must have one entry of this kind for each shape."""
+        """Return the dataset `key`, which must have one entry of this kind per shape."""
         column = self.arrays.get(key)
         if column is None:
             self.fail(f"{key} is a group", f"store a dataset of {self.count} {kind}")

@@ -1,4 +1,4 @@
-"""A data file whose arrays are mapped into memory and not read, watched for changes by others."""
+"""A memory-mapped data file that detects changes by other processes."""
 
 import os
 import weakref
@@ -12,34 +12,37 @@ from pc_ewa.errors import DataError
 
 
 class MappedFile:
-    """Maps arrays of a file, and tells when it is no longer what it was.
+    """A file whose arrays are memory-mapped, with a check that it has not changed.
 
-    A page behind the end of a file that shrank would end the process without a word (SIGBUS), and what others write
-    into the file would be trained on unseen. A file that is replaced by another of its name stays mapped as it was.
+    Reading a page behind the end of a file that shrank ends the process with SIGBUS and no message. Data that another
+    process writes into the file would be trained on unnoticed. A file that is replaced by a rename stays mapped as it
+    was, because the mapping holds the old inode.
 
     Args:
-        path: of the file.
-        shown: the name the user knows it by, for messages.
+        path: the file to map.
+        shown: the path to print in messages.
     """
 
     def __init__(self, path: Path, shown: Path) -> None:
         self.shown = shown
-        # Open as long as this object lives: it answers for the mapped file, also when that has lost its name.
+        # `fstat` of an open descriptor describes the mapped inode, even after the name was given to another file.
+        # O_BINARY exists on Windows only.
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
         self._before = self._state()
 
     def array(self, dtype: DTypeLike, offset: int, shape: tuple[int, ...]) -> NDArray[Any]:
-        """Map an array; what is written to it, by mistake, stays in this process."""
+        """Map an array copy-on-write: an accidental write changes this process alone, not the file."""
+        # np.memmap duplicates the descriptor for the mapping, so `closefd=False` keeps ours open for `check`.
         with os.fdopen(self._descriptor, "rb", closefd=False) as file:
             return np.memmap(file, dtype, "c", offset, shape)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Become None in a copy or a pickle: arrays are copied to memory there."""
+        """Pickle and copy as None, because pickling an array copies it to memory, where it cannot change."""
         return type(None), ()
 
     def check(self) -> None:
-        """Refuse a file that was written to or cut since it was opened; a call takes a microsecond.
+        """Raise if the file was written to or truncated since it was opened. A call takes a microsecond.
 
         Raises:
             DataError: the file changed.

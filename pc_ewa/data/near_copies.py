@@ -1,6 +1,6 @@
-"""Copies of one object in a folder of your own shapes: in two splits they make a score too good.
+"""Detection of copies of one object in a folder of shapes. Copies in two splits inflate the score.
 
-A copy is found by its geometry, wherever it was moved, turned, mirrored or scaled to, or by a name that says so.
+A copy is detected by its geometry, which may be moved, rotated, mirrored or scaled, or by a name such as `cup_copy`.
 """
 
 import re
@@ -17,25 +17,26 @@ from pc_ewa.data.source import Item
 from pc_ewa.data.split_names import SPLITS
 from pc_ewa.text import printable
 
-# Of a measure. Coordinates rounded to 1e-5 of the shape's size change a measure by 1e-5 or less; the nearest of all
-# pairs among the 613 bundled pieces of furniture, two wall plugs, differ by 3.6e-3, those of 300 random boxes of 10,000
-# points by 4.6e-4.
+# Tolerance of each invariant. Rounding coordinates to 1e-5 of the shape's size changes an invariant by 1e-5 or less.
+# The nearest pair among the 613 bundled pieces of furniture, two wall plugs, differs by 3.6e-3; the nearest pair of 300
+# random boxes of 10,000 points by 4.6e-4.
 _TOLERANCE = 1e-4
-_MOST_POINTS = 1 << 17  # to measure; of more, some are taken, which finds no copies in another order
+# Points or triangles that are measured. A larger shape is strided, so its copies in another order are not detected.
+_MOST_POINTS = 1 << 17
 
-# What programs and people add to the name of a copy.
+# Words that programs and people add to the name of a copy.
 _COPY, _TURNED = "copy|kopie|copie", "rot|rotated?|mirror(?:ed)?|flip(?:ped)?"
 _CHANGED = "dup|duplicate|aug(?:mented)?|jitter(?:ed)?|noisy|noise"
 _WORD_MARK = re.compile(
     rf"[\s_.-]+(?:{_COPY}|{_TURNED}|{_CHANGED})(?:[\s_.-]*[xyz])?[\s_.-]*\d*(?:deg)?$"
     rf"|^(?:{_COPY})[\s_]+(?:of|von|de)[\s_]+"
 )
-# A number may as well count objects, "cup (1)", "cup (2)": it makes a copy only where the name without it is there.
+# A number may also count objects, "cup (1)" and "cup (2)". It marks a copy only if the bare name, "cup", exists too.
 _NUMBER_MARK = re.compile(r"\s*\(\d+\)$|[\s_.-]+v\d+$")
 
 
 class NearCopies:
-    """What there is to know of shapes to find copies among them.
+    """A collection of geometric invariants of shapes, to find copies among them.
 
     Example:
         >>> copies = NearCopies()
@@ -45,31 +46,32 @@ class NearCopies:
     """
 
     def __init__(self) -> None:
-        # By what copies have in common exactly: mesh or cloud, and the number of triangles or points.
+        # Keyed by properties that copies share exactly: mesh or cloud, and the number of triangles or points.
         self._measures: dict[tuple[bool, int], list[tuple[str, NDArray[np.float64]]]] = defaultdict(list)
 
     def add(self, name: str, shape: Shape) -> None:
-        """Measure a shape, as it was read from its file."""
+        """Measure a shape, as read from its file."""
         kind = (shape.faces is not None, len(shape.vertices if shape.faces is None else shape.faces))
         self._measures[kind].append((name, _measure(shape)))
 
     def notes(self, items: Iterable[Item]) -> list[str]:
-        """Return what the user should know of copies, a line for each way in which they were found.
+        """Return notes about copies for the user, one line per kind of evidence.
 
         Args:
-            items: the shapes that are used; others do not count.
+            items: the shapes in use; other measured shapes are ignored.
         """
         used = {item.name: item for item in items}
         twins = _twins(used)
         alike = _across([used[name] for name in group if name in used] for group in self._alike())
         named = _across([*_named_as_copies(used.values()), *([used[name] for name in group] for group in twins)])
+        # Report each shape once; the geometry is the stronger evidence.
         named = {name: first for name, first in named.items() if name not in alike}
         notes = []
         for found, how in ((alike, "all but equal to"), (named, "by name a copy of")):
             if found:
                 pair = " and ".join(f"{printable(name)} ({used[name].split})" for name in next(iter(found.items())))
                 notes.append(
-                    f"near-copies: {_shapes(found)} {how} one of another split, such as {pair}; a score on these says "
+                    f"near-copies: {_shapes(found)} {how} one of another split, such as {pair}; a score on these means "
                     "little; keep copies in one split: --group-by REGEX, where splits are drawn"
                 )
         if twins:
@@ -84,11 +86,13 @@ class NearCopies:
 
 
 def _measure(shape: Shape) -> NDArray[np.float64]:
-    """Return numbers, about 0 to 1, that are the same wherever a shape is, however large, turned or mirrored.
+    """Return invariants of a shape, about 0 to 1, under translation, scaling, rotation and reflection.
 
-    The order of points and vertices plays no part, nor do vertices that formats store once or many times: a mesh counts
-    by the midpoints of the edges of each triangle, which give the moments of its surface up to the second exactly.
+    They do not depend on the order of points and vertices, nor on how often a format stores a shared vertex. A mesh is
+    represented by the midpoints of the edges of its triangles, weighted by area.
     """
+    # The three edge midpoints with equal weights integrate polynomials of degree 2 over a triangle exactly, so the
+    # first and second moments are those of the surface and do not depend on how it is cut into triangles.
     points, weights = shape.vertices, None
     if shape.faces is not None:
         corners = points[shape.faces[:: len(shape.faces) // _MOST_POINTS + 1]]
@@ -99,11 +103,13 @@ def _measure(shape: Shape) -> NDArray[np.float64]:
         points = points[:: len(points) // _MOST_POINTS + 1]
     weights = np.full(len(points), 1.0) if weights is None else weights
     weights = weights / weights.sum()
+    # Centring removes translation, and the root mean square radius removes scale.
     points = points - weights @ points
     size = np.sqrt(weights @ (points**2).sum(1))
     points = points / (size or 1.0)
     squares = (points**2).sum(1)
     radii = np.sqrt(squares)
+    # Radii, eigenvalues of the second moment and norms of vectors do not change under rotation and reflection.
     second = (points * weights[:, None]).T @ points
     third = (weights * squares) @ points
     spread = np.linalg.eigvalsh(second)
@@ -122,11 +128,14 @@ def _measure(shape: Shape) -> NDArray[np.float64]:
 
 
 def _group(measured: Sequence[tuple[str, NDArray[np.float64]]]) -> list[list[str]]:
-    """Return groups of two shapes or more whose measures are within the tolerance of those of one of them."""
+    """Return groups of two or more shapes whose invariants are within the tolerance of those of the group's leader."""
     rows = np.stack([row for _, row in measured])
-    rows = rows[:, np.argsort(-rows.std(0))]  # the number that tells most comes first
+    # Sort by the invariant with the largest spread: then few leaders are within the tolerance and must be compared,
+    # and n shapes need about n log n steps instead of n squared.
+    rows = rows[:, np.argsort(-rows.std(0))]
     groups: list[list[str]] = []
-    first: list[float] = []  # of the shape that stands for each group: they ascend
+    # The first invariant of the leader of each group. Shapes are visited in its order, so the list ascends.
+    first: list[float] = []
     leaders: list[int] = []
     for k in np.argsort(rows[:, 0], kind="stable"):
         begin = bisect_left(first, rows[k, 0] - _TOLERANCE)
@@ -141,7 +150,7 @@ def _group(measured: Sequence[tuple[str, NDArray[np.float64]]]) -> list[list[str
 
 
 def _named_as_copies(items: Iterable[Item]) -> list[list[Item]]:
-    """Return groups of shapes of which one has the name of another, and something that says copy."""
+    """Return groups of shapes with the same name, apart from marks of a copy in at least one of them."""
     groups: dict[tuple[int, str], list[Item]] = defaultdict(list)
     signs: dict[tuple[int, str], set[str]] = defaultdict(set)
     for item in items:
@@ -154,8 +163,9 @@ def _named_as_copies(items: Iterable[Item]) -> list[list[Item]]:
 
 
 def _without_marks(stem: str) -> tuple[str, str]:
-    """Return a name without all that says copy, and what said so: a "word", a "number" or ""."""
+    """Return a name without its marks of a copy, and the kind of mark: "word", "number" or ""."""
     sign, before = "", None
+    # Until nothing is left to strip, as in "cup_rot90_copy (2)".
     while before != stem:
         before = stem
         for pattern, kind in ((_WORD_MARK, "word"), (_NUMBER_MARK, "number")):
@@ -166,7 +176,7 @@ def _without_marks(stem: str) -> tuple[str, str]:
 
 
 def _across(groups: Iterable[Sequence[Item]]) -> dict[str, str]:
-    """Return the shapes that have a copy in another split, and that copy, in train if there is one."""
+    """Return each shape that has a copy in another split, with that copy, preferably one in train."""
     found: dict[str, str] = {}
     for group in groups:
         ordered = sorted(group, key=lambda item: item.split != "train")
@@ -175,7 +185,7 @@ def _across(groups: Iterable[Sequence[Item]]) -> dict[str, str]:
 
 
 def _twins(names: Iterable[str]) -> list[list[str]]:
-    """Return groups of files that differ in nothing but the ending of their names."""
+    """Return groups of files whose names differ only in the extension."""
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
         groups[splitext(name)[0]].append(name)

@@ -1,8 +1,7 @@
-"""Your own shapes: a folder with one folder per class, `chair/one.ply`, of point clouds or meshes.
+"""The user's shapes: a folder of point clouds or meshes with one folder per class, `chair/one.ply`.
 
-The split is what the folder says: folders train/, val/ and test/ above the classes or inside them, or lists train.txt,
-val.txt and test.txt beside them, one path a line; split_names.py has the other names of each. Without any, a test split
-is drawn.
+Splits are folders train/, val/ and test/ above the classes or inside them, or lists train.txt, val.txt and test.txt
+beside the classes, one path a line. split_names.py has the accepted synonyms. Without them, a test split is drawn.
 """
 
 import logging
@@ -29,8 +28,11 @@ from pc_ewa.errors import ConfigError, DataError
 NAME = "files"
 _KNOWN = " ".join(EXTENSIONS)
 _MAX_POINTS = 1 << 20
-_LARGEST = 1e15  # coordinate: the square of it is safe in float32
-_FAR = 1000  # times its size: float32 would round a cloud that far from the origin, as in map coordinates, to a grid
+# Largest coordinate, whose square float32 can still represent.
+_LARGEST = 1e15
+# Distance from the origin, in sizes of the shape, above which a shape is centred before the cast to float32. In map
+# coordinates float32 would round its points to a visible grid.
+_FAR = 1000
 
 log = logging.getLogger(__name__)
 
@@ -46,26 +48,26 @@ def load(
     seed: int = 0,
     group_by: str | None = None,
 ) -> Clouds:
-    """Read a split of your own folder, every file of it.
+    """Read every file of one split of the user's folder.
 
-    `pc-ewa prepare files FOLDER -o mine.h5` does so once and for all: {name: hdf5, path: mine.h5}.
+    To read the files only once, run `pc-ewa prepare files FOLDER -o mine.h5` and load {name: hdf5, path: mine.h5}.
 
     Args:
         split: name of the split.
         root: not used.
-        path: the folder: one folder per class with files in it, at any depth, that have one of EXTENSIONS.
-        stored_points: of each shape: meshes are sampled evenly over their surface, of point clouds some are drawn or
-            repeated; both at random but the same every time.
+        path: the folder, with one folder per class. Files with one of EXTENSIONS are found at any depth.
+        stored_points: number of points of each shape. Meshes are sampled uniformly over their surface; points of
+            clouds are drawn or repeated. Both are random, but the same every time.
         up_axis: the axis that points up in these files.
-        test_fraction: share of each class that is set aside for the test when the folder tells no splits, at least
-            one shape of each class that has two; 0 for none.
-        seed: draws the test split; the files of one class do not change the draw of another.
-        group_by: a regular expression; shapes in whose names, such as "chair/12_side.ply", it finds the same text (in
-            its first group, if it has one) are drawn together, as views or parts of one object must be.
+        test_fraction: share of each class for the test split if the folder does not define splits, at least one shape
+            of each class that has two. 0 draws no test split.
+        seed: seed of the drawn test split. The files of one class do not change the draw of another.
+        group_by: regular expression that is searched in names such as "chair/12_side.ply". Shapes with the same match
+            (of the first group, if there is one) are put into the same split, as views of one object must be.
 
     Raises:
         MissingSplitError: no shapes in this split.
-        ConfigError, DataError: as `source`; any file that cannot be read.
+        ConfigError, DataError: as `source`; a file that cannot be read.
     """
     folder = Path(os.path.expanduser(path))
     if os.path.isfile(folder):
@@ -78,7 +80,8 @@ def load(
         seed=seed,
         group_by=group_by,
     )
-    for note in opened.notes if split == "train" else ():  # once, not for each split
+    # `load` is called for each split, and the notes are about all of them: print them once.
+    for note in opened.notes if split == "train" else ():
         log.warning("%s", note)
     log.info("pc-ewa prepare files %s -o mine.h5 makes later starts quick", folder)
     return opened.clouds(split)
@@ -94,15 +97,15 @@ def source(
     group_by: str | None = None,
     seen: Callable[[str, Shape], None] | None = None,
 ) -> Source:
-    """Find the shapes of a folder; classes are its folders in the order of their names. Arguments: see `load`.
+    """Find the shapes of a folder. Classes are its folders, sorted by name. See `load` for the arguments.
 
     `seen` is called with the name and the content of each file that is read, before points are drawn from it.
 
     Raises:
-        ConfigError: a value that is not allowed, or `group_by` where nothing is drawn.
-        DataError: no shapes, a class without any or without one to train on, splits that contradict each other, or
-            lists of files that are missing.
-        MissingPackageError: files of a kind that needs an extra which is not installed.
+        ConfigError: a value that is not allowed, or `group_by` for a folder that defines its splits.
+        DataError: no shapes, a class without shapes or without training shapes, contradictory splits, or lists that
+            name missing files.
+        MissingPackageError: files of a kind whose reader needs an extra that is not installed.
     """
     _check_options(stored_points, up_axis, test_fraction, seed)
     folder = Path(os.path.expanduser(folder))
@@ -112,7 +115,7 @@ def source(
     if splits is None:
         splits = drawn_splits(found, test_fraction, seed, group_by)
     elif group_by is not None:
-        raise ConfigError(f"group_by is for splits that are drawn, but {folder} tells its splits; leave it out")
+        raise ConfigError(f"group_by is for splits that are drawn, but {folder} defines its splits; leave it out")
     notes = check_classes(folder, found, splits)
     classes = tuple(sorted({file.label for file in found.values()}))
     read = partial(_read, stored_points=stored_points, seen=seen)
@@ -150,10 +153,10 @@ def _read(path: Path, name: str, stored_points: int, seen: Callable[[str, Shape]
 
 
 def near_origin(shape: Shape, where: str | Path) -> Shape:
-    """Move a shape that is far from the origin to it, while its coordinates are float64; `where` begins the message.
+    """Move a shape that is far from the origin to it, in float64. `where` begins the message of an error.
 
     Raises:
-        DataError: coordinates of no sensible unit.
+        DataError: coordinates too large for any sensible unit.
     """
     points = shape.vertices
     if np.abs(points).max() > _LARGEST:
@@ -165,13 +168,13 @@ def near_origin(shape: Shape, where: str | Path) -> Shape:
 
 
 def sample_shape(shape: Shape, count: int, seed: str, where: str | Path) -> Sample:
-    """Bring a shape near the origin to a number of points: meshes by their surface, clouds by drawing or repeating.
+    """Sample `count` points of a shape: from the surface of a mesh, or from the points of a cloud.
 
     Args:
-        shape: as `near_origin` returns it.
-        count: how many points.
-        seed: text that decides what is drawn, the same on every machine.
-        where: begins the message.
+        shape: a shape near the origin, as returned by `near_origin`.
+        count: number of points.
+        seed: text that seeds the draw, which is the same on every machine.
+        where: beginning of the message of an error.
 
     Raises:
         DataError: a mesh without a surface.
@@ -187,7 +190,7 @@ def sample_shape(shape: Shape, count: int, seed: str, where: str | Path) -> Samp
 
 
 def unread_kinds(folder: Path) -> Counter[str]:
-    """Count the files in a folder of own shapes that no reader knows, by the ending of their names."""
+    """Count the files in a folder that no reader supports, by extension."""
     kinds: Counter[str] = Counter()
     for place, below, names in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(IGNORED)]
@@ -197,13 +200,13 @@ def unread_kinds(folder: Path) -> Counter[str]:
 
 
 def _to_convert(folder: Path) -> str:
-    """Return how to convert the files that a folder has instead of shapes, as the end of a message."""
+    """Return advice to convert the unsupported files of a folder, as the end of a message."""
     remedy = advice(unread_kinds(folder))
     return f"; {remedy}" if remedy else ""
 
 
 def _find(folder: Path) -> dict[str, Found]:
-    """Every file with a known extension in a folder of a class, by its path from `folder`, sorted."""
+    """Return every file with a supported extension in a folder of a class, by its path from `folder`, sorted."""
     if not os.path.isdir(folder):
         raise DataError(f"{folder} is not a folder; check the option path")
     tops = {entry.name: entry.path for entry in entries(folder) if entry.kind == "folder"}
@@ -215,6 +218,7 @@ def _find(folder: Path) -> dict[str, Found]:
         )
     by_split = is_by_split(folder, paths)
     found: dict[str, Found] = {}
+    # Sorted, because the order of a directory differs between file systems and would change the drawn splits.
     for name in sorted(paths):
         top, below, *deeper = name.split("/")
         if by_split:

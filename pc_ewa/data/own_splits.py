@@ -1,4 +1,4 @@
-"""The splits of a folder of your own shapes: those that it tells, or drawn ones."""
+"""The splits of a folder of the user's shapes: defined by the folder, or drawn."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from pc_ewa.text import printable
 
 
 class Found(NamedTuple):
-    """A file of the folder: its class, and its split where folders tell it."""
+    """A file of the folder: its class, and its split. The split is None if no folder defines it."""
 
     path: Path
     label: str
@@ -25,8 +25,13 @@ class Found(NamedTuple):
 
 
 def is_by_split(folder: Path, names: Iterable[str]) -> bool:
-    """Tell folders of splits above the classes from classes: one of trains may be called "train" as well."""
+    """Return True if the top folders are splits and False if they are classes.
+
+    Raises:
+        DataError: a mixture of both.
+    """
     parts = [name.split("/") for name in names]
+    # A top folder "train" that holds files directly is a class of locomotives, not a split.
     above = [p[0].lower() in SPLITS and len(p) > 2 for p in parts]
     if all(above):
         return True
@@ -42,10 +47,10 @@ def is_by_split(folder: Path, names: Iterable[str]) -> bool:
 
 
 def told_splits(folder: Path, found: Mapping[str, Found]) -> dict[str, str] | None:
-    """Return the split of each shape as lists or folders tell it; None where neither does.
+    """Return the split of each shape as defined by lists or folders. None means that neither defines any.
 
     Raises:
-        DataError: splits that contradict each other, or do not cover all.
+        DataError: splits that contradict each other, or that do not cover every shape.
     """
     lists = _lists(folder)
     if lists:
@@ -54,27 +59,29 @@ def told_splits(folder: Path, found: Mapping[str, Found]) -> dict[str, str] | No
         splits = _told(folder, found)
     else:
         return None
+    # "eval" is the test split of some datasets and the validation split of others; a "test" beside it decides.
     evaluation = "val" if "test" in splits.values() else "test"
     return {name: evaluation if split == "eval" else split for name, split in splits.items()}
 
 
 def random_of(name: str, *more: int) -> np.random.RandomState:
-    """Return random numbers of a name. RandomState: its stream is frozen for all versions of numpy."""
+    """Return a random generator seeded by a name and numbers."""
+    # RandomState, not default_rng: NEP 19 freezes its stream for all versions of numpy.
     return np.random.RandomState([*more, *name.encode("utf-8")])
 
 
 def _told(folder: Path, found: Mapping[str, Found]) -> dict[str, str]:
-    """Splits as folders tell them."""
+    """Return the splits as defined by folders."""
     splits = {name: file.split for name, file in found.items() if file.split}
     for name in found.keys() - splits.keys():
         raise DataError(
-            f"{folder / name} is in no folder of a split, as others are: train/, val/ or test/; move it there"
+            f"{folder / name} is not in a folder of a split, as others are: train/, val/ or test/; move it there"
         )
     return splits
 
 
 def _lists(folder: Path) -> dict[Path, str]:
-    """Return the lists that are there, and the split that each tells."""
+    """Return the lists of the folder, each with its split."""
     found = {entry.name.lower(): entry.path for entry in entries(folder)}
     lists = {found[f"{stem}.txt"]: split for stem, split in SPLITS.items() if f"{stem}.txt" in found}
     if not lists:
@@ -83,11 +90,12 @@ def _lists(folder: Path) -> dict[Path, str]:
 
 
 def _listed(folder: Path, found: Mapping[str, Found], lists: Mapping[Path, str]) -> dict[str, str]:
-    """Splits as lists tell them; files in no list are left out."""
+    """Return the splits as defined by lists. Files that no list names are left out."""
     splits: dict[str, str] = {}
     for path, split in lists.items():
         try:
-            if not os.path.isfile(path):  # opening a pipe would wait for ever
+            # Opening a named pipe would block until somebody writes to it.
+            if not os.path.isfile(path):
                 raise OSError("it is not a file")
             lines = path.read_text("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
@@ -111,31 +119,34 @@ def _listed(folder: Path, found: Mapping[str, Found], lists: Mapping[Path, str])
 def drawn_splits(
     found: Mapping[str, Found], test_fraction: float, seed: int, group_by: str | None = None
 ) -> dict[str, str]:
-    """Draw splits at random: a share of each class is for the test; shapes of one group stay together.
+    """Draw a test split at random, as a share of each class. Shapes of one group stay together.
 
     Raises:
-        ConfigError: `group_by` is not a regular expression, or finds nothing in any name.
+        ConfigError: `group_by` is not a regular expression, matches no name, or puts all shapes into one group.
     """
     groups = _groups(found, group_by)
     splits: dict[str, str] = {}
     for label in sorted({file.label for file in found.values()}):
         names = [name for name, file in found.items() if file.label == label]
         share = min(max(round(test_fraction * len(names)), 1), len(names) - 1) if test_fraction else 0
+        # One stream per class, so that files added to one class do not change the draw of the others.
         for i in random_of(label, seed).permutation(len(names)):
             group = groups[names[i]]
-            if group[0] in splits:  # drawn already, here or in another class
+            # The group was drawn already, by another of its shapes in this class or in another class.
+            if group[0] in splits:
                 continue
             mine = [name for name in group if found[name].label == label]
             tests = sum(splits.get(name) == "test" for name in names)
-            # The first group that goes beyond the share is taken if that comes nearer to it than leaving it out.
+            # A group that exceeds the share is taken if the result is nearer to the share than without it.
             is_test = 2 * (share - tests) >= len(mine) if tests or len(mine) > share else tests < share
+            # Never the whole class: it needs a shape to train on.
             is_test = is_test and tests + len(mine) < len(names)
             splits.update(dict.fromkeys(group, "test" if is_test else "train"))
     return {name: splits[name] for name in found}
 
 
 def _groups(found: Mapping[str, Found], group_by: str | None) -> dict[str, list[str]]:
-    """Return the group of each shape, the names of all that are drawn together with it."""
+    """Return the group of each shape: the names of the shapes that go to the same split."""
     if group_by is None:
         return {name: [name] for name in found}
     try:
@@ -146,6 +157,7 @@ def _groups(found: Mapping[str, Found], group_by: str | None) -> dict[str, list[
     keys = {}
     for name in found:
         match = pattern.search(name)
+        # A name without a match is a group by itself; the slash keeps its key apart from any matched text.
         keys[name] = f"/{name}" if match is None else str(match[1] if pattern.groups else match[0])
         groups[keys[name]].append(name)
     if all(key == f"/{name}" for name, key in keys.items()):
@@ -159,10 +171,10 @@ def _groups(found: Mapping[str, Found], group_by: str | None) -> dict[str, list[
 
 
 def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str, str]) -> list[str]:
-    """Compare the classes of the splits; return what the user should know in lines.
+    """Compare the classes of the splits, and return notes for the user, one per line.
 
     Raises:
-        DataError: a class without a shape to train on.
+        DataError: a class without a training shape.
     """
     counts = Counter((found[name].label, split) for name, split in splits.items())
     classes = sorted({file.label for file in found.values()})
@@ -183,7 +195,5 @@ def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str,
         notes.append(f"all shapes are of one class, {listed(classes)}: a classifier has nothing to tell apart")
     untested = [label for label in classes if not counts[label, "test"]]
     if untested and len(untested) < len(classes):
-        notes.append(
-            f"no test shape of {listed(untested)}: accuracy says nothing of {'it' if len(untested) == 1 else 'them'}"
-        )
+        notes.append(f"no test shape of {listed(untested)}: accuracy ignores {'it' if len(untested) == 1 else 'them'}")
     return notes

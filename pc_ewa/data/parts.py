@@ -1,4 +1,4 @@
-"""The parts that shapes of each class can have, for part segmentation."""
+"""The part labels of each class, for part segmentation."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def parts_of_classes(splits: Sequence[Clouds]) -> list[list[int]]:
     """Return the part labels of each class: the published ones, else those that occur in any of the splits.
 
     Raises:
-        DataError: a dataset without parts, or a class without a shape, whose parts are unknown.
+        DataError: a dataset without part labels, or a class without a shape.
     """
     first = splits[0]
     published = DATASETS[first.name].parts if first.name in DATASETS else {}
@@ -27,6 +27,7 @@ def parts_of_classes(splits: Sequence[Clouds]) -> list[list[int]]:
         for start in range(0, len(clouds), _ROWS):
             chunk = range(start, min(start + _ROWS, len(clouds)))
             parts = clouds.part_labels(chunk).cpu().numpy()
+            # Not `counts[...] += 1`, which counts repeated indices once.
             np.add.at(counts, (labels[chunk.start : chunk.stop, None], parts), 1)
     absent = [name for name, row in zip(first.class_names, counts, strict=True) if not row.any()]
     if absent:

@@ -1,4 +1,4 @@
-"""Portions of a dataset that do not depend on a run's seed: few shapes of each class, and the folds of a test."""
+"""Subsets of a dataset that do not depend on the seed of a run: few shapes per class, and cross-validation folds."""
 
 import numpy as np
 import numpy.typing as npt
@@ -8,19 +8,20 @@ from torch import Tensor
 from pc_ewa.data.clouds import Clouds
 from pc_ewa.errors import DataError
 
-_SEED = 0  # of every draw here: the same shapes on every machine and for every run
+# One seed for every draw of this module, so that runs with different seeds train and test on the same shapes.
+_SEED = 0
 
 
 def few_of_each(clouds: Clouds, train: int | None, val: int | None) -> tuple[Clouds, Clouds | None]:
-    """Keep few shapes of each class, drawn once and for all: fewer are always some of more.
+    """Keep few shapes of each class. The draw is fixed, and a smaller number gives a subset of a larger one.
 
     Args:
         clouds: the training split.
-        train: shapes of each class to train on; None is all that are left.
-        val: shapes of each class to validate on, none of those; None is no such part.
+        train: number of training shapes of each class. None keeps all that are not for validation.
+        val: number of validation shapes of each class, disjoint from training. None makes no validation part.
 
     Returns:
-        The training and the validation part, both in the order of the split.
+        The training and the validation part, both in the order of the split. The second is None if `val` is.
 
     Raises:
         DataError: a class with fewer shapes.
@@ -34,28 +35,31 @@ def few_of_each(clouds: Clouds, train: int | None, val: int | None) -> tuple[Clo
                 f"{clouds.name} has {len(drawn)} shapes of {clouds.class_names[label]}, not {asked}; lower "
                 "data.train_per_class or data.val_per_class"
             )
+    # Training shapes come from the front of the drawn order and validation shapes from its end: neither number
+    # changes the choice of the other part.
     kept = [drawn[:train] if train else drawn[: len(drawn) - (val or 0)] for drawn in by_class.values()]
     held_out = [drawn[len(drawn) - val :] for drawn in by_class.values()] if val else None
     return clouds.select(_in_order(kept)), None if held_out is None else clouds.select(_in_order(held_out))
 
 
 def folds_of(clouds: Clouds, folds: int, fold: int) -> tuple[Clouds, Clouds]:
-    """Deal shapes into folds of equal size with the same share of each class; one is the test, the others train.
+    """Split shapes into stratified folds of equal size. One fold is the test part; the others are for training.
 
     Args:
         clouds: all shapes.
-        folds: how many.
-        fold: which of them is the test, from 0.
+        folds: number of folds.
+        fold: index of the test fold, from 0.
 
     Returns:
         The training and the test part.
 
     Raises:
-        DataError: fewer shapes than folds, or none of some class left to train on.
+        DataError: fewer shapes than folds, or a class without a training shape.
     """
     if len(clouds) < folds:
         raise DataError(f"{clouds.name} has {len(clouds)} shapes for data.cv_folds={folds}; lower it")
-    # Dealt one after the other, class by class: no fold gets the remainders of all classes.
+    # Round robin over all shapes in the order of classes, not within each class: otherwise the first folds would get
+    # the remainders of every class.
     dealt = np.concatenate([*_drawn_by_class(clouds).values()])
     test = np.zeros(len(clouds), dtype=bool)
     test[dealt[fold::folds]] = True
@@ -69,9 +73,9 @@ def folds_of(clouds: Clouds, folds: int, fold: int) -> tuple[Clouds, Clouds]:
 
 
 def _drawn_by_class(clouds: Clouds) -> dict[int, npt.NDArray[np.int64]]:
-    """Return the positions of the shapes of each class that has any, in a drawn order."""
+    """Return the indices of the shapes of each class that is not empty, in random order."""
     labels = clouds.labels.cpu().numpy()
-    # RandomState, not default_rng: its stream is frozen for all numpy versions.
+    # RandomState, not default_rng: NEP 19 freezes its stream for all versions of numpy.
     order = np.random.RandomState(_SEED).permutation(len(labels))
     return {int(label): order[labels[order] == label] for label in np.unique(labels)}
 

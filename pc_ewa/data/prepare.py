@@ -1,6 +1,6 @@
-"""Get a published dataset ready: find its files, or download and unpack them; tell which datasets are on this machine.
+"""The work of `pc-ewa prepare`: find, download and unpack published datasets, and list the datasets of this machine.
 
-Parsing, printing and asking are the command's; here is the work.
+Parsing of arguments, printing and prompts are in the command.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from pc_ewa.validation import choose
 
 
 def listed() -> dict[str, Dataset]:
-    """Return the datasets that `pc-ewa prepare` knows: all but the formats of the user's own files."""
+    """Return the datasets that `pc-ewa prepare` lists: all except the formats of the user's files."""
     return {name: dataset for name, dataset in DATASETS.items() if not dataset.own_files}
 
 
@@ -33,25 +33,25 @@ def get_source(
     archive: str | None = None,
     say: Callable[[str], None] = print,
 ) -> Source:
-    """Open the published files in the folder of the dataset; where they are missing, download and unpack them.
+    """Open the published files of a dataset. If they are missing, download and unpack them first.
 
     Args:
-        dataset: its record.
-        folder: where its files are, or go.
-        arguments: of `dataset.source`, checked.
-        consent: asks for consent to the terms before an archive is downloaded, and raises without it.
-        archive: the name of the archive to download. None: the one that is there already, or the first.
-        say: takes lines for the user.
+        dataset: record of the dataset.
+        folder: folder of the files, and target of the download.
+        arguments: checked arguments of `dataset.source`.
+        consent: called before a download to get the user's consent to the terms; raises without it.
+        archive: name of the archive to download. None takes the archive that is in the folder, or else the first.
+        say: called with each line for the user.
 
     Raises:
         ConfigError: an archive that the dataset does not have.
-        DataError: no program may download it, no consent, no mirror delivers, or the files are damaged.
+        DataError: a dataset that no program may download, no consent, no mirror that delivers, or damaged files.
     """
     try:
         return dataset.open(folder, **arguments)
     except DataError as error:
         if dataset.has_files(folder):
-            say(f"the files in {folder} are of no use: {error}")
+            say(f"the files in {folder} cannot be used: {error}")
         if not dataset.archives:
             raise DataError(f"no program can download {dataset.name}: {dataset.manual}") from error
     known = {archive.file: archive for archive in dataset.archives}
@@ -61,7 +61,8 @@ def get_source(
     if not file.exists():
         consent(chosen)
     try:
-        download(chosen.urls, file, digests=chosen.digests)  # a file that is there already is checked as well
+        # Also for an archive that is there already, because this checks its digest, which `unpack` relies on.
+        download(chosen.urls, file, digests=chosen.digests)
     except DataError as error:
         raise DataError(f"{error}; or by hand: {dataset.manual}") from error
     made = unpack(file, folder)
@@ -70,7 +71,7 @@ def get_source(
 
 
 def table_of_datasets(root: Path) -> list[list[str]]:
-    """Return the rows of `pc-ewa prepare --list`, with the heading first."""
+    """Return the rows of `pc-ewa prepare --list`, beginning with the header."""
     rows = [["dataset", "download", "licence", f"in {root}"]]
     for name, dataset in listed().items():
         size = "by hand" if dataset.source else "bundled"
@@ -81,7 +82,7 @@ def table_of_datasets(root: Path) -> list[list[str]]:
 
 
 def state(dataset: Dataset, folder: Path) -> str:
-    """Return in words what of a dataset is in its folder."""
+    """Describe the state of a dataset in its folder, such as "absent" or "ready: modelnet40.h5"."""
     prepared = sorted(path.name for path in folder.glob(f"{dataset.name}*.h5"))
     if prepared:
         return f"ready: {', '.join(prepared)}"
@@ -97,7 +98,7 @@ def state(dataset: Dataset, folder: Path) -> str:
 
 
 def describe(path: Path) -> tuple[str, list[list[str]]]:
-    """Return one line about a prepared file, and a table of its shapes by class and split, with the heading first."""
+    """Return a line about a prepared file, and a table of its shapes by class and split, beginning with the header."""
     with open_layout(path) as layout:
         shape = layout.arrays["data"].shape
     splits = list(layout.used_splits())

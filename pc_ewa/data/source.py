@@ -1,6 +1,6 @@
-"""A dataset as it lies on disk, in whatever format, before it is `Clouds` or a file in our layout.
+"""A dataset on disk in any format, before it is loaded as `Clouds` or converted to our layout.
 
-A format is a function that finds its files in a folder and returns a `Source`; nothing is read before it is needed.
+A format is a function that finds its files in a folder and returns a `Source`. Each file is read only when needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,14 +16,14 @@ from pc_ewa.errors import DataError
 
 
 class Sample(NamedTuple):
-    """One shape: coordinates (P, 3) float32, and the part of each point, (P,) uint8, where the dataset has parts."""
+    """One shape: coordinates (P, 3) float32 and part labels (P,) uint8. Parts are None without part labels."""
 
     points: NDArray[np.float32]
     parts: NDArray[np.uint8] | None = None
 
 
 class Item(NamedTuple):
-    """A sample that is not read yet; `read` raises DataError, naming the file and the defect."""
+    """A sample that is not read yet. `read` raises a DataError that names the file and the defect."""
 
     name: str
     label: int
@@ -40,11 +40,11 @@ class Source:
         items: every shape, in the order of the dataset.
         class_names: name of every class, in the published order.
         up_axis: the axis that points up.
-        licence: one line.
-        split_names: of all splits, also of those without a shape.
-        num_points: of every shape; None where they differ.
-        part_names: of all parts, for segmentation.
-        notes: what the user should know of the shapes before training on them, in lines.
+        licence: the licence in one line.
+        split_names: names of all splits, including splits without a shape.
+        num_points: number of points of every shape. None if it varies or is not known before reading.
+        part_names: names of all parts, for segmentation.
+        notes: remarks on the shapes that the user should read before training, one per line.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Source:
     notes: tuple[str, ...] = ()
 
     def samples(self, items: Sequence[Item], num_points: int | None = None) -> Iterator[Sample]:
-        """Read shapes one after the other, each checked and with the same number of points.
+        """Yield checked samples that all have the same number of points.
 
         Args:
-            items: which.
-            num_points: of each; a larger shape is drawn from, a smaller one repeats points, both at random but
-                the same every time. None: as they are, which must be equal.
+            items: the shapes to read.
+            num_points: number of points of each sample. Points of a larger shape are drawn and points of a smaller
+                one are repeated, at random but the same every time. None keeps the numbers, which must be equal.
 
         Raises:
-            DataError: a file that cannot be read, or has no points, NaN or infinity; points of different number.
+            DataError: a file that cannot be read, has no points, NaN or infinity, or a different number of points.
         """
         expected = num_points or self.num_points
         for item in items:
@@ -95,6 +95,7 @@ class Source:
         points: NDArray[np.float32] | None = None
         parts: NDArray[np.uint8] | None = None
         for i, sample in enumerate(self.samples(items, num_points)):
+            # The first sample gives the size. Writing into one array avoids the second copy that `np.stack` makes.
             if points is None:
                 points = np.empty((len(items), *sample.points.shape), np.float32)
                 parts = None if sample.parts is None else np.empty(points.shape[:2], np.uint8)
@@ -115,17 +116,18 @@ class Source:
 
 
 def check_sample(sample: Sample, where: str) -> Sample:
-    """Return the sample with float32 points; refuse what training could not use. `where` begins the message.
+    """Return the sample with float32 points, and refuse one that training cannot use. `where` begins the message.
 
     Raises:
-        DataError: not (P, 3), no points, NaN or infinity, or parts that do not fit.
+        DataError: not (P, 3), no points, NaN or infinity, or part labels that do not fit.
     """
     points = np.asarray(sample.points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
         raise DataError(f"{where}: points are {points.shape} {points.dtype}; expected (points, 3) numbers")
     if len(points) == 0:
         raise DataError(f"{where}: no points; remove it, or get a fresh copy")
-    with np.errstate(over="ignore", invalid="ignore"):  # becomes inf or NaN, and is refused
+    # A float64 beyond float32 becomes infinity, which the next check refuses.
+    with np.errstate(over="ignore", invalid="ignore"):
         points = points.astype(np.float32)
     if not np.isfinite(points).all():
         value = points[~np.isfinite(points)][0]
@@ -137,13 +139,16 @@ def check_sample(sample: Sample, where: str) -> Sample:
 
 
 def resize(sample: Sample, count: int, seed: str) -> Sample:
-    """Draw `count` points without replacement, or add repeated ones; the same for the same seed on every machine."""
+    """Draw `count` points without replacement, or repeat random points. A seed gives the same points everywhere."""
     number = len(sample.points)
     if number == count:
         return sample
+    # The bytes of the text seed the generator, because `hash(str)` differs between processes. RandomState, not
+    # default_rng: NEP 19 freezes its stream for all versions of numpy.
     digits = np.frombuffer(seed.encode("utf-8", "surrogateescape") or b"\0", np.uint8).astype(np.uint32)
     random = np.random.RandomState(digits)
     if number > count:
+        # Sorted, so that points which are stored in a meaningful order keep it.
         index = np.sort(random.permutation(number)[:count])
     else:
         index = np.concatenate([np.arange(number), random.randint(number, size=count - number)])

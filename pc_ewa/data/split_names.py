@@ -1,4 +1,7 @@
-"""The names of splits, and what looks like one: taken for a class or passed over, it would spoil a result unseen."""
+"""The accepted names of splits, and detection of similar names.
+
+A folder "test_set" that is taken for a class, or a list that is ignored, would spoil a result without an error.
+"""
 
 import re
 from collections import defaultdict
@@ -8,26 +11,26 @@ from pathlib import Path
 from pc_ewa.errors import DataError
 from pc_ewa.text import printable
 
-# What folders and lists may be called, in any case. "eval" is the test, or validation where there is a test as well.
+# Accepted names of folders and lists, in any case. "eval" is the test split, or validation if there is also a "test".
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
     **dict.fromkeys(("eval", "evaluation"), "eval"),
 }
-# Words beside the name of a split that say nothing of a class, as in "test-set" or "data_train".
+# Words beside the name of a split that do not name a class, as in "test-set" or "data_train".
 _PLAIN_WORDS = {"", "data", "split", "part", "list", "files", "shapes", "clouds", "models", "my", "the"}
 _LISTED = 5  # names in a message
 
 
 def refuse_hidden_splits(folder: Path, parts: Iterable[Sequence[str]]) -> None:
-    """Refuse folders that must be those of splits, but are not called as such.
+    """Refuse folders that are probably splits, but do not have an accepted name.
 
-    Folders such as high/ and low/ in every class are sound, so the names must say that these are splits.
+    Folders such as high/ and low/ in every class are sound, so only folders whose names resemble splits are refused.
 
     Args:
-        folder: of all shapes, for the message.
-        parts: the path of each shape in it, cut at each "/".
+        folder: folder of all shapes, for the message.
+        parts: path of each shape in it, split at each "/".
 
     Raises:
         DataError: splits above the classes, inside them, or in place of them.
@@ -52,10 +55,10 @@ def refuse_hidden_splits(folder: Path, parts: Iterable[Sequence[str]]) -> None:
 
 
 def refuse_hidden_lists(folder: Path, names: Iterable[str]) -> None:
-    """Refuse lists of splits, text files beside the classes, that are not called as such.
+    """Refuse text files beside the classes that are probably lists of splits, but do not have an accepted name.
 
     Raises:
-        DataError: two or more that look like lists of different splits.
+        DataError: two or more files that look like lists of different splits.
     """
     told = _look_like_splits([name for name in names if name.lower().endswith(".txt")], ending=4)
     lists: dict[str, str | None] = {name: split for name, split in told.items() if split}
@@ -66,7 +69,8 @@ def refuse_hidden_lists(folder: Path, names: Iterable[str]) -> None:
 
 
 def _look_like_splits(names: Iterable[str], ending: int = 0) -> dict[str, str | None]:
-    """Return the split that each name tells beside plain words, numbers and what all share, as in scans_train."""
+    """Return the split that each name denotes. None means that a name has other words too, or no split."""
+    # Words that all candidates share do not count: "scans_train" and "scans_test" are a pair of splits.
     words = {name: _words(name[: len(name) - ending]) for name in names}
     candidates = [mine for mine in words.values() if mine & SPLITS.keys()]
     shared = set.intersection(*candidates) - SPLITS.keys() if len(candidates) > 1 else set()
@@ -78,7 +82,7 @@ def _are_splits(told: dict[str, str | None]) -> bool:
 
 
 def _words(name: str) -> set[str]:
-    """Return the words of a name but for the plain ones and numbers: {"test"} of "TestSet_2048"."""
+    """Return the words of a name without plain words and numbers: {"test"} of "TestSet_2048"."""
     words = (word.lower() for word in re.findall("[A-Z]?[a-z]+|[A-Z]+", name))
     return {word.removesuffix("set").removesuffix("list") for word in words} - _PLAIN_WORDS
 

@@ -1,6 +1,6 @@
-"""Augmentation and subsampling of a batch (B, N, 3) on its device; nothing is changed in place.
+"""Augmentation and subsampling of a batch (B, N, 3) on its device. No function changes its input.
 
-What is random takes a `torch.Generator` on the device of the points, and is drawn anew for every sample.
+Random functions take a `torch.Generator` on the device of the points, and draw separate values for every sample.
 """
 
 import math
@@ -11,13 +11,13 @@ from torch import Tensor
 from pc_ewa import ops
 from pc_ewa.data.clouds import UpAxis
 
-# Point-MAE keeps this many farthest points before it draws the training subset.
+# Number of farthest points from which Point-MAE draws the training subset.
 _CANDIDATES = {1024: 1200, 2048: 2400, 4096: 4800, 8192: 8192}
 
 
 def normalize_unit_sphere(points: Tensor) -> Tensor:
-    """Subtract each cloud's mean, divide by its largest norm; a cloud of one repeated point becomes zeros."""
-    # In double, as rounding in the mean of a repeated point would be blown up to radius 1.
+    """Centre each cloud at its mean and scale it to the unit sphere. A cloud of one repeated point becomes zeros."""
+    # In float64: the rounding error of a float32 mean of a repeated point would be scaled up to radius 1.
     centred = points - points.mean(dim=1, keepdim=True, dtype=torch.float64)
     radius = centred.norm(dim=2, keepdim=True).amax(dim=1, keepdim=True)
     return (centred / torch.where(radius > 0, radius, 1.0)).to(points.dtype)
@@ -30,25 +30,27 @@ def scale_and_translate(
     shift: float = 0.2,
     isotropic: bool = False,
 ) -> Tensor:
-    """Stretch and move each cloud, per axis: the augmentation of Point-MAE.
+    """Scale and translate each cloud at random along each axis: the augmentation of Point-MAE.
 
     Args:
         points: clouds (B, N, 3).
-        generator: on the device of the points.
-        scale: lowest and highest factor, drawn uniformly.
-        shift: largest move either way, in the units of the points, drawn uniformly.
-        isotropic: one factor for all axes, as for part segmentation.
+        generator: random generator on the device of the points.
+        scale: bounds of the uniform scale factor.
+        shift: bound of the uniform translation in either direction, in the units of the points.
+        isotropic: use one factor for all axes, as in part segmentation.
     """
     factor = _uniform(points, scale[0], scale[1], generator)
+    # Three factors are drawn either way, so that the stream of the generator does not depend on `isotropic`.
     factor = factor[..., :1] if isotropic else factor
     return points * factor + _uniform(points, -shift, shift, generator)
 
 
 def rotate(points: Tensor, generator: torch.Generator, axis: UpAxis) -> Tensor:
-    """Turn each cloud about `axis` by an angle drawn uniformly from the full circle."""
+    """Rotate each cloud about `axis` by a uniform random angle."""
     turn = torch.rand(points.shape[0], 1, dtype=points.dtype, device=points.device, generator=generator)
     angle = 2 * math.pi * turn
     cos, sin = angle.cos(), angle.sin()
+    # The two other axes in cyclic order, so that the rotation is right-handed about every axis.
     up = "xyz".index(axis)
     first, second = (up + 1) % 3, (up + 2) % 3
     coordinates = list(points.unbind(-1))
@@ -58,23 +60,25 @@ def rotate(points: Tensor, generator: torch.Generator, axis: UpAxis) -> Tensor:
 
 
 def jitter(points: Tensor, generator: torch.Generator, std: float = 0.01, clip: float = 0.05) -> Tensor:
-    """Move every point by normal noise of deviation `std`, cut off at `clip` on each axis."""
+    """Add normal noise of standard deviation `std` to every coordinate, clipped to [-clip, clip]."""
     noise = torch.randn(points.shape, dtype=points.dtype, device=points.device, generator=generator)
     return points + (std * noise).clamp_(-clip, clip)
 
 
 def random_subset(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` different points of each cloud, in random order; ValueError if there are fewer."""
+    """Draw `count` distinct points of each cloud, in random order; ValueError if there are fewer."""
     return ops.gather_points(points, random_index(points, count, generator))
 
 
 def subsample_train(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Reduce each cloud to `count` points as Point-MAE trains: farthest points, some to spare, then a draw.
+    """Sample `count` points of each cloud as in the training of Point-MAE.
+
+    A larger number of farthest points is selected first, from which `count` points are drawn at random.
 
     Args:
-        points: clouds (B, N, 3); with N == count they are returned as they are.
-        count: 1 <= count <= N.
-        generator: on the device of the points.
+        points: clouds (B, N, 3). They are returned unchanged if N == count.
+        count: number of points, 1 <= count <= N.
+        generator: random generator on the device of the points.
 
     Raises:
         ValueError: count out of range.
@@ -83,42 +87,44 @@ def subsample_train(points: Tensor, count: int, generator: torch.Generator) -> T
 
 
 def subsample_eval(points: Tensor, count: int) -> Tensor:
-    """Keep the `count` farthest points of each cloud, all if N == count; ValueError if there are fewer."""
+    """Select `count` points of each cloud by farthest point sampling; ValueError if there are fewer."""
     return ops.gather_points(points, eval_index(points, count)) if points.shape[1] != count else points
 
 
 def random_index(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Positions (B, count) that `random_subset` draws."""
+    """Return the indices (B, count) that `random_subset` draws."""
     _check_count(points, count)
+    # Sorting random keys draws a permutation of each row in one call; `torch.randperm` has no batch dimension. The
+    # stable sort makes ties, which float32 keys have, give the same order on every device.
     keys = torch.rand(points.shape[:2], device=points.device, generator=generator)
     return keys.argsort(dim=1, stable=True)[:, :count]
 
 
 def train_index(points: Tensor, count: int, generator: torch.Generator, shared_draw: bool = False) -> Tensor:
-    """Positions (B, count) that `subsample_train` draws.
+    """Return the indices (B, count) that `subsample_train` draws.
 
-    With `shared_draw` the farthest points of the same ranks are drawn for the whole batch, as the official code does by
-    accident; here every sample has its own.
+    With `shared_draw` one draw of ranks among the farthest points is used for the whole batch, as in the official
+    code by accident. Without it, every sample has a separate draw.
     """
     _check_count(points, count)
     available = points.shape[1]
     if available == count:
         return _in_order(points)
     candidates = min(_CANDIDATES.get(count, int(1.2 * count)), available)
-    # The farthest N of N points are all of them.
+    # The farthest N of N points are all points, so the sampling, the costly step, is skipped.
     farthest = ops.farthest_point_sample(points, candidates) if candidates < available else _in_order(points)
     chosen = random_index(farthest[:1] if shared_draw else farthest, count, generator)
     return farthest.gather(1, chosen.expand(points.shape[0], -1))
 
 
 def eval_index(points: Tensor, count: int) -> Tensor:
-    """Positions (B, count) that `subsample_eval` keeps."""
+    """Return the indices (B, count) that `subsample_eval` keeps."""
     _check_count(points, count)
     return _in_order(points) if points.shape[1] == count else ops.farthest_point_sample(points, count)
 
 
 def _uniform(points: Tensor, low: float, high: float, generator: torch.Generator) -> Tensor:
-    """Draw (B, 1, 3) numbers between low and high, for each sample and axis."""
+    """Draw uniform numbers (B, 1, 3) between low and high, for each sample and axis."""
     shape = (points.shape[0], 1, 3)
     drawn = torch.rand(shape, dtype=points.dtype, device=points.device, generator=generator)
     return low + (high - low) * drawn

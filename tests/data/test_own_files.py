@@ -144,7 +144,7 @@ def test_folders_of_splits_inside_the_classes(tmp_path: Path) -> None:
     put(tmp_path, "chair/train/1.xyz", "chair/test/a/1.xyz", "train/train/1.xyz", "train/valid/1.xyz")
     assert list(splits(source(tmp_path)).values()) == ["test", "train", "train", "val"]
     put(tmp_path, "chair/2.xyz")
-    with pytest.raises(DataError, match=r"chair/2.xyz is in no folder of a split"):
+    with pytest.raises(DataError, match=r"chair/2.xyz is not in a folder of a split"):
         source(tmp_path)
 
 

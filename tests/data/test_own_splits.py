@@ -197,5 +197,5 @@ def test_patterns_that_group_nothing(tmp_path: Path, pattern: str, reason: str) 
 
 
 def test_told_splits_are_not_grouped(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="tells its splits; leave it out"):
+    with pytest.raises(ConfigError, match="defines its splits; leave it out"):
         source(classes(tmp_path, "train", "test"), group_by=r"\d+")

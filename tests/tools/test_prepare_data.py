@@ -210,7 +210,7 @@ def test_files_of_another_make_are_named_and_not_replaced(tool: Tool, server: li
     (folder / "toy_files" / "mine").write_text("mine")
     code, out, err = tool("prepare_data", "toy", "--root", tmp_path / "data", "--accept")
     assert code == 2
-    assert f"the files in {folder} are of no use: {folder} holds no toy in any published format" in out
+    assert f"the files in {folder} cannot be used: {folder} holds no toy in any published format" in out
     assert f"it unpacks to {folder}/toy_files, which is there already; move that away" in err
     assert (folder / "toy_files" / "mine").read_text() == "mine"
 

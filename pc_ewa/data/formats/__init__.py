@@ -1,1 +1,1 @@
-"""Readers of file formats, none of which runs or trusts anything in a file."""
+"""Readers of file formats. No reader executes anything in a file, or allocates what a header merely claims."""

@@ -1,4 +1,4 @@
-"""Which kinds of files are read, with which extra, and how to convert those that are not."""
+"""The supported file formats, the extra that each needs, and advice to convert the unsupported ones."""
 
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -7,7 +7,7 @@ from pathlib import Path
 from pc_ewa.data.formats.readers import EXTENSIONS
 from pc_ewa.package import OPTIONAL, missing_package
 
-# The packages that reading a kind needs beside the extra "data"; pc_ewa.package tells the extra of each.
+# The packages that a format needs in addition to the extra "data". pc_ewa.package has the extra of each package.
 PACKAGES = {".las": ("laspy", "lazrs"), ".laz": ("laspy", "lazrs")}
 EXTRAS = {kind: OPTIONAL[PACKAGES[kind][0]] if kind in PACKAGES else None for kind in EXTENSIONS}
 
@@ -19,8 +19,8 @@ _BY_TRIMESH = (
 _CAD = "export it as .stl or .obj from a CAD program"
 _CLOUD = "export it as .ply or .las, with CloudCompare for one"
 _ARRAY = "store its array of points as .npy, with numpy.save"
-# Kinds of shapes that are not read: what to do with a file. trimesh 5.2 reads the first four, but leaves out in silence
-# what it does not know of them, such as fans of triangles in glTF, and unpacks an archive of any size.
+# Unsupported formats, each with a way to convert a file. trimesh 5.2 reads the first four, but it silently omits what
+# it does not support, such as triangle fans in glTF, and it unpacks an archive of any size.
 CONVERT = {
     **dict.fromkeys((".glb", ".gltf", ".3mf", ".dae"), _BY_TRIMESH),
     **dict.fromkeys((".fbx", ".blend", ".usd", ".usda", ".usdc", ".usdz", ".wrl", ".x3d", ".3ds", ".abc"), _MESH),
@@ -31,10 +31,10 @@ CONVERT = {
 
 
 def refuse_unreadable(paths: Iterable[Path]) -> None:
-    """Refuse files of which a package that reads them is missing, before the first of them is read.
+    """Refuse files whose reader needs a missing package, before the first of them is read.
 
     Raises:
-        MissingPackageError: names the kind, the package and the extra.
+        MissingPackageError: the message names the format, the package and the extra.
     """
     for kind in sorted({path.suffix.lower() for path in paths} & PACKAGES.keys()):
         for package in PACKAGES[kind]:
@@ -44,10 +44,11 @@ def refuse_unreadable(paths: Iterable[Path]) -> None:
 
 
 def advice(names: Iterable[str]) -> str:
-    """Tell how to convert files that are not read, by their names or endings; "" if none is known.
+    """Return advice to convert unsupported files, given their names or extensions; "" if there is none.
 
-    >>> advice(["chair.step", "notes.md"])
-    '.step is not read: export it as .stl or .obj from a CAD program'
+    Example:
+        >>> advice(["chair.step", "notes.md"])
+        '.step is not read: export it as .stl or .obj from a CAD program'
     """
     by_remedy: dict[str, list[str]] = {}
     for kind in sorted({Path(f"_{name}").suffix.lower() for name in names} & CONVERT.keys()):

@@ -1,4 +1,4 @@
-"""Points drawn from the surfaces of triangle meshes."""
+"""Sampling of points from the surface of a triangle mesh."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 def sample_surface(
     vertices: NDArray[np.floating[Any]], faces: NDArray[np.integer[Any]], count: int, random: np.random.RandomState
 ) -> NDArray[np.float64]:
-    """Draw points from the surface of a triangle mesh, each part of it as likely as it is large.
+    """Draw points uniformly from the surface of a triangle mesh.
 
     Args:
-        vertices: (V, 3).
-        faces: (F, 3), positions in `vertices`.
-        count: how many points.
-        random: what they are drawn with; the same state gives the same points.
+        vertices: coordinates (V, 3).
+        faces: indices (F, 3) of vertices.
+        count: number of points.
+        random: random generator; the same state gives the same points.
 
     Returns:
         (count, 3).
@@ -29,9 +29,11 @@ def sample_surface(
         areas = np.cumsum(np.linalg.norm(np.cross(edges[:, 0], edges[:, 1]), axis=1))
     if len(areas) == 0 or not (np.isfinite(areas[-1]) and areas[-1] > 0):
         raise ValueError("its surface has no area that can be measured")
-    # Rounding may give the last area itself, which would be behind the last triangle.
+    # Inverse transform sampling of the triangle. `side="right"` skips triangles without area. The product may round up
+    # to the total area, whose index would be behind the last triangle.
     chosen = np.searchsorted(areas, random.uniform(size=count) * areas[-1], side="right").clip(max=len(areas) - 1)
-    # Turpin, Generating Random Points in a Triangle (Graphics Gems, 1990): fold the far half of the parallelogram.
+    # Turk, Generating Random Points in Triangles (Graphics Gems, 1990): sample the parallelogram of the two edges, and
+    # reflect its far half onto the triangle, which keeps the density uniform.
     weights = random.uniform(size=(count, 2, 1))
     far = weights.sum(1, keepdims=True) > 1
     return first[chosen] + (np.where(far, 1 - weights, weights) * edges[chosen]).sum(1)

@@ -10,27 +10,31 @@ from numpy.typing import NDArray
 
 from pc_ewa.data.formats.text_files import one_line
 
-_MOST_COLUMNS = 16  # of a cloud with fewer points than columns: x y z, a normal, colours, and what a LAS point has
-_MOST_OF_THREE = 7  # of three points: with a normal or colours
+# Columns that a cloud may have if it has fewer points than columns: x y z, normal, colours and the fields of LAS.
+_MOST_COLUMNS = 16
+# The same for three points, whose transposed table is the most likely mistake: x y z with a normal or colours.
+_MOST_OF_THREE = 7
 
 
 def parse_npy(data: bytes) -> NDArray[Any]:
-    """View a whole NPY file as the array of numbers that it holds; nothing is unpickled.
+    """Return a view of the array of numbers in a whole NPY file. Nothing is unpickled.
 
-    `numpy.load` would do, but for two files ("huge header" and "trailing" in test_shapenet55.py): it asks for the 2 GB
-    that a header claims to have, and leaves unread what follows the array. Its parser of headers, `ast.literal_eval` of
-    at most 10,000 characters, is the one used here. Source: NEP 1.
+    `numpy.load` fails on two kinds of files ("huge header" and "trailing" in test_shapenet55.py): it allocates the 2 GB
+    that a header claims, and it ignores bytes after the array. Its parser of headers, `ast.literal_eval` of at most
+    10,000 characters, is also used here. Source: NEP 1.
 
     Raises:
-        ValueError: damaged, cut short, or not an array of numbers.
+        ValueError: damaged, truncated, or not an array of numbers.
     """
     stream, parse = io.BytesIO(data), np.lib.format
     headers = {(1, 0): parse.read_array_header_1_0, (2, 0): parse.read_array_header_2_0}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Python's parser about a damaged header, of NumPy about an old one
+            # Python's parser warns about a damaged header, and NumPy about one of Python 2.
+            warnings.simplefilter("ignore")
             shape, by_column, dtype = headers[parse.read_magic(stream)](stream)
-    except Exception as error:  # parsing a damaged Python literal raises almost anything
+    # Parsing a damaged Python literal raises SyntaxError, MemoryError, RecursionError and others.
+    except Exception as error:
         raise ValueError(f"no NPY header of an array of numbers: {one_line(error)}") from error
     if dtype.kind not in "fiu" or dtype.names is not None:
         raise ValueError(f"no NPY header of an array of numbers, but of {str(dtype)[:60]}")
@@ -41,7 +45,7 @@ def parse_npy(data: bytes) -> NDArray[Any]:
 
 
 def npy_points(data: bytes) -> NDArray[np.float64]:
-    """Read the points (P, 3) of a whole file: the first three columns of its array.
+    """Return the points (P, 3) of a whole file: the first three columns of its array.
 
     Raises:
         ValueError: as `parse_npy` and `refuse_transposed`, or an array of another shape.
@@ -54,7 +58,7 @@ def npy_points(data: bytes) -> NDArray[np.float64]:
 
 
 def refuse_transposed(points: int, columns: int) -> None:
-    """Refuse a table that seems to be stored as (3, points).
+    """Refuse a table that is probably stored as (3, points).
 
     Raises:
         ValueError: fewer rows than columns, and more columns than a point has attributes.

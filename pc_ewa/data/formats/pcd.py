@@ -1,7 +1,7 @@
 """PCD files: a header that declares fields, then points as text, as bytes, or compressed.
 
-Source: the Point Cloud Library's description of PCD 0.7, and LibLZF's of its compression. A header may claim what it
-likes: memory is taken only for what the file holds.
+Sources: the description of PCD 0.7 by the Point Cloud Library, and that of the compression by LibLZF. Memory is
+bounded by the size of the file, whatever the header claims.
 """
 
 import re
@@ -33,10 +33,10 @@ class Header(NamedTuple):
 
 
 def parse_pcd(data: bytes) -> NDArray[np.float64]:
-    """Read a whole file: points (P, 3), less those without a measurement, which PCD marks by NaN in x, y and z.
+    """Return the points (P, 3) of a whole file. Points without a measurement, NaN in x, y and z, are dropped.
 
     Raises:
-        ValueError: damaged; says what is wrong.
+        ValueError: damaged; the message names the defect.
     """
     marked = is_marked(data)
     if marked:
@@ -49,7 +49,8 @@ def parse_pcd(data: bytes) -> NDArray[np.float64]:
         raise ValueError(f"DATA is {storage[:40]!r}; expected ascii, binary or binary_compressed")
     if marked and storage != "ascii":
         raise ValueError("a byte order mark in front of binary data: an editor has changed it")
-    if storage == "ascii":  # the same records, each word a number of 8 bytes
+    # Convert text to binary records in which every value is a float64, so that one path reads both.
+    if storage == "ascii":
         body, header = numbers(body.split()).tobytes(), header._replace(kinds=["<f8"] * len(header.kinds))
     total = header.number * sum(header.sizes)
     if storage == "binary_compressed":
@@ -88,7 +89,7 @@ def _header(text: bytes) -> Header:
 
 
 def _columns(data: NDArray[np.uint8], header: Header, *, by_field: bool) -> list[NDArray[Any]]:
-    """Cut bytes into one column for each field; stored point by point, or field by field."""
+    """Split bytes into one column per field. The bytes are stored point by point, or `by_field` field by field."""
     columns, begin, width = [], 0, sum(header.sizes)
     rows = data.reshape(header.number, width)
     for size, kind in zip(header.sizes, header.kinds, strict=True):
@@ -96,6 +97,7 @@ def _columns(data: NDArray[np.uint8], header: Header, *, by_field: bool) -> list
         if by_field:
             column = data[header.number * begin : header.number * end]
         else:
+            # `view` changes the type of contiguous bytes only.
             column = np.ascontiguousarray(rows[:, begin:end]).reshape(-1)
         columns.append(column.view(kind))
         begin = end
@@ -110,20 +112,23 @@ def _unpacked(body: bytes, total: int) -> bytes:
 
 
 def unpack_lzf(data: bytes, size: int) -> bytes:
-    """Decompress what LibLZF made.
+    """Decompress data of LibLZF.
 
     Raises:
         ValueError: damaged, or the result does not have `size` bytes.
     """
+    # `<= size` stops at the first excess: a back reference of three bytes can produce 264.
     out, i = bytearray(), 0
     damaged = "its compressed data are damaged"
     while i < len(data) and len(out) <= size:
         control = data[i]
         i += 1
-        if control < 32:  # bytes as they are, one more than it says
+        # A literal run of control + 1 bytes.
+        if control < 32:
             out += data[i : i + control + 1]
             i += control + 1
             continue
+        # A back reference: length in 3 bits, continued in the next byte if all are set, then distance in 13 bits.
         length, more = (control >> 5) + 2, control >> 5 == 7
         if i + more >= len(data):
             raise ValueError(damaged)
@@ -132,7 +137,8 @@ def unpack_lzf(data: bytes, size: int) -> bytes:
         i += 1 + more
         if begin < 0:
             raise ValueError(damaged)
-        piece = out[begin : begin + length]  # shorter where it runs into what it is about to write: it repeats
+        # A reference may overlap its own output, which then repeats with the period of the slice.
+        piece = out[begin : begin + length]
         out += (piece * (length // len(piece) + 1))[:length]
     if len(out) != size or i != len(data):
         raise ValueError(damaged)

@@ -1,9 +1,9 @@
-"""Read numbers and numpy arrays from a pickle without running anything that it names.
+"""Read numbers and numpy arrays from a pickle without calling anything that it names.
 
-`pickle.Unpickler` calls what a file names. Here every name leads to a stand-in of ours, and any other name is refused:
-nothing of numpy or of the standard library is called. A first pass over the instructions, with `pickletools`, refuses
-those that arrays do not need, sizes beyond the file, and keys that would be slow to hash. Protocols 2 to 5; arrays
-pickled by numpy 1 and numpy 2.
+`pickle.Unpickler` calls the functions that a file names. Here each of the few names that arrays need resolves to a
+stand-in of this module, and every other name is refused: no function of numpy or of the standard library is called. A
+first pass with `pickletools` refuses opcodes that arrays do not need, sizes beyond the file, and keys that are slow to
+hash. Protocols 2 to 5 are read, with arrays pickled by numpy 1 and numpy 2.
 """
 
 import math
@@ -21,7 +21,8 @@ import numpy as np
 from pc_ewa.data.formats.text_files import one_line
 from pc_ewa.errors import DataError
 
-_MOST_INSTRUCTIONS = 10_000_000  # each may take memory; the largest published file has half a million
+# Each opcode may take memory. The largest published file has half a million of them.
+_MOST_INSTRUCTIONS = 10_000_000
 _NUMBERS = re.compile(r"[|<>=]?(b1|[iu][1248]|f[248])")
 _NAMES = """
     PROTO FRAME STOP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT
@@ -30,28 +31,32 @@ _NAMES = """
     BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
 """
 _INSTRUCTIONS = {code.code.encode("latin-1"): code for code in pickletools.opcodes if code.name in _NAMES.split()}
-_KEYS = ("str", "int")  # of dicts: a tuple of tuples of ... could take for ever to hash
+# Types of dict keys. Nested tuples that share their items would take exponential time to hash.
+_KEYS = ("str", "int")
 
 
 class _RefusedError(Exception):
-    """Something that a pickle of numbers does not have."""
+    """Content that a pickle of numbers does not have."""
 
 
 def read_pickle(path: Path) -> Any:
-    """Return what is pickled: lists, dicts, tuples, strings, bytes, numbers, and numpy arrays of numbers.
+    """Return the pickled value: lists, dicts, tuples, strings, bytes, numbers, and numpy arrays of numbers.
 
-    Arrays are views of the pickled bytes, so all of the file is in memory once.
+    Arrays are views of the pickled bytes, so the file is in memory once.
 
     Raises:
-        DataError: a file that cannot be read, is damaged, or holds anything else; what is refused is named.
+        DataError: a file that cannot be read, is damaged, or contains anything else, which the message names.
     """
-    if not os.path.isfile(path):  # opening a pipe would wait for ever
-        raise DataError(f"{path} is missing, or no file; get a fresh copy")
+    # Opening a named pipe would block until somebody writes to it.
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is missing, or not a file; get a fresh copy")
     try:
         with path.open("rb") as file:
-            # Mapped: reading beyond its end returns what there is, and never asks for memory that a file claims.
+            # A read beyond the end of a mapping returns the rest of it, whereas `file.read(n)` allocates the n bytes
+            # that the pickle claims.
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file
+    # mmap raises ValueError for an empty file.
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}; get a fresh copy") from error
     with content:
         try:
@@ -60,20 +65,21 @@ def read_pickle(path: Path) -> Any:
             return _resolve(_Unpickler(content, len(content)).load(), {})
         except _RefusedError as error:
             raise DataError(f"{path}: refused {error}; only arrays of numbers, and lists of them, are read") from error
-        except Exception as error:  # damaged instructions make the unpickler, and our stand-ins, raise almost anything
-            defect = f"no sound pickle, damaged near byte {content.tell()} of {len(content)}"
+        # Damaged opcodes make the unpickler and the stand-ins raise almost anything.
+        except Exception as error:
+            defect = f"not a sound pickle, damaged near byte {content.tell()} of {len(content)}"
             raise DataError(f"{path}: {defect}; get a fresh copy") from error
 
 
 def _check(content: mmap.mmap) -> None:
-    """Follow the types on the stack from instruction to instruction, and refuse what would cost time or memory."""
+    """Simulate the types on the stack, opcode by opcode, and refuse what would cost time or memory."""
     if content[:1] != b"\x80" or not 2 <= content[1] <= 5:
         raise _RefusedError("a file that is not a pickle of protocol 2 to 5")
     stack: list[str] = []
     marks: list[int] = []
     memo: dict[int, str] = {}
     for count in range(_MOST_INSTRUCTIONS):
-        # pickletools.genops does the same, but decodes what follows an instruction before it can be refused.
+        # pickletools.genops does the same, but decodes the argument of an opcode before the opcode can be refused.
         code = content.read(1)
         if code not in _INSTRUCTIONS:
             raise _RefusedError(f"instruction {code!r} at byte {content.tell() - 1}")
@@ -82,7 +88,8 @@ def _check(content: mmap.mmap) -> None:
         argument: Any = opcode.arg.reader(cast("IO[bytes]", content)) if opcode.arg else None
         if name in ("BINPUT", "LONG_BINPUT", "MEMOIZE"):
             key = len(memo) if name == "MEMOIZE" else argument
-            if key > count:  # the unpickler makes room for as many entries
+            # The C unpickler allocates a memo of `key` entries, so one opcode could claim gigabytes.
+            if key > count:
                 raise ValueError(f"entry {key} of the memo before there are as many")
             memo[key] = stack[-1]
         elif name in ("BINGET", "LONG_BINGET"):
@@ -102,10 +109,11 @@ def _check(content: mmap.mmap) -> None:
 
 
 def _take(stack: list[str], marks: list[int], opcode: pickletools.OpcodeInfo) -> list[str]:
-    """Take from the stack what an instruction takes, and return it without the object that is changed."""
+    """Pop the operands of an opcode from the stack. Return them without the object that the opcode changes."""
     before = [kind.name for kind in opcode.stack_before]
     taken: list[str] = []
-    if "stackslice" in before:  # all down to the mark, then what is below it
+    # Operands down to the topmost mark, then the fixed ones below it.
+    if "stackslice" in before:
         mark = marks.pop()
         taken, before = stack[mark + 1 :], before[: before.index("mark")]
         del stack[mark:]
@@ -117,7 +125,7 @@ def _take(stack: list[str], marks: list[int], opcode: pickletools.OpcodeInfo) ->
 
 
 class _Function:
-    """Stands in for a function; it has no attributes that a file could set."""
+    """A stand-in for a function. `__slots__` leaves no attributes that a file could set."""
 
     __slots__ = ("call",)
 
@@ -132,7 +140,7 @@ class _Function:
 
 
 class _Type:
-    """Stands in for `numpy.dtype`; complete when its state has come."""
+    """A stand-in for `numpy.dtype`, complete after BUILD has set its state."""
 
     __slots__ = ("code", "dtype")
 
@@ -151,7 +159,7 @@ class _Type:
 
 
 class _Array:
-    """Stands in for `numpy.core.multiarray._reconstruct`, whose arguments say nothing; its state says all."""
+    """A stand-in for `numpy.core.multiarray._reconstruct`. Its arguments are placeholders; its state has the array."""
 
     __slots__ = ("value",)
 
@@ -164,7 +172,8 @@ class _Array:
 
 
 def _array(data: Any, kind: Any, shape: Any, order: Any = "C") -> Any:
-    """View bytes as an array."""
+    """Return a view of bytes as an array."""
+    # `type(size) is int` refuses bool, which `isinstance` would accept as an integer.
     dtype = kind.dtype if isinstance(kind, _Type) else None
     if dtype is None or not isinstance(data, bytes | bytearray) or order not in ("C", "F"):
         raise _RefusedError("an array of objects, or of no known type")
@@ -196,22 +205,27 @@ _STAND_INS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "scalar"): _Function(_scalar),
     ("numpy.core.numeric", "_frombuffer"): _Function(_from_buffer),
     ("numpy", "dtype"): _Function(_Type),
-    ("numpy", "ndarray"): object(),  # only ever an argument of _reconstruct
-    ("builtins", "bytes"): _Function(_no_bytes),  # how protocol 2 stores b""
+    # Not callable: it is only an argument of _reconstruct.
+    ("numpy", "ndarray"): object(),
+    # Protocol 2 stores b"" as a call of bytes().
+    ("builtins", "bytes"): _Function(_no_bytes),
     ("__builtin__", "bytes"): _Function(_no_bytes),
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Python's unpickler, in a world where only our stand-ins exist."""
+    """Python's unpickler, restricted to the stand-ins."""
 
     def __init__(self, file: mmap.mmap, size: int) -> None:
         super().__init__(file)
-        self.left = size  # bytes that text may still become: the same text could be encoded again and again
+        # Budget of encoded bytes: a file could encode one long memoised text again and again.
+        self.left = size
 
     def find_class(self, module: str, name: str) -> Any:
-        key = module.replace("numpy._core.", "numpy.core."), name  # numpy 2 and numpy 1
-        if key == ("_codecs", "encode"):  # how protocol 2 stores bytes
+        # numpy 2 renamed numpy.core to numpy._core.
+        key = module.replace("numpy._core.", "numpy.core."), name
+        # Protocol 2 stores bytes as a call of _codecs.encode(text, "latin1").
+        if key == ("_codecs", "encode"):
             return _Function(self._encode)
         if key not in _STAND_INS:
             raise _RefusedError(f"the global {f'{module[:80]}.{name[:80]}'!r}")
@@ -225,7 +239,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _resolve(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
-    """Put arrays in the place of their stand-ins; `done` has, by id, every container met and what became of it."""
+    """Replace stand-ins by their arrays. `done` maps the id of each visited container to it and its result."""
     if value is None or type(value) in (bool, int, float, str, bytes, bytearray):
         return value
     if isinstance(value, _Array) and value.value is not None:
@@ -235,7 +249,9 @@ def _resolve(value: Any, done: dict[int, tuple[Any, Any]]) -> Any:
     if type(value) is tuple:
         done[id(value)] = (value, tuple([_resolve(entry, done) for entry in value]))
     elif type(value) is list:
-        done[id(value)] = (value, value)  # before its entries, as it may hold itself
+        # Registered before its entries are resolved, because a list may contain itself. The stored reference keeps
+        # the object alive, so that its id is not reused.
+        done[id(value)] = (value, value)
         value[:] = [_resolve(entry, done) for entry in value]
     elif type(value) is dict:
         done[id(value)] = (value, value)

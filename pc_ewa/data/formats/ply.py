@@ -1,12 +1,12 @@
 """PLY files: a header that declares records, then the records as text or as bytes.
 
-Source: G. Turk, The PLY Polygon File Format (1994), and the names of types that later programs use. A header may claim
-what it likes: memory is taken only for what the file holds.
+Source: G. Turk, The PLY Polygon File Format (1994), and the names of types that later programs use. Memory is bounded
+by the size of the file, whatever the header claims.
 
-Why not plyfile 1.1.5, which was tried on the files of tests/data/formats/test_readers.py: it cannot read a comment with
-a letter beyond ASCII, accepts a binary list of -3 entries, takes 3.6 GB for a header that claims 300 million vertices
-(`test_claims_take_no_memory`), needs 2.2 s where this module needs 9 ms (200,000 triangles), and is under the GPL.
-trimesh 5.2, open3d 0.20 and meshio 5.3.5 accept files that end early without a word.
+plyfile 1.1.5 is not used. On the files of tests/data/formats/test_readers.py it fails on a comment with a letter beyond
+ASCII, accepts a binary list of -3 entries, takes 3.6 GB for a header that claims 300 million vertices
+(`test_claims_take_no_memory`), and needs 2.2 s where this module needs 9 ms (200,000 triangles). It is under the GPL.
+trimesh 5.2, open3d 0.20 and meshio 5.3.5 silently accept truncated files.
 """
 
 import re
@@ -31,7 +31,7 @@ _ORDER = {"ascii": "<", "binary_little_endian": "<", "binary_big_endian": ">"}
 
 
 class Property(NamedTuple):
-    """One column of an element: its type, and for a list the type of the number in front."""
+    """A column of an element: its type and, for a list, `ahead`, the type of the length in front of its values."""
 
     name: str
     dtype: str
@@ -39,7 +39,7 @@ class Property(NamedTuple):
 
 
 class Element(NamedTuple):
-    """A kind of record and how many there are."""
+    """A kind of record, and the number of its records."""
 
     name: str
     number: int
@@ -47,10 +47,10 @@ class Element(NamedTuple):
 
 
 def parse_ply(data: bytes) -> tuple[NDArray[np.float64], Lists | None]:
-    """Read a whole file: the vertices (V, 3), and the polygons of positions in them where there are any.
+    """Return the vertices (V, 3) and the polygons of vertex indices of a whole file. None means no polygons.
 
     Raises:
-        ValueError: damaged, or no vertices; says what is wrong.
+        ValueError: damaged, or without vertices; the message names the defect.
     """
     marked = is_marked(data)
     if marked:
@@ -59,8 +59,10 @@ def parse_ply(data: bytes) -> tuple[NDArray[np.float64], Lists | None]:
     if match is None:
         raise ValueError("no PLY header, from the line ply to the line end_header")
     ascii_text, elements = _header(match[1])
-    body = memoryview(data)[match.end() :]  # a slice of bytes would be a copy
-    if ascii_text:  # the same records, each word a number of 8 bytes
+    # A slice of a memoryview does not copy, unlike a slice of bytes.
+    body = memoryview(data)[match.end() :]
+    # Convert text to binary records in which every value is a float64, so that one path reads both.
+    if ascii_text:
         body = memoryview(numbers(bytes(body).split()).tobytes())
         elements = [
             element._replace(properties=[Property(p.name, "<f8", p.ahead and "<f8") for p in element.properties])
@@ -86,10 +88,10 @@ def parse_ply(data: bytes) -> tuple[NDArray[np.float64], Lists | None]:
 
 
 def _polygons(element: Element, columns: dict[str, NDArray[Any] | Lists]) -> Lists | None:
-    """Find the polygons of an element.
+    """Return the polygons of an element. None means that the element has none.
 
     Raises:
-        ValueError: the element has faces, but not as they are read: they would get lost.
+        ValueError: the element has faces in an unsupported form, which would be lost.
     """
     lists = {name: column for name, column in columns.items() if isinstance(column, Lists)}
     known = [lists[name] for name in _INDICES if name in lists]
@@ -101,7 +103,7 @@ def _polygons(element: Element, columns: dict[str, NDArray[Any] | Lists]) -> Lis
         return known[0] if known else None
     if element.name in ("tristrips", "tristrip"):
         return _strips(known[0]) if known else None
-    # Of range images each record lists one vertex or none; edges list two.
+    # Records of range images list one vertex or none, and edges two: only longer lists can be faces.
     doubtful = list(lists.values()) if re.search("face|poly|tri|quad|strip", element.name.lower()) else known
     if any((column.lengths > 2).any() for column in doubtful):
         raise ValueError(f"element {element.name[:40]} seems to have faces; read are those of face and tristrips")
@@ -113,12 +115,14 @@ def _shown(names: Iterable[str]) -> str:
 
 
 def _strips(strips: Lists) -> Lists:
-    """Cut strips into triangles: each three corners in a row are one, every second turned; -1 begins a new strip."""
+    """Split triangle strips into triangles. -1 among the corners begins a new strip."""
     values = strips.values
-    last = np.zeros(len(values), bool)  # corners after which a strip ends
+    last = np.zeros(len(values), bool)  # True at the last corner of each list
     last[(np.cumsum(strips.lengths) - 1)[strips.lengths > 0]] = True
     begins = np.concatenate([[True], (last | (values == -1))[:-1]])[: len(values)]
     begin = np.maximum.accumulate(np.where(begins, np.arange(len(values)), 0))
+    # Every corner from the third of its strip on closes a triangle. Every second triangle has its first two corners
+    # exchanged, because the strip alternates their orientation.
     third = np.flatnonzero((np.arange(len(values)) - begin >= 2) & (values != -1))
     turned = (third - begin[third]) % 2
     corners = np.stack([third - 2 + turned, third - 1 - turned, third], axis=-1)
@@ -137,7 +141,7 @@ def _joined(polygons: list[Lists]) -> Lists | None:
 
 
 def _header(text: bytes) -> tuple[bool, list[Element]]:
-    """Read whether the records are text, and what they are."""
+    """Return True if the records are text, and the declared elements."""
     form, elements = "", list[Element]()
     for line in text.splitlines():
         match line.decode("latin-1").split():
@@ -169,7 +173,7 @@ def _type(form: str, kind: str) -> str:
 
 
 def _read_element(body: memoryview, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
-    """Return where the records of an element end, and its columns by name."""
+    """Return the offset behind the records of an element, and its columns by name."""
     properties, number = element.properties, element.number
     if not properties or not number:
         return start, {
@@ -180,6 +184,8 @@ def _read_element(body: memoryview, start: int, element: Element) -> tuple[int, 
         raise ValueError(
             f"it ends early: {number} of element {element.name[:40]} do not fit into what follows the header"
         )
+    # Almost every file has lists of one length only (triangles). Then all records have the size of the first one, and
+    # one structured array reads them; the check below confirms it. Otherwise they are read one by one.
     lengths = _first_lengths(body, start, properties)
     fields = [
         field
@@ -197,7 +203,7 @@ def _read_element(body: memoryview, start: int, element: Element) -> tuple[int, 
 
 
 def _first_lengths(body: memoryview, start: int, properties: list[Property]) -> list[int]:
-    """Lengths of the lists of the first record, 0 for what is no list: those of most files are all the same."""
+    """Return the lengths of the lists of the first record, with 0 for a property that is not a list."""
     lengths = []
     for p in properties:
         if p.ahead:
@@ -217,6 +223,7 @@ def _list_length(body: memoryview, start: int, dtype: str) -> int:
     size = np.dtype(dtype).itemsize
     if start + size > len(body):
         raise ValueError("it ends early, before a list")
+    # The length is signed or even a float in some files, so it may be negative, NaN or fractional.
     value = float(np.frombuffer(body, dtype, 1, start)[0])
     if not 0 <= value <= len(body) or value != int(value):
         raise ValueError(f"a list of {value:g} entries does not fit into the file")
@@ -225,7 +232,7 @@ def _list_length(body: memoryview, start: int, dtype: str) -> int:
 
 def _read_rows(body: memoryview, start: int, element: Element) -> tuple[int, dict[str, NDArray[Any] | Lists]]:
     """Read records whose lists differ in length, one by one."""
-    # (name, size, type of one value, size and type of the length in front)
+    # (name, size of a value, size of the length in front, type of that length)
     plan = [
         (p.name, np.dtype(p.dtype).itemsize, np.dtype(p.ahead).itemsize if p.ahead else 0, p.ahead)
         for p in element.properties

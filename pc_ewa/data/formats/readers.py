@@ -1,12 +1,13 @@
-"""Files with the points or the mesh of one shape, in the formats in which such files are exchanged.
+"""Readers of files with the point cloud or the mesh of one shape.
 
-Nothing but coordinates and faces is read: materials, textures and other files that a file names are left alone, and
-nothing in it is run. Memory is bounded by the size of the file, whatever its header claims. A file that
-ends early or makes no sense is refused, never read in part; only XYZ and OBJ do not tell how long they should be.
+Only coordinates and faces are read. Materials, textures and other files that a file names are ignored, and nothing is
+executed. Memory is bounded by the size of the file, whatever its header claims. A truncated or contradictory file is
+refused, never read in part; only XYZ and OBJ do not declare their length.
 
-That is why most of these readers are ours. Of files cut short, trimesh 5.2.0 accepts OFF (49 of 180 faces) and STL (an
-empty mesh), open3d 0.20 all kinds (and reads ModelNet's `OFF100 180 0` as no points), meshio 5.3.5 drops bad faces of
-OBJ and exits the program on ModelNet's OFF, pypcd4 1.5.1 accepts PCD (139 of 200 points): all without a word.
+Most of these readers are ours, because common packages silently accept truncated files. trimesh 5.2.0 accepts OFF (49
+of 180 faces) and STL (an empty mesh). open3d 0.20 accepts all formats, and reads ModelNet's `OFF100 180 0` as no
+points. meshio 5.3.5 drops bad faces of OBJ, and exits the program on ModelNet's OFF. pypcd4 1.5.1 accepts PCD (139 of
+200 points).
 """
 
 from collections.abc import Callable
@@ -43,18 +44,18 @@ EXTENSIONS = tuple(_PARSERS)
 
 
 class Shape(NamedTuple):
-    """Vertices (V, 3), and triangles (F, 3) of positions in them; None for a point cloud. Both are sound."""
+    """Finite vertices (V, 3), and triangles (F, 3) of valid vertex indices. Faces are None for a point cloud."""
 
     vertices: NDArray[np.float64]
     faces: NDArray[np.int64] | None = None
 
 
 def read_shape(path: Path) -> Shape:
-    """Read a file; the ending of its name, one of EXTENSIONS, tells the format.
+    """Read a file. Its extension, one of EXTENSIONS, selects the format.
 
     Raises:
         DataError: missing, damaged, without points, or NaN or infinity among the coordinates.
-        MissingPackageError: a format that needs an extra; `formats.kinds` tells which do.
+        MissingPackageError: a format that needs an extra, see `formats.kinds`.
     """
     kind = path.suffix.lower()
     try:
@@ -66,12 +67,13 @@ def read_shape(path: Path) -> Shape:
     except MemoryError as error:
         raise DataError(f"cannot read {path}: it is too large for the memory; thin it out") from error
     except (ValueError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:200]  # it may quote a word, of any length
+        # The message may quote a word of the file, which may have any length.
+        reason = " ".join(str(error).split())[:200]
         raise DataError(f"cannot read {path} as {kind[1:]}: {reason}; repair, replace or remove it") from error
 
 
 def _shape(vertices: NDArray[np.float64], polygons: Lists | None = None) -> Shape:
-    """Refuse what nothing can be made of; a mesh without faces is a point cloud."""
+    """Validate vertices and polygons, and triangulate. A mesh without faces becomes a point cloud."""
     if not len(vertices):
         raise ValueError("it has no points")
     if not np.isfinite(vertices).all():

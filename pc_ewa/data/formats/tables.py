@@ -1,4 +1,4 @@
-"""Tables of points as text: XYZ, CSV and their like."""
+"""Tables of points as text: XYZ, CSV and similar files."""
 
 import csv
 import re
@@ -15,17 +15,18 @@ _COMMENTS = (b"#", b"%", b"//")
 _HEADER_LINES = 10  # before the first point
 _FIRST = (0, 1, 2)  # columns
 
-Row = tuple[int, bytes]  # a line that is not empty, and its number
+# The number of a line that is not empty, and the line.
+Row = tuple[int, bytes]
 
 
 def parse_table(data: bytes) -> NDArray[np.float64]:
-    """Read rows of x, y, z and what may follow, between commas, semicolons, tabs or spaces.
+    """Read rows of x, y, z and optional further columns, separated by commas, semicolons, tabs or spaces.
 
-    A line of names above them, or the last comment there, tells the columns of x, y and z: in any order and in small
-    or large letters. Without names they are the first three.
+    A header line, or the last comment above the rows, names the columns x, y and z, in any order and any case. Without
+    names, they are the first three columns.
 
     Raises:
-        ValueError: rows that are not whole, or names that do not tell which columns are x, y and z.
+        ValueError: incomplete rows, or a header that does not name exactly one x, y and z.
     """
     lines = [(i, row) for i, line in enumerate(as_text(data).splitlines(), 1) if (row := line.strip())]
     if not lines:
@@ -36,6 +37,7 @@ def parse_table(data: bytes) -> NDArray[np.float64]:
     if not rows:
         first = shown(lines[0][1][:60].decode("utf-8", "replace"))
         raise ValueError(f"it has no points: no line has three numbers, and the first is {first}")
+    # The semicolon first: files with semicolons may use a decimal comma, which is then refused as not a number.
     separator = next((s for s in (b";", b",") if s in rows[0][1]), None)
     width = len(_cells(rows[0], separator))
     comments = [row for i, row in lines if i < rows[0][0] and row.startswith(_COMMENTS)]
@@ -66,7 +68,7 @@ def _points(
 
 
 def _cells(row: Row, separator: bytes | None) -> list[bytes]:
-    """Cut a row into cells, and take them out of their quotes; a separator in quotes is text."""
+    """Split a row into cells without their quotes. A separator inside quotes is text."""
     if b'"' not in row[1]:
         return row[1].split(separator)
     if row[1].count(b'"') % 2:
@@ -77,10 +79,10 @@ def _cells(row: Row, separator: bytes | None) -> list[bytes]:
 
 
 def _header_length(rows: list[Row]) -> int:
-    """Count the lines in front of the first point: names of columns, the number of points, a title."""
+    """Count the lines before the first point: names of columns, the number of points, a title."""
     for length, (_, row) in enumerate(rows[:_HEADER_LINES]):
         cells = re.split(rb"[;,\s]+", row)
-        # Below names of columns a point may begin with text.
+        # Below a header with names, a row may begin with columns of text, so all of its cells are tried.
         named = length > 0 and _places(_names(rows[length - 1][1], None)) is not None
         if any(map(_is_number, cells if named else cells[:3])) and not (len(cells) == 1 and row.isdigit()):
             return length
@@ -98,7 +100,7 @@ def _is_number(cell: bytes) -> bool:
 def _columns_of(
     header: list[bytes], comments: list[bytes], separator: bytes | None, width: int
 ) -> tuple[int, int, int] | None:
-    """Find the columns of x, y and z in the lines above the points; None if these tell no names."""
+    """Find the columns of x, y and z in the lines above the points. None means that no line names columns."""
     for line in reversed(header):
         names = _names(line, separator)
         places = _places(names)
@@ -109,7 +111,8 @@ def _columns_of(
         if len(names) == width and (width > 3 or _axes(names)):
             listed = shown(b" ".join(names).decode("utf-8", "replace"))
             raise ValueError(f"the header names the columns {listed}; name exactly one x, one y and one z")
-    for line in reversed(comments):  # in which there may be anything
+    # A comment may contain any text, so only one with the right number of names counts, and none is an error.
+    for line in reversed(comments):
         names = _names(line, separator)
         if len(names) == width and (places := _places(names)):
             return places
@@ -117,16 +120,17 @@ def _columns_of(
 
 
 def _names(line: bytes, separator: bytes | None) -> list[bytes]:
-    """Cut a line into what may be names of columns."""
+    """Split a line into candidate names of columns."""
     line = re.sub(rb"^[#%/\s]+", b"", line)
-    if line.count(b":") == 1 and len(line.split(b":")[1].split()) > 1:  # "columns: x y z"
+    # Drop a caption, as in "columns: x y z".
+    if line.count(b":") == 1 and len(line.split(b":")[1].split()) > 1:
         line = line.split(b":")[1].strip()
     cells = line.split(separator) if separator and separator in line else re.split(rb"[;,\s]+", line)
     return [name for cell in cells if (name := cell.strip(b"\"' \t").lower())]
 
 
 def _places(names: list[bytes]) -> tuple[int, int, int] | None:
-    """Find x, y and z: by themselves, or else as a word of a name, such as "pos_x", "X [m]" or "coord.x"."""
+    """Find x, y and z: as whole names, or else as a word of a name, such as "pos_x", "X [m]" or "coord.x"."""
     for found in (names, _axes_of_names(names)):
         if [found.count(axis) for axis in (b"x", b"y", b"z")] == [1, 1, 1]:
             return found.index(b"x"), found.index(b"y"), found.index(b"z")

@@ -1,4 +1,4 @@
-"""Small files and folders of published datasets: read whole but never without bound, each problem in one line."""
+"""Bounded reading of small files and folders of published datasets. Each problem is a DataError of one line."""
 
 import os
 from collections.abc import Iterable
@@ -15,12 +15,14 @@ def read_file(path: str | Path, limit: int) -> bytes:
     """Return the contents of a file of at most `limit` bytes.
 
     Raises:
-        DataError: missing, a folder or a device, larger than that, or not readable.
+        DataError: missing, a folder or a device, larger than `limit`, or not readable.
     """
     try:
-        if not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise DataError(f"{path} is missing, or no file; {FRESH}")
+        # Opening a named pipe would block until somebody writes to it.
+        if not os.path.isfile(path):
+            raise DataError(f"{path} is missing, or not a file; {FRESH}")
         with open(path, "rb") as file:
+            # One byte more detects a file that exceeds the limit; its size may change between `stat` and `read`.
             content = file.read(limit + 1)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path}: {one_line(error)}; make it readable, or {FRESH}") from error
@@ -30,23 +32,25 @@ def read_file(path: str | Path, limit: int) -> bytes:
 
 
 def read_text(path: str | Path, limit: int = _LIST_BYTES) -> str:
-    """Return the contents of a UTF-8 file; DataError as `read_file`, and for other encodings."""
+    """Return the contents of a UTF-8 file. Raises DataError as `read_file`, and for other encodings."""
     try:
         return read_file(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is no text: byte {error.start} is not UTF-8; {FRESH}") from error
+        raise DataError(f"{path} is not text: byte {error.start} is not UTF-8; {FRESH}") from error
 
 
 def read_lines(path: str | Path) -> list[str]:
-    """Return the lines of a text file without blank ones and without white space around them."""
+    """Return the lines of a text file, stripped, without blank lines."""
     return [line.strip() for line in read_text(path).split("\n") if line.strip()]
 
 
 def names_in(folder: str | Path) -> set[str]:
-    """Return the names in a folder; one call instead of one per shape, which takes minutes on network drives.
+    """Return the names in a folder.
+
+    One call replaces a test per shape, which takes minutes on network drives.
 
     Raises:
-        DataError: no folder, or not readable.
+        DataError: not a folder, or not readable.
     """
     try:
         return set(os.listdir(folder))
@@ -55,10 +59,10 @@ def names_in(folder: str | Path) -> set[str]:
 
 
 def refuse_missing(path: str | Path, names: Iterable[str], missing: Iterable[str]) -> None:
-    """Refuse a list with names of which there is no file; `path` is the list.
+    """Refuse the list `path` if some of its names have no file.
 
     Raises:
-        DataError: how many, and the first.
+        DataError: the message has the number of missing files, and the first one.
     """
     absent = list(missing)
     if absent:
@@ -69,11 +73,12 @@ def refuse_missing(path: str | Path, names: Iterable[str], missing: Iterable[str
 
 
 def refuse_repeated(path: str | Path, names: Iterable[str], seen: set[str]) -> None:
-    """Refuse a name that an earlier list has or that is in this one twice, then add the names to `seen`.
+    """Refuse a name that is repeated in this list or occurs in an earlier one, and add the names to `seen`.
 
     Raises:
-        DataError: the first such name; the same shape in train and test would make the test worthless.
+        DataError: the message has the first such name.
     """
+    # The same shape in train and test would inflate the score.
     for name in names:
         if name in seen:
             raise DataError(
@@ -83,7 +88,7 @@ def refuse_repeated(path: str | Path, names: Iterable[str], seen: set[str]) -> N
 
 
 def shown(text: object) -> str:
-    """Return any text as a message can have it: in quotes, on one line, not too long."""
+    """Return a text for a message: quoted, on one line, at most 80 characters."""
     quoted = repr(text)
     return quoted if len(quoted) <= 80 else f"{quoted[:77]}..."
 

@@ -1,4 +1,4 @@
-"""Meshes as text, OFF and OBJ, and STL as text or as bytes.
+"""Readers of OFF and OBJ, which are text, and of STL, which is text or binary.
 
 Sources: OFF, Geomview's manual; OBJ, Wavefront's Advanced Visualizer manual, appendix B; STL, 3D Systems'
 StereoLithography Interface Specification.
@@ -17,20 +17,21 @@ from pc_ewa.data.formats.words import as_text, is_marked, numbers, without_comme
 Mesh = tuple[NDArray[np.float64], Lists]
 _TRIANGLE = np.dtype([("normal", "<f4", 3), ("vertices", "<f4", (3, 3)), ("attribute", "<u2")])  # of binary STL
 _FACET = b"facet normal . . . outer loop vertex . . . vertex . . . vertex . . . endloop endfacet".split()
-_ELEMENT = re.compile(rb"(v|vt|vn)( -?[\d.][^ ]*){2,}|f( -?\d[^ ]*){3,}")  # of OBJ, its words one blank apart
+# A statement of OBJ, its words separated by single blanks.
+_ELEMENT = re.compile(rb"(v|vt|vn)( -?[\d.][^ ]*){2,}|f( -?\d[^ ]*){3,}")
 
 
 def parse_off(data: bytes) -> Mesh:
-    """Read a whole file: vertices (V, 3) and polygons of positions in them.
+    """Return the vertices (V, 3) and the polygons of vertex indices of a whole OFF file.
 
     Raises:
-        ValueError: damaged, cut short, or in binary form.
+        ValueError: damaged, truncated, or binary.
     """
     lines = [row for line in as_text(data).splitlines() if (row := without_comment(line).split())]
     match = re.fullmatch(rb"(?:ST)?C?N?OFF(\d*)", lines[0][0] if lines else b"")
     if match is None or lines[0][1:2] == [b"BINARY"]:
         raise ValueError("its first line is not OFF, the only form that is read")
-    # Thousands of ModelNet's files have the counts right behind the keyword.
+    # Thousands of ModelNet's files have no line break between the keyword and the counts: "OFF490 518 0".
     lines[0] = [match[1]] * bool(match[1]) + lines[0][1:]
     if not lines[0]:
         del lines[0]
@@ -45,7 +46,7 @@ def parse_off(data: bytes) -> Mesh:
 
 
 def parse_obj(data: bytes) -> Mesh:
-    """Read a whole file: vertices (V, 3) and polygons of positions in them.
+    """Return the vertices (V, 3) and the polygons of vertex indices of a whole OBJ file.
 
     Raises:
         ValueError: damaged.
@@ -61,18 +62,20 @@ def parse_obj(data: bytes) -> Mesh:
             corners = [int(word.split(b"/")[0]) for word in words[1:]]
             if 0 in corners:
                 raise ValueError("a face has vertex 0, but OBJ counts from 1")
+            # OBJ counts from 1. A negative index counts back from the last vertex so far.
             faces.append([c - 1 if c > 0 else len(vertices) + c for c in corners])
     return _rows(vertices), _lists(faces)
 
 
 def _statements(lines: list[bytes]) -> Iterator[list[bytes]]:
-    """Drop comments, then join lines that end in a backslash: a comment that ends in one ends there."""
+    """Yield the words of each statement. Comments are dropped before lines that end in a backslash are joined."""
     begun: list[bytes] = []
     for line in lines:
         text = without_comment(line)
         words = text.removesuffix(b"\\").split()
         if begun and begun[0] not in (b"v", b"f") and _ELEMENT.fullmatch(b" ".join(words)):
-            # By the format it is part of the name, but a name such as C:\models\ was hardly meant to swallow it.
+            # By the format, the next line belongs to the name. But a name such as C:\models\ was not meant to
+            # continue, and silently losing a vertex would shift all faces.
             raise ValueError(f"{words[0].decode()} stands behind a name that ends in a backslash: remove the backslash")
         begun += words
         if not text.endswith(b"\\"):
@@ -93,11 +96,12 @@ def _lists(polygons: list[list[int]]) -> Lists:
 
 
 def parse_stl(data: bytes) -> Mesh:
-    """Read a whole file: the vertices (3 F, 3) of each triangle by themselves, and the triangles.
+    """Return the vertices (3 F, 3) and the triangles of a whole STL file. Triangles do not share vertices.
 
     Raises:
-        ValueError: damaged or cut short.
+        ValueError: damaged or truncated.
     """
+    # The exact size decides first, because many programs begin the header of binary files with "solid" too.
     count = int.from_bytes(data[80:84], "little")
     if len(data) >= 84 and len(data) == 84 + 50 * count:
         text = None
@@ -108,7 +112,7 @@ def parse_stl(data: bytes) -> Mesh:
     if text is not None:
         vertices = _facets(as_text(text))
     elif len(data) < 84 or len(data) < 84 + 50 * count or is_marked(data):
-        raise ValueError("it ends early, or is no STL")
+        raise ValueError("it ends early, or is not STL")
     else:
         vertices = np.frombuffer(data, _TRIANGLE, count, 84)["vertices"].astype(np.float64)
     number = vertices.size // 9
@@ -117,10 +121,11 @@ def parse_stl(data: bytes) -> Mesh:
 
 def _facets(text: bytes) -> NDArray[np.float64]:
     lines = text.splitlines()
-    if len(lines) == 1:  # all of it
+    # A file in a single line: break it before each facet, so that the name of the solid is on a separate line.
+    if len(lines) == 1:
         lines = re.sub(rb"(?i)\s(facet\s+normal|endsolid)\b", rb"\n\1", text).splitlines()
     firsts = [line[:20].lower().split()[:1] for line in lines]
-    # Whatever stands in the lines of names, it is a name.
+    # The rest of a line "solid" or "endsolid" is a name, which may contain keywords and numbers.
     named = [first in ([b"solid"], [b"endsolid"]) for first in firsts]
     words = b" ".join(line for line, is_name in zip(lines, named, strict=True) if not is_name).split()
     if [b"endsolid"] not in firsts or len(words) % len(_FACET):

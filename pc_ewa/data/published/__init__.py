@@ -1,1 +1,1 @@
-"""Published datasets, one module for each, and what they share: finding, downloading and unpacking their files."""
+"""Published datasets, one module each, and shared functions that find, download and unpack their files."""

@@ -1,7 +1,7 @@
-"""Download files from mirrors: resumed where a connection broke, and checked before they get their name.
+"""Download of files from mirrors. A broken download is resumed, and a file is checked before it gets its name.
 
-Without a SHA-256 to check the file by, no mirror of http stands in for one of https, and no redirect is followed from
-https to http. With one, a file that came by http must fit it: an MD5 does not suffice there.
+A file that comes by http must match a SHA-256; an MD5 does not suffice, because it can be forged. Without a SHA-256, no
+http mirror replaces an https one, and no redirect from https to http is followed.
 """
 
 import hashlib
@@ -18,9 +18,11 @@ from pc_ewa.data.formats.text_files import one_line
 from pc_ewa.errors import DataError
 from pc_ewa.text import printable
 
-_CHUNK = 2**16  # what is lost at most when a connection breaks
-_LIMIT = 2**37  # bytes; more are refused from a server that sends without end
-_UNPROTECTED = "is http where https is wanted, and no SHA-256 is known to check the file by"
+# Bytes written at a time, and the most that a broken connection loses.
+_CHUNK = 2**16
+# Bytes of any file, against a server that sends without end.
+_LIMIT = 2**37
+_UNPROTECTED = "is http where https is required, and no SHA-256 is known to check the file"
 
 
 class _MirrorError(Exception):
@@ -28,28 +30,28 @@ class _MirrorError(Exception):
 
 
 class _BrokenError(_MirrorError):
-    """The connection broke: what has arrived is kept, and the same mirror may send the rest."""
+    """A broken connection. The received part is kept, and the same mirror may send the rest."""
 
 
 class _UnfitError(_MirrorError):
-    """The mirror sends something that does not continue the part that has arrived, or that never ends."""
+    """A response that does not continue the received part, or that does not end."""
 
 
 def download(
     urls: Sequence[str], target: Path, *, digests: Sequence[str], timeout: float = 30.0, attempts: int = 5
 ) -> Path:
-    """Get a file from the first mirror that delivers it; what arrives waits in `target.part` and is resumed.
+    """Download a file from the first mirror that delivers it. Received data is kept in `target.part` and resumed.
 
     Args:
-        urls: http(s) mirrors, tried in order; those of http only with a SHA-256, unless all are.
-        target: the file to make; if it is there it is checked, and nothing is downloaded.
-        digests: such as "md5:0cc1..." or "sha256:9f86..."; one that fits suffices, as mirrors may differ.
-        timeout: seconds without data until a connection counts as broken.
-        attempts: at each mirror, for a connection that breaks or a part that does not fit.
+        urls: mirrors of http or https, tried in order. Without a SHA-256, http is used only if no mirror has https.
+        target: the file to create. An existing file is checked, and nothing is downloaded.
+        digests: accepted digests such as "md5:0cc1..." or "sha256:9f86..."; one match suffices, as mirrors may differ.
+        timeout: seconds without data after which a connection counts as broken.
+        attempts: attempts at each mirror, for a broken connection or a part that does not fit.
 
     Raises:
-        DataError: no mirror delivers the file, with the reason of each; a file that is there and is another one; a
-            folder that cannot be written.
+        DataError: no mirror delivers the file, with the reason of each; the existing file does not match; or the
+            folder cannot be written.
     """
     part, reasons = target.with_name(f"{target.name}.part"), []
     try:
@@ -58,7 +60,8 @@ def download(
                 raise DataError(f"{target} {defect}; move it away, and get it again")
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        if part.is_symlink():  # that somebody planted under its name
+        # In a shared folder, somebody else could have made it a link to a file of ours, which we would overwrite.
+        if part.is_symlink():
             part.unlink()
         only_https = any(_is_https(url) for url in urls) and not _strong(digests)
         for url in urls:
@@ -72,16 +75,16 @@ def download(
     except OSError as error:
         raise DataError(f"cannot write {target}: {error}; choose a folder that is writable and has space") from error
     listed = "".join(letter if letter.isprintable() else "?" for letter in "; ".join(reasons))
-    remedy = f"try again later, which resumes, or get it with a browser and put it at {target}"
+    remedy = f"try again later, which resumes, or download it with a browser to {target}"
     expected = f"expected: {' or '.join(digests)}"
     raise DataError(f"cannot download {target.name}: {listed or 'no mirror is known'}; {remedy} ({expected})")
 
 
 def _fetch(url: str, part: Path, digests: Sequence[str], timeout: float, attempts: int) -> None:
-    """Get the whole file from one mirror.
+    """Download the whole file from one mirror.
 
-    The digest decides at the end. So a part needs no note of which mirror it is from: if it was of another file, all of
-    it is fetched again.
+    The digest is checked at the end. A part needs no record of its mirror: if it belongs to another file, the digest
+    fails, and the whole file is downloaded again.
     """
     reason, strong = "not tried", _strong(digests)
     for attempt in range(1, attempts + 1):
@@ -98,31 +101,35 @@ def _fetch(url: str, part: Path, digests: Sequence[str], timeout: float, attempt
                 return
             reason = f"what it sent {defect}"
         part.unlink(missing_ok=True)
+        # The whole file came from this mirror in this attempt, so another attempt would bring the same file.
         if not have:
-            break  # all of it is from this mirror: another try would bring the same
+            break
     raise _MirrorError(reason)
 
 
 def _receive(url: str, part: Path, have: int, timeout: float, *, may_downgrade: bool) -> bool:
-    """Append the rest of the file, or write all of it where the mirror does not send parts.
+    """Append the rest of the file, or write all of it if the mirror does not support ranges.
 
     Returns:
-        True if it came by https all the way.
+        True if every hop of the redirects was https.
     """
     import requests
     import urllib3
 
+    # "identity", because the range and the digest count the bytes of the file and not of a compressed transfer.
     headers = {"User-Agent": "pc-ewa", "Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    hooks = {} if may_downgrade else {"response": _refuse_downgrade}  # called before a redirect is followed
+    # requests calls the hook on each response before it follows the redirect.
+    hooks = {} if may_downgrade else {"response": _refuse_downgrade}
     try:
         with requests.get(url, headers=headers, stream=True, timeout=timeout, hooks=hooks) as response:
             continued = response.status_code == 206
-            if response.status_code == 416:  # what has arrived is as long as their file, or longer
+            # Range not satisfiable: the received part is as long as the mirror's file, or longer.
+            if response.status_code == 416:
                 raise _UnfitError("HTTP 416, refuses to resume")
             if response.status_code not in (200, 206):
                 raise _MirrorError(f"HTTP {response.status_code} {response.reason}")
             if continued and not re.match(rf"bytes {have}-", response.headers.get("Content-Range", "")):
-                raise _UnfitError("sent a part that was not asked for")
+                raise _UnfitError("sent a range that was not requested")
             start = have if continued else 0
             total = int(response.headers.get("Content-Length", 0)) + start
             bar = tqdm(
@@ -140,6 +147,7 @@ def _receive(url: str, part: Path, have: int, timeout: float, *, may_downgrade: 
                     file.write(chunk)
                     bar.update(len(chunk))
             return all(_is_https(hop.url) for hop in (*response.history, response))
+    # These are subclasses of RequestException too, but another attempt cannot help.
     except (requests.TooManyRedirects, requests.exceptions.InvalidSchema, requests.exceptions.InvalidURL) as error:
         raise _MirrorError(one_line(error)) from error
     except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
@@ -147,7 +155,7 @@ def _receive(url: str, part: Path, have: int, timeout: float, *, may_downgrade: 
 
 
 def _refuse_downgrade(response: Any, **_: Any) -> None:
-    """Stop at a redirect from https to http, before anything is asked for there."""
+    """Refuse a redirect from https to http, before the request to its target."""
     if response.is_redirect and _is_https(response.url):
         target = urljoin(response.url, response.headers["Location"])
         if target.lower().startswith("http:"):
@@ -159,12 +167,12 @@ def _is_https(url: str) -> bool:
 
 
 def _strong(digests: Sequence[str]) -> list[str]:
-    """Return the digests that nobody can make another file for."""
+    """Return the digests that cannot be forged: SHA-256."""
     return [digest for digest in digests if digest.lower().startswith("sha256:")]
 
 
 def _defect(path: Path, digests: Sequence[str]) -> str | None:
-    """Return what is wrong with a file, None if one of the digests fits."""
+    """Describe why a file matches none of the digests. None means that it matches one."""
     expected = [digest.lower() for digest in digests]
     hashes = {kind: hashlib.new(kind) for kind in sorted({digest.split(":")[0] for digest in expected})}
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Find a named dataset: a prepared file in our layout, or the published files, read in place."""
+"""Locate a named dataset: a prepared file in our layout, or the published files, which are read in place."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,15 +9,15 @@ from pc_ewa.data.hdf5 import read_hdf5
 from pc_ewa.data.source import Source
 from pc_ewa.errors import DataError
 
-# Recognises its files in a folder and returns the source; None where they are not.
+# A function that recognises its files in a folder and returns the source. None means that there are no such files.
 Format = Callable[[Path], Source | None]
 
 
 def open_source(name: str, folder: Path, formats: Sequence[Format]) -> Source:
-    """Return the first format found in a folder.
+    """Return the source of the first format that is found in a folder.
 
     Raises:
-        DataError: none is there, or one is there but damaged.
+        DataError: no format is found, or the files of one are damaged.
     """
     if not os.path.isdir(folder):
         raise DataError(f"{folder} is not a folder; {_remedy(name)}")
@@ -31,22 +31,22 @@ def open_source(name: str, folder: Path, formats: Sequence[Format]) -> Source:
 def load_prepared(
     name: str, split: str, folder: Path, file: str, formats: Sequence[Format], path: str | Path | None = None
 ) -> Clouds:
-    """Load a split: from the prepared file if it is there, else from the published files, which takes longer.
+    """Load a split from the prepared file if it exists, else from the published files, which takes longer.
 
     Args:
         name: name of the dataset.
         split: name of the split.
-        folder: where the dataset lives.
+        folder: folder of the dataset.
         file: name of the prepared file in it.
-        formats: the published ones.
-        path: instead of `folder`, a folder in one of the formats, or a file in our layout.
+        formats: published formats, tried in order.
+        path: a folder in one of the formats, or a file in our layout. None uses `folder`.
 
     Raises:
         MissingSplitError: no shapes in this split.
-        DataError: nothing there, or something damaged.
+        DataError: no files, or damaged ones.
     """
     place = folder if path is None else Path(path).expanduser()
-    # os.path answers also for paths that the system cannot have.
+    # os.path.isdir returns False for invalid paths, such as one with a NUL, for which Path.is_dir may raise.
     prepared = place / file if path is None or os.path.isdir(place) else place
     if os.path.isfile(prepared):
         return read_hdf5(prepared, split, name=name)
@@ -54,4 +54,4 @@ def load_prepared(
 
 
 def _remedy(name: str) -> str:
-    return f"pc-ewa prepare {name} gets it, or says how"
+    return f"pc-ewa prepare {name} gets it, or prints how"

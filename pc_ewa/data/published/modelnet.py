@@ -1,7 +1,7 @@
-"""ModelNet40 and ModelNet10 in every format they are published in; the cards in datasets/ compare them.
+"""ModelNet40 and ModelNet10 in every published format. The cards in datasets/ compare the formats.
 
-Wu et al., 3D ShapeNets: A Deep Representation for Volumetric Shapes, CVPR 2015. The Princeton meshes are the origin;
-the others are points drawn from them. Labels are positions in the alphabetical list of classes in all of them.
+Wu et al., 3D ShapeNets: A Deep Representation for Volumetric Shapes, CVPR 2015. The Princeton meshes are the original;
+the other formats are points sampled from them. In every format, labels are positions in the sorted list of classes.
 """
 
 from functools import partial
@@ -25,20 +25,21 @@ TERMS = (
 
 
 def _dataset(variant: Variant, title: str, archives: tuple[Archive, ...], manual: str) -> Dataset:
-    """Return the record of one of the two: they differ in their classes and archives, not in their formats."""
+    """Return the record of one variant. The variants differ in classes and archives, not in formats."""
     name = f"modelnet{variant}"
 
     def load(split: str, root: Path, *, path: str | None = None) -> Clouds:
         """Load "train" or "test" from the prepared file, or from the published files in any format.
 
-        "train" of ModelNet40 is 9,843 shapes in the text files, their caches and the meshes, but 9,840 in
-        `modelnet40_ply_hdf5_2048`: the licence line of a prepared file says which it came from. "test" is 2,468 in all.
-        ModelNet10 has 3,991 and 908; its text files come with those of ModelNet40, whose folder is given as `path`.
+        "train" of ModelNet40 has 9,843 shapes in the text files, their caches and the meshes, but 9,840 in
+        `modelnet40_ply_hdf5_2048`. The licence of a prepared file names its format. "test" has 2,468 shapes in all
+        formats. ModelNet10 has 3,991 and 908 shapes. Its text files are part of those of ModelNet40, whose folder can
+        be given as `path`.
 
         Args:
             split: name of the split.
-            root: the folder of all datasets; this one is looked for in its folder of its name.
-            path: instead, the folder of the dataset or a prepared file.
+            root: folder of all datasets; the files are expected in its subfolder with the name of this dataset.
+            path: folder of this dataset, or a prepared file. None uses `root`.
 
         Raises:
             MissingSplitError: no such split.
@@ -47,7 +48,7 @@ def _dataset(variant: Variant, title: str, archives: tuple[Archive, ...], manual
         return load_prepared(name, split, root / name, f"{name}.h5", formats(variant), path)
 
     def source(folder: Path) -> Source:
-        """Find the published files in a folder, in any format; DataError where they are missing or damaged."""
+        """Find the published files in a folder, in any format; DataError if they are missing or damaged."""
         return open_source(name, folder, formats(variant))
 
     return Dataset(
@@ -64,7 +65,7 @@ def _dataset(variant: Variant, title: str, archives: tuple[Archive, ...], manual
 
 
 def formats(variant: Variant) -> list[Format]:
-    """Return the formats in the order they are looked for: those of the published experiments first."""
+    """Return the formats in order of preference: those of published experiments first."""
     found: list[Format] = [partial(caches, variant), partial(resampled, variant)]
     if variant == "40":
         found.append(shards)
@@ -89,7 +90,8 @@ MODELNET40 = _dataset(
                 f"{HUGGING_FACE}/Msun/modelnet40/resolve/main/modelnet40_ply_hdf5_2048.zip",
                 "https://shapenet.cs.stanford.edu/media/modelnet40_ply_hdf5_2048.zip",
             ),
-            # of the mirror, and of Stanford's own zip: two packings of the same files; the SHA-256 is Stanford's
+            # The mirror and Stanford packed the same files differently. The first MD5 is of the mirror, the second MD5
+            # and the SHA-256 are of Stanford.
             digests=(
                 "md5:5ae9e37d1527ff1500e41a7e9e2d50e4",
                 "md5:c9ab8e6dfb16f67afdab25e155c79e59",

@@ -1,9 +1,9 @@
 """ModelNet few-shot: folds of a few training shapes each, drawn from ModelNet40 (datasets/modelnet_fewshot/README.md).
 
-The setting of Sharma and Kaul, Self-Supervised Few-Shot Learning on Point Clouds, NeurIPS 2020, in the files of Yu et
-al., Point-BERT, CVPR 2022: 5 or 10 classes ("way"), 10 or 20 training shapes of each ("shot"), 20 test shapes of each,
-10 folds. Training shapes come from the training split of ModelNet40 and test shapes from its test split, so that no
-fold has a shape in both.
+The setting is that of Sharma and Kaul, Self-Supervised Few-Shot Learning on Point Clouds, NeurIPS 2020, in the files of
+Yu et al., Point-BERT, CVPR 2022: 5 or 10 classes ("way"), 10 or 20 training shapes of each ("shot"), 20 test shapes of
+each, 10 folds. Training shapes come from the training split of ModelNet40 and test shapes from its test split, so that
+no fold has a shape in both.
 """
 
 from dataclasses import replace
@@ -36,24 +36,25 @@ Shot = Literal[10, 20]
 def load(
     split: str, root: Path, *, way: Way = 5, shot: Shot = 10, fold: int = 0, seed: int = 0, path: str | None = None
 ) -> Clouds:
-    """Load "train" or "test" of one fold: the published one if its file is there, else one drawn from ModelNet40.
+    """Load "train" or "test" of one fold: the published fold if its file exists, else one drawn from ModelNet40.
 
     Args:
         split: name of the split.
-        root: the folder of all datasets; `modelnet_fewshot` is looked for in it, then `modelnet40`.
+        root: folder of all datasets, with `modelnet_fewshot` or else `modelnet40`.
         way: number of classes.
-        shot: training shapes of each class.
-        fold: 0 to 9.
-        seed: of the folds that are drawn; the published ones are what they are.
-        path: the folder of the published files, or a prepared file; nothing is drawn then.
+        shot: number of training shapes of each class.
+        fold: index of the fold, 0 to 9.
+        seed: seed of drawn folds; it has no effect on published ones.
+        path: folder of the published files, or a prepared file. None uses `root`, and draws a fold without files.
 
     Raises:
-        ConfigError: a setting there is not.
+        ConfigError: a value that is not allowed.
         MissingSplitError: no such split.
-        DataError: neither the published files nor ModelNet40, or something damaged.
+        DataError: neither published files nor ModelNet40, or damaged files.
     """
     _check(way, shot, fold, seed)
-    # Drawn folds are never prepared: where any fold is, the others are published ones too, or missing.
+    # Only published folds are ever prepared. If any is here, a missing one is an error: a drawn fold in its place would
+    # be another task.
     if path is not None or any(_settings(root / NAME)) or any((root / NAME).glob(f"{NAME}_*.h5")):
         published = [partial(_published, way, shot, fold)]
         return load_prepared(NAME, split, root / NAME, file_name(way=way, shot=shot, fold=fold), published, path)
@@ -70,30 +71,30 @@ def source(folder: Path, *, way: Way = 5, shot: Shot = 10, fold: int = 0) -> Sou
     """Find the published file of one fold.
 
     Raises:
-        ConfigError: a setting there is not.
-        DataError: not there, or damaged.
+        ConfigError: a value that is not allowed.
+        DataError: missing or damaged files.
     """
     _check(way, shot, fold, 0)
     return open_source(NAME, folder, [partial(_published, way, shot, fold)])
 
 
 def generate(train: Clouds, test: Clouds, way: int, shot: int, fold: int, seed: int) -> tuple[Clouds, Clouds]:
-    """Draw a fold from the two splits of a dataset, the same on every machine and for every order of its shapes.
+    """Draw a fold from the two splits of a dataset. The result depends on neither machine nor order of shapes.
 
     Args:
-        train: where `shot` shapes of each class are drawn from.
-        test: where 20 shapes of each class are drawn from; no shape of it may be in `train`.
+        train: source of `shot` shapes of each class.
+        test: source of 20 shapes of each class; it must not share a shape with `train`.
         way: number of classes.
-        shot: training shapes of each class.
-        fold: 0 to 9.
-        seed: another one gives other folds.
+        shot: number of training shapes of each class.
+        fold: index of the fold, 0 to 9.
+        seed: seed of the draw.
 
     Returns:
         The training and the test shapes, labelled 0 to way - 1, class by class.
 
     Raises:
-        ConfigError: a setting that cannot be drawn, such as more classes than there are.
-        DataError: two splits of different classes, or a class with too few shapes.
+        ConfigError: a value that is not allowed, such as more classes than the dataset has.
+        DataError: splits with different classes, or a class with too few shapes.
     """
     _check(way, shot, fold, seed)
     if train.class_names != test.class_names:
@@ -104,7 +105,7 @@ def generate(train: Clouds, test: Clouds, way: int, shot: int, fold: int, seed: 
 def _draw(clouds: Clouds, split: str, way: int, shot: int, fold: int, seed: int) -> Clouds:
     if way > clouds.num_classes:
         raise ConfigError(f"way={way}: {clouds.name} has only {clouds.num_classes} classes; choose fewer")
-    # A stream for the classes and one for each split, so that either split can be drawn without the other.
+    # One stream for the classes and one for each split, so that either split can be drawn without the other.
     classes = np.random.RandomState([seed, way, shot, fold]).permutation(clouds.num_classes)[:way]
     random = np.random.RandomState([seed, way, shot, fold, 1 + SPLITS.index(split)])
     count = shot if split == "train" else TEST_SHAPES
@@ -115,7 +116,8 @@ def _draw(clouds: Clouds, split: str, way: int, shot: int, fold: int, seed: int)
         if len(found) < count:
             kind = f"{clouds.class_names[label]} has {len(found)} {split} shapes"
             raise DataError(f"{NAME}: {kind} in {clouds.name}, {count} are needed; use the whole dataset")
-        if clouds.shape_names is not None:  # by name: formats differ in their order
+        # Sorted by name, because the published formats have the same shapes in different order.
+        if clouds.shape_names is not None:
             found = np.array(sorted(found.tolist(), key=clouds.shape_names.__getitem__))
         rows.append(found[random.permutation(len(found))[:count]])
     names = tuple(clouds.class_names[label] for label in classes)
@@ -141,7 +143,7 @@ def file_name(*, way: int, shot: int, fold: int) -> str:
 
 
 def _settings(folder: Path) -> list[Path]:
-    """Return the folders of settings, which are named with an underscore or without."""
+    """Return the existing folders of settings, whose names have an underscore (5way_10shot) or none."""
     homes = (folder, folder / "ModelNetFewshot")
     names = [f"{way}way{sign}{shot}shot" for way in (5, 10) for shot in (10, 20) for sign in ("_", "")]
     return [home / name for home in homes for name in names if (home / name).is_dir()]
@@ -159,8 +161,8 @@ def _published(way: int, shot: int, fold: int, folder: Path) -> Source | None:
     path = path / f"{fold}.pkl"
     content = read_pickle(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(split), list) for split in SPLITS):
-        raise DataError(f"{path}: no dict of a list train and a list test; get a fresh copy")
-    classes: dict[int, int] = {}  # labels in ModelNet40 by labels in the fold
+        raise DataError(f"{path}: not a dict of a list train and a list test; get a fresh copy")
+    classes: dict[int, int] = {}  # label in ModelNet40 of each label in the fold
     items: list[Item] = []
     for split in SPLITS:
         entries = [
@@ -180,12 +182,12 @@ def _published(way: int, shot: int, fold: int, folder: Path) -> Source | None:
 
 
 def _item(entry: Any, way: int, classes: dict[int, int], split: str, where: str) -> Item:
-    """Check (points, label in the fold, label in ModelNet40)."""
+    """Check an entry (points, label in the fold, label in ModelNet40), and return its item."""
     if not isinstance(entry, tuple | list) or len(entry) != 3:
-        raise DataError(f"{where} is no (points, label, original label); get a fresh copy")
+        raise DataError(f"{where} is not (points, label, original label); get a fresh copy")
     label, original = label_of(entry[1], way, where), label_of(entry[2], len(CLASSES["40"]), where)
     if classes.setdefault(label, original) != original:
-        raise DataError(f"{where} has label {label}, which is another class before; get a fresh copy")
+        raise DataError(f"{where} has label {label}, which was another class before; get a fresh copy")
     number = where.rpartition(" ")[2]
     return Item(f"{split}_{int(number):03}", label, split, partial(sample_of, entry[0], where))
 
@@ -199,8 +201,8 @@ DATASET = Dataset(
     licence=LICENCE,
     terms=TERMS,
     manual=(
-        "it needs no file of its own, folds are drawn from modelnet40: prepare that; or get the published ones, "
-        "which the Point-BERT page links to, as datasets/modelnet_fewshot/ModelNetFewshot/5way_10shot/0.pkl ..."
+        "folds are drawn from modelnet40: prepare that; or get the published folds, which the Point-BERT page links "
+        "to, as datasets/modelnet_fewshot/ModelNetFewshot/5way_10shot/0.pkl ..."
     ),
     drawn_from=MODELNET40.name,
 )

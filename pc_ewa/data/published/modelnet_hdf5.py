@@ -15,13 +15,19 @@ from pc_ewa.data.published.modelnet_common import CLASSES, SPLITS, check_classes
 from pc_ewa.data.source import Item, Sample, Source, check_sample
 from pc_ewa.errors import DataError
 
-_LARGEST = 1_000_000  # shapes in a file, points in a shape: a sound file has far fewer, a damaged header may claim more
+# Largest number of shapes of a file and of points of a shape. Sound files have far fewer; a damaged header may claim
+# any number.
+_LARGEST = 1_000_000
+# Points in memory at a time.
 _POINTS_AT_ONCE = 2**19
 _FRESH = "get a fresh copy"
 
 
 def shards(folder: Path) -> Source | None:
-    """Find train_files.txt and test_files.txt, and read what they list; only the last part of each path counts."""
+    """Find train_files.txt and test_files.txt, and return the listed shapes. None means that neither file exists.
+
+    Only the file name of each listed path is used, because the published paths are those of the authors' machine.
+    """
     home = find(folder, "modelnet40_ply_hdf5_2048", [f"{split}_files.txt" for split in SPLITS])
     if home is None:
         return None
@@ -41,14 +47,16 @@ def shards(folder: Path) -> Source | None:
             if len(set(seen.values())) > 1:
                 others = next(iter(seen.values()))
                 raise DataError(
-                    f"{shard.path}: clouds of {shard.num_points} points, others have {others}; get all anew"
+                    f"{shard.path}: clouds of {shard.num_points} points, others have {others}; get all again"
                 )
             items += shard.items(split)
     return new_source("40", "modelnet40_ply_hdf5_2048", items, "y", shard.num_points)
 
 
 class _Shard:
-    """One file; shapes are read some at a time, as they lie compressed in chunks, and the last ones are kept.
+    """One HDF5 file of the dataset. Shapes are read in blocks, and the last block is cached.
+
+    The arrays are compressed in chunks of many shapes, so reading single shapes would decompress each chunk many times.
 
     Raises:
         DataError: a file that cannot be read, or contents other than clouds and their labels.
@@ -66,6 +74,7 @@ class _Shard:
         return [Item(self.names[i], label, split, partial(self._read, i)) for i, label in enumerate(labels)]
 
     def _read(self, index: int) -> Sample:
+        # Reading the shapes in order, as conversion does, reads each block once.
         if not self.begin <= index < self.begin + len(self.block):
             rows = max(1, _POINTS_AT_ONCE // self.num_points)
             self.begin = index - index % rows
@@ -88,7 +97,7 @@ class _Shard:
                 or data.dtype.kind != "f"
                 or not 0 < min(shape) <= max(shape) <= _LARGEST
             ):
-                self._fail(f"data is {shape} {data.dtype}, no clouds (shapes, points, 3)")
+                self._fail(f"data is {shape} {data.dtype}, not clouds (shapes, points, 3)")
             if label.shape not in [(shape[0],), (shape[0], 1)] or label.dtype.kind not in "iu":
                 self._fail(f"label is {label.shape} {label.dtype}, not one integer for each of {shape[0]} shapes")
             check_stored(data, self.path)
@@ -99,7 +108,7 @@ class _Shard:
         return labels, int(shape[1])
 
     def _read_names(self) -> list[str]:
-        """Read "airplane/airplane_0630.ply" and so on, from the file of names if there is one."""
+        """Read names such as "airplane/airplane_0630.ply" from the file of names. Without it, number the shapes."""
         parts = re.fullmatch(r"(.*?)_?(\d+)", self.path.stem)
         path = self.path.with_name(f"{parts[1]}_{parts[2]}_id2file.json") if parts else self.path
         if not parts or not path.exists():
@@ -109,7 +118,7 @@ class _Shard:
         except (ValueError, RecursionError) as error:
             raise DataError(f"cannot read {path}: {' '.join(str(error).split())}; get a fresh copy") from error
         if not isinstance(names, list) or len(names) != len(self.labels) or not all(isinstance(n, str) for n in names):
-            raise DataError(f"{path}: no list of {len(self.labels)} names, as {self.path.name} needs; remove it")
+            raise DataError(f"{path}: not a list of {len(self.labels)} names, as {self.path.name} needs; remove it")
         for i, (name, label) in enumerate(zip(names, self.labels.tolist(), strict=True)):
             if name.partition("/")[0] != CLASSES["40"][label]:
                 defect = f"name {i} is {name[:80]!r}, but the shape is {CLASSES['40'][label]} in {self.path.name}"

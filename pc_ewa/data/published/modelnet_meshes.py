@@ -1,4 +1,4 @@
-"""`ModelNet40/airplane/train/airplane_0001.off`: the meshes that Princeton published, the origin of all ModelNets."""
+"""`ModelNet40/airplane/train/airplane_0001.off`: the meshes of Princeton, from which all other formats were made."""
 
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ MESH_POINTS = 8192  # drawn from each mesh
 
 
 def meshes(variant: Variant, folder: Path) -> Source | None:
-    """Find the folders of classes, and the .off files in them."""
+    """Find the folders of classes and their .off files. None means that there are no such folders."""
     classes = CLASSES[variant]
     home = next((h for h in (folder, folder / f"ModelNet{variant}") if (h / classes[0] / "train").is_dir()), None)
-    if home is None or (variant == "10" and (home / "airplane").exists()):  # those of ModelNet40 are not aligned
+    # The meshes of ModelNet40 include those classes too, but they are not aligned, unlike those of ModelNet10.
+    if home is None or (variant == "10" and (home / "airplane").exists()):
         return None
     items = []
     for label, kind in enumerate(classes):
@@ -32,10 +33,11 @@ def meshes(variant: Variant, folder: Path) -> Source | None:
 
 
 def _read_mesh(path: Path) -> Sample:
-    """Draw points, the same every time; centre them and scale them to the unit sphere, as meshes have any unit."""
+    """Sample points of a mesh, the same every time. Centre and scale them, because the units of the meshes vary."""
     vertices, faces = read_shape(path)
     if faces is None:
-        raise DataError(f"{path}: no faces to draw points from; get a fresh copy")
+        raise DataError(f"{path}: no faces to sample points from; get a fresh copy")
+    # Seeded by the name of the file, so that points depend neither on the folder nor on the order of reading.
     random = np.random.RandomState(np.frombuffer(path.stem.encode("utf-8", "surrogateescape"), np.uint8))
     try:
         points = sample_surface(vertices, faces, MESH_POINTS, random)

@@ -1,6 +1,6 @@
-"""`modelnet40_normal_resampled`: ModelNet as PointNet++ published it, and the caches that Point-BERT made of it.
+"""`modelnet40_normal_resampled`: ModelNet as published by PointNet++, and the caches that Point-BERT made of it.
 
-A text file for each shape, lists of them, and `modelnet40_train_8192pts_fps.dat` with farthest points of all shapes.
+It has a text file per shape and lists of the shapes. `modelnet40_train_8192pts_fps.dat` has farthest points of all.
 """
 
 import re
@@ -27,7 +27,7 @@ from pc_ewa.errors import DataError
 
 
 def resampled(variant: Variant, folder: Path) -> Source | None:
-    """Find the lists, and the text files that they name."""
+    """Find the lists and the text files that they name. None means that there are no lists."""
     home = find(folder, "modelnet40_normal_resampled", [f"modelnet{variant}_{split}.txt" for split in SPLITS])
     if home is None:
         return None
@@ -35,6 +35,7 @@ def resampled(variant: Variant, folder: Path) -> Source | None:
     there: dict[str, set[str]] = {}
     for name, label, split in _listed(variant, home):
         place = home / CLASSES[variant][label]
+        # One directory listing per class: a test per file takes minutes on network drives.
         if place.name not in there:
             there[place.name] = files_in(place)
         path = place / f"{name}.txt"
@@ -45,7 +46,7 @@ def resampled(variant: Variant, folder: Path) -> Source | None:
 
 
 def _listed(variant: Variant, home: Path) -> Iterator[tuple[str, int, str]]:
-    """Yield name, label and split of the shapes in the lists."""
+    """Yield the name, label and split of each shape in the lists."""
     classes = CLASSES[variant]
     check_classes(home / f"modelnet{variant}_shape_names.txt", variant)
     seen = set()
@@ -64,6 +65,7 @@ def _read_text(path: Path) -> Sample:
     """Read lines of x,y,z,nx,ny,nz."""
     try:
         lines = path.read_text("ascii").splitlines()
+        # Check every line first: `np.loadtxt` skips blank lines, and its messages do not quote the line.
         wrong = next((i for i, line in enumerate(lines) if line.count(",") != 5), None)
         if wrong is not None:
             raise ValueError(f"line {wrong + 1} is {lines[wrong][:60]!r}, not x,y,z,nx,ny,nz")
@@ -76,7 +78,7 @@ def _read_text(path: Path) -> Sample:
 
 
 def caches(variant: Variant, folder: Path) -> Source | None:
-    """Find the caches; names come from the lists where those are there too."""
+    """Find the caches. None means that there are none. Names come from the lists, if these exist too."""
     home = next((h for h in (folder, folder / "modelnet40_normal_resampled") if _cache_sizes(variant, h)), None)
     if home is None:
         return None
@@ -93,7 +95,7 @@ def caches(variant: Variant, folder: Path) -> Source | None:
 
 
 def _cache_sizes(variant: Variant, home: Path) -> set[int]:
-    """Return the numbers of points that there are caches of; they are named after them."""
+    """Return the numbers of points of the caches, which are part of their names."""
     pattern = re.compile(rf"modelnet{variant}_(?:train|test)_(\d{{1,6}})pts_fps\.dat")
     return {int(match[1]) for name in files_in(home) if (match := pattern.fullmatch(name))}
 
@@ -103,7 +105,7 @@ def _read_cache(
 ) -> Iterator[Item]:
     content = read_pickle(path)
     if not _is_list(content, 2) or not all(_is_list(column, None) for column in content):
-        raise DataError(f"{path}: no list of points and list of labels; get a fresh copy")
+        raise DataError(f"{path}: not a list of points and a list of labels; get a fresh copy")
     points, labels = content
     if not points or len(points) != len(labels) or (listed is not None and len(listed) != len(points)):
         others = "" if listed is None else f", {len(listed)} names in the list beside it"
@@ -122,11 +124,12 @@ def _is_list(value: Any, length: int | None) -> bool:
 
 
 def label_of(value: Any, count: int, where: str) -> int:
-    """Check one label out of a pickle, a number or an array of one; `where` begins the message.
+    """Check and return one label of a pickle, a number or an array of one. `where` begins the message.
 
     Raises:
-        DataError: no integer below `count`.
+        DataError: not an integer from 0 to `count` - 1.
     """
+    # `type(number) is int` refuses bool and float, which `isinstance` or a comparison would accept.
     number = value.item() if isinstance(value, np.ndarray | np.generic) and value.size == 1 else value
     if type(number) is not int or not 0 <= number < count:
         found = number if type(number) is int else f"a {type(number).__name__}"
@@ -135,12 +138,12 @@ def label_of(value: Any, count: int, where: str) -> int:
 
 
 def sample_of(value: Any, where: str) -> Sample:
-    """Check one cloud out of a pickle, x, y, z and more columns; `where` begins the message.
+    """Check and return one cloud of a pickle: x, y, z and optional columns. `where` begins the message.
 
     Raises:
-        DataError: no array of points, or none that training could use.
+        DataError: not an array of points, or one that training cannot use.
     """
     if not isinstance(value, np.ndarray) or value.ndim != 2 or value.shape[1] < 3:
         found = f"{value.shape} {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise DataError(f"{where} is {found}, no array (points, 6); get a fresh copy")
+        raise DataError(f"{where} is {found}, not an array (points, 6); get a fresh copy")
     return check_sample(Sample(value[:, :3]), where)

@@ -1,8 +1,8 @@
-"""ScanObjectNN: 15 classes of scanned objects, as its authors publish them (datasets/scanobjectnn/README.md).
+"""ScanObjectNN: 15 classes of scanned objects, as published by its authors (datasets/scanobjectnn/README.md).
 
-Uy et al., Revisiting Point Cloud Classification, ICCV 2019. Files `main_split/` and `main_split_nobg/`,
-`{training,test}_objectdataset[_augmentedrot_scale75].h5`, each with `data` (n, 2048, 3), `label` (n,) and `mask`
-(n, 2048), in which -1 is background. Points are stored as they are there: not centred, not scaled.
+Uy et al., Revisiting Point Cloud Classification, ICCV 2019. The files are
+`{main_split,main_split_nobg}/{training,test}_objectdataset[_augmentedrot_scale75].h5`, each with `data` (n, 2048, 3),
+`label` (n,) and `mask` (n, 2048), in which -1 marks background. Points are neither centred nor scaled.
 """
 
 import os
@@ -27,7 +27,7 @@ NAME = "scanobjectnn"
 
 VariantName = Literal["obj_bg", "obj_only", "pb_t50_rs"]
 
-# In the published order: the label is the position.
+# In the published order: a label is a position in this tuple.
 CLASS_NAMES = (
     *("bag", "bin", "box", "cabinet", "chair", "desk", "display", "door", "shelf", "table"),
     *("bed", "pillow", "sink", "sofa", "toilet"),
@@ -40,7 +40,7 @@ _BLOCK = 256  # shapes in memory at a time
 
 
 class Variant(NamedTuple):
-    """One of the published variants: its folder and files, and the number of samples in each split."""
+    """A published variant: its folder and files, and the number of samples in each split."""
 
     folder: str
     file: str
@@ -69,23 +69,23 @@ def load(
 
     Args:
         split: name of the split.
-        root: the folder with one folder per dataset.
-        variant: pb_t50_rs is the hardest and what papers compare on (11,416 and 2,882 shapes); obj_bg and obj_only
-            have 2,309 and 581.
-        background: False drops the points that belong to the background, and repeats others up to 2048;
-            obj_only has none to drop.
-        path: instead of root/scanobjectnn, a folder with the published or the prepared files, or a prepared file.
+        root: folder of all datasets.
+        variant: pb_t50_rs is the hardest, on which papers compare (11,416 and 2,882 shapes). obj_bg and obj_only have
+            2,309 and 581 shapes.
+        background: False drops the points of the background, and repeats others up to 2048. obj_only has no
+            background.
+        path: folder of the published or prepared files, or a prepared file. None uses root/scanobjectnn.
 
     Raises:
         ConfigError: an unknown variant.
-        DataError: missing or damaged files, or not the published number of shapes.
+        DataError: missing or damaged files, or another number of shapes than published.
     """
     file, form = file_name(variant=variant, background=background), _format(variant, background)
     return load_prepared(NAME, split, root / NAME, file, [form], path)
 
 
 def source(folder: Path, *, variant: VariantName = "pb_t50_rs", background: bool = True) -> Source:
-    """Return the published files of a variant in a folder; arguments and errors as `load`."""
+    """Return the published files of a variant in a folder. Arguments and errors are those of `load`."""
     return open_source(NAME, folder, [_format(variant, background)])
 
 
@@ -97,11 +97,12 @@ def file_name(*, variant: VariantName = "pb_t50_rs", background: bool = True) ->
 
 def _format(variant: str, background: bool) -> "partial[Source | None]":
     known = choose("variant", variant, VARIANTS)
+    # A variant without background has nothing to drop, and the mask of its files is not needed.
     return partial(_published, variant=known, background=background or not known.has_background)
 
 
 def _published(folder: Path, *, variant: Variant, background: bool) -> Source | None:
-    """Return the shapes of a variant, or None where there is nothing of ScanObjectNN."""
+    """Return the shapes of a variant. None means that the folder has no files of ScanObjectNN."""
     places = (folder, folder / "h5_files", folder / "ScanObjectNN")
     splits = ("main_split", "main_split_nobg")
     base = next((place for place in places if any(os.path.isdir(place / split) for split in splits)), None)
@@ -117,22 +118,23 @@ def _published(folder: Path, *, variant: Variant, background: bool) -> Source | 
 
 
 class _File:
-    """One published file; its labels are read at once, its points some shapes at a time.
+    """A published file. All labels are read at once, and points in blocks of shapes.
 
     Raises:
-        DataError: missing, damaged, or without what it should hold; so does `read`.
+        DataError: missing, damaged or incomplete. `read` raises it too.
     """
 
     def __init__(self, path: Path, count: int, background: bool) -> None:
         self.path, self.count, self.background = path, count, background
         self._begin, self._points, self._mask = -1, np.empty(0), np.empty(0)
         if not os.path.isfile(path):
-            raise DataError(f"{path} is missing, or no file; unpack all of h5_files.zip")
+            raise DataError(f"{path} is missing, or not a file; unpack all of h5_files.zip")
         with open_hdf5(self.path, FRESH) as file:
             self._check("data", file, (count, NUM_POINTS, 3), "f")
             labels = self._check("label", file, (count,), "iuf")[:]
             if not background:
                 self._check("mask", file, (count, NUM_POINTS), "if")
+        # `isin` also refuses labels that are fractions or NaN, because some files store labels as floats.
         wrong = ~np.isin(labels, np.arange(len(CLASS_NAMES)))
         if wrong.any():
             row = int(wrong.argmax())
@@ -140,8 +142,9 @@ class _File:
         self.labels: NDArray[np.int64] = labels.astype(np.int64)
 
     def read(self, row: int, name: str) -> Sample:
-        """Return a shape; without background, `name` is the seed of the points that are repeated."""
+        """Return a shape. Without background, `name` seeds the choice of the repeated points."""
         begin = row - row % _BLOCK
+        # Reading the shapes in order, as conversion does, reads each block once.
         if begin != self._begin:
             rows = slice(begin, min(begin + _BLOCK, self.count))
             with open_hdf5(self.path, FRESH) as file:
@@ -156,7 +159,7 @@ class _File:
         if np.isnan(mask).any():
             self._fail(f"mask of shape {row} has nan")
         if not (mask != -1).any():
-            self._fail(f"shape {row} is nothing but background, no points are left; or keep it: background=true")
+            self._fail(f"shape {row} has only points of the background; or keep them: background=true")
         return resize(check_sample(Sample(points[mask != -1]), f"{self.path}: shape {row}"), NUM_POINTS, seed=name)
 
     def _check(self, key: str, file: h5py.File, shape: tuple[int, ...], kinds: str) -> h5py.Dataset:
@@ -166,10 +169,11 @@ class _File:
         if found.shape is None or found.shape[1:] != shape[1:] or found.dtype.kind not in kinds:
             wanted = ", ".join(["shapes", *map(str, shape[1:])])
             self._fail(f"{key} is {found.shape} {found.dtype}; expected ({wanted}) numbers")
+        # A shortened file would give a result on fewer shapes that looks like one on all of them.
         if found.shape[0] != shape[0]:
             raise DataError(
-                f"{self.path}: {key} has {found.shape[0]} shapes, the published file {shape[0]}; {FRESH}, or load a "
-                "set of your own as dataset hdf5"
+                f"{self.path}: {key} has {found.shape[0]} shapes, the published file {shape[0]}; {FRESH}, or load "
+                "your subset as dataset hdf5"
             )
         return found
 

@@ -1,7 +1,7 @@
 """ShapeNet-55, the pre-training set of Point-BERT and Point-MAE (datasets/shapenet55/README.md).
 
-Yu et al., PoinTr, ICCV 2021, from ShapeNetCore, Chang et al. 2015. Files `shapenet_pc/<synset>-<model>.npy`, (8192, 3)
-float32, and the lists `ShapeNet-55/{train,test}.txt` with one name of a file in each line.
+Yu et al., PoinTr, ICCV 2021, from ShapeNetCore, Chang et al. 2015. The files are `shapenet_pc/<synset>-<model>.npy`,
+(8192, 3) float32, and the lists `ShapeNet-55/{train,test}.txt` with one file name a line.
 """
 
 import os
@@ -32,7 +32,8 @@ FILE = f"{NAME}.h5"
 
 NUM_POINTS = 8192
 
-# Sorted, so that the label is the position; names are the first of each synset in the taxonomy of ShapeNetCore.v2.
+# Sorted, so that a label is a position in the list. Names are the first of each synset in the taxonomy of
+# ShapeNetCore.v2.
 _SYNSETS = """
 02691156 airplane, 02747177 ashcan, 02773838 bag, 02801938 basket, 02808440 bathtub, 02818832 bed, 02828884 bench,
 02843684 birdhouse, 02871439 bookshelf, 02876657 bottle, 02880940 bowl, 02924116 bus, 02933112 cabinet,
@@ -59,13 +60,13 @@ _LARGEST_FILE = 2**20  # bytes; float64 would take 196,736
 def load(split: str, root: Path, *, whole: bool = False, path: str | None = None) -> Clouds:
     """Load "train" (41,952 shapes) or "test" (10,518), 8192 points each, y up, not normalised.
 
-    The published files are 5 GB in memory; the prepared file is mapped, and takes none.
+    The published files take 5 GB of memory. The prepared file is memory-mapped and takes none.
 
     Args:
         split: name of the split.
-        root: the folder with one folder per dataset.
-        whole: "train" is train and test together, as in the official pre-training; "test" stays as it is.
-        path: instead of root/shapenet55, a folder with the published or the prepared file, or the prepared file.
+        root: folder of all datasets.
+        whole: let "train" be train and test together, as in the official pre-training. "test" stays as it is.
+        path: folder of the published or prepared files, or the prepared file. None uses root/shapenet55.
 
     Raises:
         DataError: missing or damaged files.
@@ -74,18 +75,19 @@ def load(split: str, root: Path, *, whole: bool = False, path: str | None = None
     if not whole or split != "train":
         return load_prepared(NAME, split, folder, FILE, [_published], path)
     place = folder if path is None else Path(path).expanduser()
+    # Published files: one source puts all shapes into "train". Joining two loaded splits would copy them in memory.
     if not os.path.isfile(place / FILE) and not os.path.isfile(place):
         return open_source(NAME, place, [partial(_published, whole=True)]).clouds("train")
     return join(*(load_prepared(NAME, name, folder, FILE, [], path) for name in ("train", "test")))
 
 
 def source(folder: Path) -> Source:
-    """Return the published files in a folder, train and test; errors as `load`."""
+    """Return the published files in a folder, train and test. Errors are those of `load`."""
     return open_source(NAME, folder, [_published])
 
 
 def _published(folder: Path, whole: bool = False) -> Source | None:
-    """Return all shapes, in the order of the lists; `whole` puts those of test into train."""
+    """Return all shapes, in the order of the lists. `whole` puts the test shapes into train."""
     places = (folder, folder / "ShapeNet55-34", folder / "ShapeNet55")
     base = next((place for place in places if os.path.isdir(place / "shapenet_pc")), None)
     if base is None:
@@ -104,7 +106,7 @@ def _published(folder: Path, whole: bool = False) -> Source | None:
             match = _ENTRY.fullmatch(name)
             if not match or match[1] not in labels:
                 raise DataError(
-                    f"{path} has the line {shown(name)}, no <synset>-<model>.npy of the 55 synsets; {FRESH}"
+                    f"{path} has the line {shown(name)}, not a <synset>-<model>.npy of the 55 synsets; {FRESH}"
                 )
             read = partial(_read, os.path.join(points, name))
             items.append(Item(name[:-4], labels[match[1]], "train" if whole else split, read))
@@ -115,7 +117,7 @@ def _published(folder: Path, whole: bool = False) -> Source | None:
 
 
 def _lists(base: Path) -> Path:
-    """Return the folder of the lists, in or beside the folder with the data."""
+    """Return the folder of the lists, which may be inside or beside the folder of the data."""
     for place in (base / "ShapeNet-55", base, base.parent / "ShapeNet-55"):
         if all(os.path.isfile(place / f"{split}.txt") for split in ("train", "test")):
             return place

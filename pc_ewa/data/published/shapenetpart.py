@@ -1,8 +1,8 @@
 """ShapeNetPart: 16 categories with 50 parts (datasets/shapenetpart/README.md).
 
 Yi et al., A Scalable Active Framework for Region Annotation in 3D Shape Collections, SIGGRAPH Asia 2016, with normals:
-`shapenetcore_partanno_segmentation_benchmark_v0_normal`. Files `<synset>/<model>.txt`, in each line
-"x y z nx ny nz part"; `synsetoffset2category.txt`; `train_test_split/shuffled_{train,val,test}_file_list.json`.
+`shapenetcore_partanno_segmentation_benchmark_v0_normal`. The files are `<synset>/<model>.txt` with lines
+"x y z nx ny nz part", `synsetoffset2category.txt`, and `train_test_split/shuffled_{train,val,test}_file_list.json`.
 """
 
 import io
@@ -34,7 +34,7 @@ from pc_ewa.errors import ConfigError, DataError
 
 NAME = "shapenetpart"
 
-# In the published order: the label is the position.
+# In the published order: a label is a position in this dict.
 CATEGORIES: dict[str, str] = {
     "Airplane": "02691156",
     "Bag": "02773838",
@@ -54,7 +54,7 @@ CATEGORIES: dict[str, str] = {
     "Table": "04379243",
 }
 
-# The parts of each category, as labels of points; no two categories share one.
+# The part labels of each category. No two categories share a part.
 PARTS: dict[str, range] = {
     "Airplane": range(0, 4),
     "Bag": range(4, 6),
@@ -88,14 +88,15 @@ _LARGEST_FILE = 2**24  # bytes; the published ones have 0.2 million
 def load(
     split: str, root: Path, *, stored_points: int = 2048, trainval: bool = False, path: str | None = None
 ) -> Clouds:
-    """Load "train" (12,137 shapes), "val" (1,870) or "test" (2,874) with the part of each point, y up, not normalised.
+    """Load "train" (12,137 shapes), "val" (1,870) or "test" (2,874) with part labels, y up, not normalised.
 
     Args:
         split: name of the split.
-        root: the folder with one folder per dataset.
-        stored_points: of each shape, drawn without replacement and the same every time; shapes with fewer repeat some.
-        trainval: "train" is train and val together, as in the published results, and there is no "val".
-        path: instead of root/shapenetpart, a folder with the published or the prepared file, or the prepared file.
+        root: folder of all datasets.
+        stored_points: number of points of each shape, drawn without replacement and the same every time. A shape with
+            fewer points repeats some.
+        trainval: let "train" be train and val together, as in the published results. There is no "val" then.
+        path: folder of the published or prepared files, or the prepared file. None uses root/shapenetpart.
 
     Raises:
         ConfigError: stored_points out of range.
@@ -117,7 +118,7 @@ def load(
 
 
 def source(folder: Path, *, stored_points: int = 2048) -> Source:
-    """Return the published files in a folder, with `stored_points` points drawn from each; errors as `load`."""
+    """Return the published files in a folder, with `stored_points` points of each. Errors are those of `load`."""
     _check(stored_points)
     return open_source(NAME, folder, [partial(_published, stored_points=stored_points)])
 
@@ -134,7 +135,7 @@ def _check(stored_points: int) -> None:
 
 
 def _published(folder: Path, *, stored_points: int) -> Source | None:
-    """Return all shapes, in the order of the lists, or None where there is nothing of ShapeNetPart."""
+    """Return all shapes, in the order of the lists. None means that the folder has no files of ShapeNetPart."""
     for base in (folder, folder / _FOLDER):
         if any(os.path.exists(base / mark) for mark in ("synsetoffset2category.txt", "train_test_split")):
             _check_categories(base / "synsetoffset2category.txt")
@@ -147,7 +148,7 @@ def _published(folder: Path, *, stored_points: int) -> Source | None:
 
 
 def _check_categories(path: Path) -> None:
-    """Refuse a table of categories that says otherwise than ours; it may have fewer."""
+    """Refuse a table of categories that contradicts CATEGORIES. It may have fewer categories."""
     for line in read_lines(path):
         category, _, synset = line.partition("\t")
         if CATEGORIES.get(category.strip()) != synset.strip():
@@ -155,14 +156,14 @@ def _check_categories(path: Path) -> None:
 
 
 def _items(base: Path, split: str, stored_points: int, seen: set[str]) -> list[Item]:
-    """Return the shapes that the list of a split names."""
+    """Return the shapes in the list of a split."""
     path = base / "train_test_split" / f"shuffled_{split}_file_list.json"
     labels = {synset: label for label, synset in enumerate(CATEGORIES.values())}
     names, pairs = _read_list(path), []
     for name in names:
         match = _ENTRY.fullmatch(name)
         if not match or match[1] not in labels:
-            raise DataError(f"{path} has {shown(name)}, no shape_data/<synset>/<model> of the 16 categories; {FRESH}")
+            raise DataError(f"{path} has {shown(name)}, not shape_data/<synset>/<model> of the 16 categories; {FRESH}")
         pairs.append((match[1], match[2]))
     refuse_repeated(path, names, seen)
     present = {synset: names_in(base / synset) for synset in {synset for synset, _ in pairs}}
@@ -184,15 +185,16 @@ def _read_list(path: Path) -> list[str]:
     try:
         names = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is no JSON: {one_line(error)}; {FRESH}") from error
+        raise DataError(f"{path} is not JSON: {one_line(error)}; {FRESH}") from error
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path} is no list of names; {FRESH}")
+        raise DataError(f"{path} is not a list of names; {FRESH}")
     return names
 
 
 def _read(path: str, category: str, name: str, stored_points: int) -> Sample:
-    """Read a shape and draw its points; `name` is the seed."""
+    """Read a shape and draw its points, seeded by `name`."""
     table, parts = _table(path), PARTS[category]
+    # Checked before the cast to uint8, which would wrap a label of 259 to 3.
     wrong = ~np.isin(table[:, 6], parts)
     if wrong.any():
         row = int(wrong.argmax())
@@ -209,8 +211,9 @@ def _table(path: str) -> NDArray[np.float64]:
         raise DataError(f"{path} has no points; {FRESH}")
     try:
         table = np.loadtxt(io.StringIO(text), comments=None, ndmin=2)
-    except Exception as error:  # ValueError as a rule
-        raise DataError(f"{path} is no table of numbers: {one_line(error)}; {FRESH}") from error
+    # Mostly ValueError, but damaged text also raises others.
+    except Exception as error:
+        raise DataError(f"{path} is not a table of numbers: {one_line(error)}; {FRESH}") from error
     if table.shape[1] != 7:
         raise DataError(f"{path} has {table.shape[1]} columns, not the 7 of x y z nx ny nz part; {FRESH}")
     return table

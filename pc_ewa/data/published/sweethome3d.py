@@ -1,4 +1,4 @@
-"""sweethome3d: furniture shapes that come with the package (datasets/sweethome3d/README.md)."""
+"""sweethome3d: the furniture shapes that are bundled with the package (datasets/sweethome3d/README.md)."""
 
 from pathlib import Path
 
@@ -14,7 +14,8 @@ FILE = f"{NAME}/sweethome3d_1024.h5"
 def load(split: str, root: Path) -> Clouds:
     """Load "train" (459 shapes) or "test" (154), 1024 points each."""
     path = root / FILE
-    if not path.parent.is_dir():  # a root of the user's own, or no clone at all
+    # Outside of a clone, or with another root, take the copy in the package.
+    if not path.parent.is_dir():
         path = bundled("datasets") / FILE
     return read_hdf5(path, split, name=NAME, remedy="it comes with pc-ewa; install it again")
 

@@ -194,7 +194,7 @@ def test_too_many_instructions_are_refused(tmp_path: Path, monkeypatch: pytest.M
 def test_what_cannot_be_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, b"\x80\x03N.")
     for missing in (tmp_path, tmp_path / "none.dat"):
-        with pytest.raises(DataError, match=f"{missing} is missing, or no file; get a fresh copy"):
+        with pytest.raises(DataError, match=f"{missing} is missing, or not a file; get a fresh copy"):
             read_pickle(missing)
 
     def denied(*_: object, **__: object) -> None:

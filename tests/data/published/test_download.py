@@ -225,7 +225,7 @@ def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (send(b"", 404), "HTTP 404 Not Found"),
         (send(b"", 503), "HTTP 503 Service Unavailable"),
         (send(b"", 204), "HTTP 204"),
-        (send(BODY, 206), "part that was not asked for"),
+        (send(BODY, 206), "range that was not requested"),
         (send(b""), "what it sent has md5"),
         (send(BODY[:-1]), "what it sent has md5"),
         (send(BODY[:-1], length="none"), "what it sent has md5"),

@@ -201,8 +201,8 @@ def entry(*values: object) -> Change:
 
 
 DEFECTS: list[tuple[Change, str]] = [
-    (lambda c: c.pop("test"), "no dict of a list train and a list test"),
-    (lambda c: c.update(test=3), "no dict of a list train"),
+    (lambda c: c.pop("test"), "not a dict of a list train and a list test"),
+    (lambda c: c.update(test=3), "not a dict of a list train"),
     (lambda c: c["train"].pop(), r"class \d has 9 train shapes, not 10"),
     (lambda c: c["test"].append(c["test"][0]), r"class \d has 21 test shapes, not 20"),
     (lambda c: c.update(train=[]), "class 0 has 0 train shapes"),
@@ -236,7 +236,7 @@ def test_a_file_that_is_no_fold_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no dict"):
         fewshot.load("test", tmp_path)
     path.write_bytes(pickle.dumps(fold_of(5, 10))[:-500])
-    with pytest.raises(DataError, match=r"0\.pkl: no sound pickle"):
+    with pytest.raises(DataError, match=r"0\.pkl: not a sound pickle"):
         fewshot.load("test", tmp_path)
     path.unlink()
     path.mkdir()

@@ -192,7 +192,7 @@ DEFECTS: list[tuple[str, Change, str]] = [
     ("mask shape", put("mask", np.zeros((17, 2047), int)), r"mask is \(17, 2047\) int64"),
     ("mask unsigned", put("mask", np.zeros((17, 2048), np.uint8)), r"mask is \(17, 2048\) uint8"),
     ("mask NaN", put("mask", np.full((17, 2048), np.nan)), "mask of shape 0 has nan"),
-    ("background only", at("mask", 5, -1), "shape 5 is nothing but background"),
+    ("background only", at("mask", 5, -1), "shape 5 has only points of the background"),
     ("NaN", at("data", (2, 7, 1), np.nan), "nan among the coordinates"),
     ("infinity", at("data", (2, 7, 1), -np.inf), "-inf among the coordinates"),
 ]

@@ -157,10 +157,10 @@ LIST_DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("missing", rewrite_list(lambda t: f"{t}\n02691156-f.npy"), "1 of 2 shapes that are missing, the first: 0.*f.npy"),
     ("twice", rewrite_list(lambda t: f"{t}\n{t}"), "names 02691156-0*.npy, which is there already"),
     ("in both", rewrite_list(lambda t: t.replace("3e8", "000"), "test.txt"), "test.txt names .* missing"),
-    ("another synset", rewrite_list(lambda t: t.replace("02691156", "99999999")), "no <synset>-<model>.npy"),
-    ("path", rewrite_list(lambda t: f"{t}\n02691156-/../../secret.npy"), "no <synset>-<model>.npy of the 55"),
-    ("not UTF-8", rewrite_list_bytes(b"\xff\xfe0\x002\x00"), "train.txt is no text: byte 0 is not UTF-8"),
-    ("binary", rewrite_list_bytes(bytes(range(100))), r"has the line '.*', no <synset>"),
+    ("another synset", rewrite_list(lambda t: t.replace("02691156", "99999999")), "not a <synset>-<model>.npy"),
+    ("path", rewrite_list(lambda t: f"{t}\n02691156-/../../secret.npy"), "not a <synset>-<model>.npy of the 55"),
+    ("not UTF-8", rewrite_list_bytes(b"\xff\xfe0\x002\x00"), "train.txt is not text: byte 0 is not UTF-8"),
+    ("binary", rewrite_list_bytes(bytes(range(100))), r"has the line '.*', not a <synset>"),
     ("no points folder", lambda f: (f / "shapenet_pc").rename(f / "x"), "no folder shapenet_pc; unpack"),
 ]
 
