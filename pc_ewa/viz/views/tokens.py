@@ -17,8 +17,8 @@ from pc_ewa.viz.view import View
 def tokens(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes: tuple[int, ...] = (0, 1, 2)) -> Scene:
     """Show a row of three pictures for each shape: its patches, and those decoded from true and from predicted tokens.
 
-    The first marks masked patches. In the third a masked patch is green if its predicted token is the tokenizer's, and red otherwise. Visible
-    patches have the tokenizer's tokens. The mask is that of the validation loss.
+    The first marks masked patches. In the third a masked patch is green if its predicted token is the tokenizer's, and
+    red otherwise. Visible patches have the tokenizer's tokens. The mask is that of the validation loss.
 
     Args:
         clouds: the dataset.
