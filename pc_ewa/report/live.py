@@ -40,7 +40,7 @@ def _cloud(panel: Panel, scene: Scene) -> Html:
     places = (panel.points[chosen] - scene.center) / scene.radius
     sizes = np.ones(len(chosen)) if panel.sizes is None else panel.sizes[chosen]
     # Positions lie in the unit sphere: 16 bits resolve 1/32767 of it, in half the bytes of float32. "<" fixes the byte
-    # order, which Int16Array in viewer.js takes to be that of the reader's machine: little-endian on all of today.
+    # order: Int16Array in viewer.js uses that of the reader's machine, which is little-endian on today's browsers.
     bytes_by_name = {
         "xyz": (32767 * places).round().astype("<i2"),
         "rgb": (255 * panel.colours[chosen]).round().astype(np.uint8),

@@ -44,7 +44,7 @@ def report_after(folder: str | Path) -> tuple[Path | None, str]:
     """Write report.html into the folder of a run that has just ended. A failure does not fail the run.
 
     Returns:
-        The path and a line for the log. The path is None if the page could not be written; the line then has the reason.
+        The path and a line for the log. If the page could not be written, the path is None and the line has the reason.
     """
     path = Path(folder) / "report.html"
     try:

@@ -183,7 +183,7 @@ class Subjects:
             choose(kinds, self._source, dict.fromkeys(known))
 
     def _dataset(self) -> dict[str, str] | None:
-        """Return the data section for the source: a dataset name, a prepared file or a folder. None for other sources."""
+        """Return the data section for a dataset name, a prepared file or a folder. None for other sources."""
         if self._source in DATASETS:
             return {"name": self._source}
         if self._path.suffix in (".h5", ".hdf5"):
