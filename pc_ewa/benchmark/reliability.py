@@ -1,4 +1,4 @@
-"""The parts of `pc-ewa benchmark reliability` and their page: kills, flipped bits, hostile and damaged files, a soak."""
+"""The parts of `pc-ewa benchmark reliability`: kills, flipped bits, hostile and damaged files, a soak."""
 
 import datetime
 import json
