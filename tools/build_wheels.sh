@@ -10,7 +10,7 @@ case "${1:-}" in
   -h | --help) sed -n '2,6s/^# \{0,1\}//p' tools/build_wheels.sh; exit 0 ;;
 esac
 
-unset PYTHONPATH  # pip would take what is there for installed
+unset PYTHONPATH  # pip would take packages there for installed ones
 target="${1:-dist}"
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
@@ -35,16 +35,16 @@ fi
 wheel="$(echo "$work"/built/*.whl)"
 cp "$work"/built/* "$target"
 
-# 2. Install. torch first and by its exact pin: the wheel asks for any, and would bring the largest.
+# 2. Install torch first and by its exact pin: the wheel requires any version, and pip would choose the largest build.
 make_environment bare "$(grep -o '^torch==[0-9.]*' requirements.txt)"
 "$work/bare/bin/python" "${pip[@]}" "$wheel[data]"
 
-# 3. Run: nothing is on the PATH but the environment, and the home is empty.
+# 3. Run with the environment alone on the PATH, and an empty home.
 mkdir "$work/elsewhere"
 cd "$work/elsewhere"
 run() { env -i HOME="$work/elsewhere" PATH="$work/bare/bin" OMP_NUM_THREADS=1 "$work/bare/bin/$@"; }
 found="$(run pc-ewa --version)"
-[ "$found" = "pc-ewa $version" ] || { echo "error: the wheel says $found, and pyproject.toml $version" >&2; exit 1; }
+[ "$found" = "pc-ewa $version" ] || { echo "error: the wheel is $found, but pyproject.toml has $version" >&2; exit 1; }
 run python - "$work/bare" <<'PYTHON'
 import sys
 from pathlib import Path

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # bash tools/check_torch.sh VERSION ... [-- pytest options]
-#   Runs the tests of the two cores, the models and training against other versions of torch, one environment each:
-#   what the range of torch in pyproject.toml rests on. CI does not run it: an environment takes up to 6 GB.
-#   ENVIRONMENTS=FOLDER ...   where they are made, and found the next time (default: .torch)
-#   PYTHON=python3.12 ...     the interpreter to make them with (default: python3)
+#   Runs the tests of the two cores, the models and training with other versions of torch, one environment each. They
+#   justify the range of torch in pyproject.toml. CI does not run this, as an environment takes up to 6 GB.
+#   ENVIRONMENTS=FOLDER ...   the folder of the environments, which are kept (default: .torch)
+#   PYTHON=python3.12 ...     the interpreter that creates them (default: python3)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 versions=()
@@ -21,7 +21,8 @@ for version in "${versions[@]}"; do
   fi
   echo "torch $version"
   tests="not gpu"
-  [[ "$version" != 2.6* ]] || tests="not gpu and not sharded"  # its FSDP2 needs a GPU, and we say so
+  # FSDP2 of torch 2.6 needs a GPU, and our code refuses it without one.
+  [[ "$version" != 2.6* ]] || tests="not gpu and not sharded"
   PYTHONPATH="$PWD" "$environment/bin/python" -m pytest -m "$tests" tests/ewa tests/ops tests/models tests/train "$@" ||
     failed+=("$version")
 done

@@ -5,7 +5,7 @@
 #   as in train.lr=1e-3. It is `pc-ewa train`, with an environment and a process for each GPU.
 #   GPUS=2 ...                              processes on this machine (default: one per GPU; without a GPU, one)
 #   NODES=4 NODE_RANK=0 MASTER=10.0.0.1 ... start once on every node, each with its own NODE_RANK (PORT=29500)
-#   NODES=2:4 MASTER=10.0.0.1 ...           start once on every node; the run goes on with those that there are
+#   NODES=2:4 MASTER=10.0.0.1 ...           start once on every node; the run continues with 2 to 4 of them
 #   RESTARTS=3 ...                          a process that dies is started again, with all others (default: 0)
 set -euo pipefail
 
@@ -32,7 +32,7 @@ if [ "$most" = 1 ] && [ "$GPUS" = 1 ] && [ "$RESTARTS" = 0 ]; then
 fi
 
 if [ "$most" = 1 ]; then
-  shape=(--standalone)  # a port of its own: two runs on one machine do not collide
+  shape=(--standalone)  # takes a free port: two runs on one machine do not collide
 elif [ "$fewest" != "$most" ]; then
   [ -n "${MASTER:-}" ] || fail "NODES=$NODES needs MASTER=address of a node that stays"
   shape=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$MASTER:${PORT:-29500}" --rdzv-id pc-ewa)
@@ -40,7 +40,8 @@ else
   [ -n "${NODE_RANK:-}" ] && [ -n "${MASTER:-}" ] || fail "NODES=$NODES needs NODE_RANK=0..$((NODES - 1)) and MASTER=address of node 0"
   shape=(--nnodes "$NODES" --node-rank "$NODE_RANK" --master-addr "$MASTER" --master-port "${PORT:-29500}")
 fi
-# A mistake in the config shall be one line, not one traceback per process; each number of nodes must share a batch.
+# Check the config in one process first: a mistake is then one line, not a traceback per process. The batch must be
+# divisible for every number of nodes that the run may have.
 for nodes in $(seq "$fewest" "$most"); do
   "$PYTHON" -m pc_ewa train --check --processes "$((GPUS * nodes))" "$@" >/dev/null
 done

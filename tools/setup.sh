@@ -20,7 +20,7 @@ setup() {
   other="$(other_clone)" || fail "$PYTHON does not run; remove $environment, or activate another environment"
   [ -z "$other" ] || fail "$environment has the pc-ewa of $other installed, and this is $PWD; run 'deactivate' to use $PWD/.venv, or activate another environment"
 
-  # What is installed is marked by a checksum of what was asked for: a second start installs nothing.
+  # A mark, named by a checksum of the requirements, records what is installed: a second start installs nothing.
   local file missing=()
   for file in "$@"; do
     [ -e "$(mark "$environment" "$file")" ] || missing+=("$file")
@@ -33,21 +33,21 @@ setup() {
   "${pip[@]}" "$(torch_pin)" || fail "torch could not be installed; see above"
   "${pip[@]}" $(printf -- '-r %s ' "${missing[@]}") || fail "the requirements could not be installed; see above"
   "${pip[@]}" --no-deps -e . || fail "the package could not be installed; see above"
-  # On all cores, where pip compiles on one. Some packages bring files that no Python of today compiles.
+  # pip compiles on one core, this on all. Errors are ignored: some packages contain files for other Python versions.
   "$PYTHON" -m compileall -qq -j 0 "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
   for file in "${missing[@]}"; do
     touch "$(mark "$environment" "$file")"
   done
 }
 
-# mark ENVIRONMENT FILE: the file that says that FILE, as it is now, is installed for this folder.
+# mark ENVIRONMENT FILE: print the name of the mark for FILE with its present content, installed for this folder.
 mark() {
   echo "$1/.pc-ewa-$(cat "$2" pyproject.toml <(echo "$PWD") | cksum | cut -d' ' -f1)"
 }
 
-# other_clone: print the folder that the environment's editable pc-ewa is in, if it is there and not this one.
+# other_clone: print the folder of the environment's editable pc-ewa, if that exists and is not this folder.
 other_clone() {
-  # -I: this folder's own metadata is not to be found.
+  # -I keeps this folder off sys.path, where its own metadata would be found first.
   "$PYTHON" -I - "$PWD" <<'PYTHON'
 import importlib.metadata, json, os, sys, urllib.parse
 
@@ -63,7 +63,7 @@ if origin.get("dir_info", {}).get("editable"):
 PYTHON
 }
 
-# size_in_words: how much there is to install, if torch or open3d is missing; they are most of it.
+# size_in_words: print the size of the installation if torch or open3d is missing, which are most of it.
 size_in_words() {
   "$PYTHON" -I - "$(torch_pin)" <<'PYTHON'
 import importlib.metadata, sys

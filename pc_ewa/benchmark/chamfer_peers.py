@@ -1,4 +1,4 @@
-"""The Chamfer distance as others compute it, forward and backward (see peers.py)."""
+"""The Chamfer distance of other libraries, forward and backward (see peers.py)."""
 
 import os
 from collections.abc import Callable
@@ -13,9 +13,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def both_ways(loss: Loss, x: Tensor, y: Tensor) -> Prepared:
-    """Compute the value and the gradients of both clouds; the result is the value."""
+    """Return a call that computes the value and the gradients of both clouds, and returns the value."""
 
     def call() -> Tensor:
+        # Fresh leaves in each call: a leaf that is used again would accumulate gradients, and time an extra addition.
         leaves = x.detach().requires_grad_(), y.detach().requires_grad_()
         value = loss(*leaves)
         torch.autograd.grad(value, leaves)
@@ -25,13 +26,14 @@ def both_ways(loss: Loss, x: Tensor, y: Tensor) -> Prepared:
 
 
 def cdist(x: Tensor, y: Tensor) -> Tensor:
-    """Take distances from torch.cdist, and square them after the minimum."""
+    """Compute distances by torch.cdist, and square them after the minimum."""
+    # Squaring is monotonic, so that the minima are the same: N + M squares in place of N * M.
     distances = torch.cdist(x, y)
     return distances.min(2).values.square().mean() + distances.min(1).values.square().mean()
 
 
 def plain_cdist(x: Tensor, y: Tensor) -> Tensor:
-    """Use torch.cdist without its expansion: it subtracts."""
+    """Compute distances by torch.cdist without its matrix product: by subtraction."""
     distances = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")
     return distances.min(2).values.square().mean() + distances.min(1).values.square().mean()
 
@@ -43,11 +45,12 @@ def expanded(x: Tensor, y: Tensor) -> Tensor:
 
 
 def load_keops() -> Loss:
-    """Find the nearest points by KeOps, which never stores the distances; then subtract."""
+    """Return a loss that finds the nearest points by KeOps, which never stores the distances, and then subtracts."""
     os.environ.setdefault("KEOPS_VERBOSE", "0")  # it prints that there is no GPU
     from pykeops.torch import LazyTensor
 
     def side(x: Tensor, y: Tensor) -> Tensor:
+        # The gradient of a minimum is that of its argument: find the argument without gradients, then differentiate.
         distances = LazyTensor(x.detach()[:, :, None]).sqdist(LazyTensor(y.detach()[:, None]))
         nearest = distances.argmin(2).view(len(x), -1, 1).expand(-1, -1, 3)
         return (x - y.gather(1, nearest)).square().sum(-1).mean()
@@ -56,7 +59,7 @@ def load_keops() -> Loss:
 
 
 def load_chamferdist() -> Loss:
-    """Use the package chamferdist."""
+    """Return the loss of the package chamferdist."""
     import chamferdist
 
     distance = chamferdist.ChamferDistance()

@@ -1,4 +1,4 @@
-"""Files that are damaged or made to do harm: flipped bits in weights, edited bytes in shapes, hostile files."""
+"""Damaged and hostile files: flipped bits in weights, edited bytes in shapes, files made to do harm."""
 
 import collections
 import json
@@ -23,14 +23,14 @@ from pc_ewa.models.checkpoints.read import read_content
 
 _HEADER = "ply\nformat {} 1.0\nelement vertex 4\n" + "".join(f"property float {axis}\n" for axis in "xyz")
 _HEADER += "element face 4\nproperty list uchar int vertex_indices\nend_header\n"
-_PATIENCE, _HOSTILE_PATIENCE = 10, 60  # seconds: for a file of less than a kilobyte, for a hostile one
-MOST_SECONDS, MOST_MEMORY = 1, 200  # of the processor; MB beyond those of a bare process
+_PATIENCE, _HOSTILE_PATIENCE = 10, 60  # seconds for a damaged file of less than a kilobyte, and for a hostile file
+MOST_SECONDS, MOST_MEMORY = 1, 200  # limits: seconds of processor time, MB beyond those of the process before
 
 
 def flips(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
-    """Flip one bit anywhere in a file of weights of ours, as often as asked, and read it.
+    """Flip one random bit in a file of our weights and read the file, `trials` times per format.
 
-    A flip is noticed when the file is refused, harmless when all that is read is the same, else missed.
+    A flip counts as noticed if the file is refused, as harmless if its content is read unchanged, and else as missed.
     """
     weights = toy.whole.folder / "checkpoints" / "merged_last.pt"
     converted = toy.folder / "weights.safetensors"
@@ -65,8 +65,9 @@ def flips(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
 
 
 def fuzz(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
-    """Edit bytes of small sound files at random, and read them: one clear refusal, or a sound shape."""
+    """Edit random bytes of small valid files and read them. Each must give a one-line error or a valid shape."""
     place = toy.folder / "fuzz.json"
+    # In a child process: a reader that crashes the interpreter is then a failure, and not the end of the benchmark.
     process = start(_fuzz, toy.folder, place, trials, seed, printed=toy.folder / "fuzz.log")
     process.join()
     if process.exitcode != 0:
@@ -76,7 +77,7 @@ def fuzz(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
 
 
 def hostile(toy: Toy, names: Sequence[str] | None = None) -> dict[str, Any]:
-    """Make each file, give it to the command that reads its kind, and measure how that ends."""
+    """Make each hostile file, run the command that reads it, and measure exit code, output, time and memory."""
     results = {}
     for number, name in enumerate(CASES if names is None else names):
         folder = toy.folder / f"hostile-{number}"
@@ -108,7 +109,7 @@ def hostile(toy: Toy, names: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def samples() -> dict[str, bytes]:
-    """Return a small sound file of each kind that needs no extra, by the name of its kind."""
+    """Return a small valid file of each format that needs no extra, by the name of the format."""
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], "<f4")
     faces = [(0, 2, 1), (0, 1, 3), (0, 3, 2), (1, 2, 3)]
     rows = "".join(" ".join(map(str, row)) + "\n" for row in corners.tolist())
@@ -141,10 +142,11 @@ def samples() -> dict[str, bytes]:
 
 
 def edit(content: bytes, draw: random.Random) -> bytes:
-    """Change, insert, remove or repeat bytes at one to four places, or cut the end off."""
+    """Return `content` with bytes changed, inserted, removed or repeated in one to four places, or truncated."""
     edited = bytearray(content)
     for _ in range(draw.randint(1, 4)):
         at, length = draw.randrange(len(edited) + 1), draw.choice((1, 1, 2, 4, 16))
+        # Random bytes rarely pass the first check. Repeated bytes, digits and separators reach deeper into a parser.
         some = draw.choice(
             (draw.randbytes(length), edited[at : at + length], b"9" * length, b"-", b"nan", b"\n", b"1e")
         )
@@ -161,7 +163,7 @@ def edit(content: bytes, draw: random.Random) -> bytes:
 
 
 def is_sound(shape: Shape) -> bool:
-    """Return True for finite points, and faces between them."""
+    """Return True if all points are finite and all faces refer to points."""
     points, faces = shape
     whole = points.ndim == 2 and points.shape[1] == 3 and len(points) > 0 and bool(np.isfinite(points).all())
     return whole and (faces is None or (faces.min() >= 0 and faces.max() < len(points)))
@@ -175,7 +177,8 @@ def _convert(weights: Path, converted: Path) -> None:
 
 
 def _fuzz(folder: Path, place: Path, trials: int, seed: int) -> None:
-    """Read damaged files in a process that may not take more than 4 GB of addresses beyond those it has."""
+    """Read damaged files in this process, with a limit of 4 GB more address space than it uses now."""
+    # With the limit, a header that declares a huge array raises MemoryError instead of swapping the machine.
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (taken + 2**32, resource.RLIM_INFINITY))
     signal.signal(signal.SIGALRM, _too_long)
@@ -188,12 +191,13 @@ def _fuzz(folder: Path, place: Path, trials: int, seed: int) -> None:
         damaged = edit(content, draw)
         path = folder / f"fuzzed.{kind}"
         path.write_bytes(damaged)
+        # An alarm interrupts Python code that loops. It cannot interrupt C code, which the caller would notice.
         signal.alarm(_PATIENCE)
         try:
             outcome = "sound" if is_sound(read_shape(path)) else "an unsound shape"
         except DataError as error:
             outcome = "refused" if "\n" not in str(error) else "a refusal of several lines"
-        except Exception as error:  # what the readers must never let through
+        except Exception as error:  # any other error is a defect of the reader
             outcome = f"{type(error).__name__}: {error}"
         signal.alarm(0)
         kinds[kind]["cases"] += 1
@@ -209,9 +213,10 @@ def _too_long(number: int, frame: FrameType | None) -> None:
 
 
 def _measured(arguments: list[str], place: Path) -> None:
-    """Run a command, and write what it took; processor time, as other work may share the machine."""
+    """Run a command and write its time and memory to a file, then exit with its code."""
     from pc_ewa.cli import main
 
+    # Processor time is judged: wall time also depends on other work on the machine.
     code = 1
     begin, wall = time.process_time(), time.perf_counter()
 

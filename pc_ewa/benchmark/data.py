@@ -1,4 +1,4 @@
-"""The cost of data: opening a large converted set and drawing batches, beside a training step and Point-MAE's way."""
+"""The cost of data: opening a large dataset and drawing batches, beside a training step and Point-MAE's loader."""
 
 import multiprocessing
 import statistics
@@ -27,12 +27,14 @@ from pc_ewa.train.batches import Batches
 from pc_ewa.train.distributed import join_world
 
 WORKERS = 8  # of Point-MAE's loader
-SUSTAINED = 2 * 2 * WORKERS  # batches at a time: half of them may be waiting when the clock starts
-CANDIDATES = 1200  # farthest points from which it draws 1,024
+# Batches per timing of Point-MAE's loader. Its workers prefetch 2 * WORKERS batches, which may be ready when the clock
+# starts. Timing twice as many limits their effect.
+SUSTAINED = 2 * 2 * WORKERS
+CANDIDATES = 1200  # Point-MAE samples 1,024 of this many farthest points
 
 
 class Size(NamedTuple):
-    """Number of samples in the file, and of points in each; by default as ModelNet40."""
+    """Number of clouds in the file, and of points in each. The defaults are those of ModelNet40."""
 
     shapes: int = 12_311
     points: int = 8192
@@ -44,6 +46,7 @@ def measure(rounds: int, size: Size, config: str | Path = "official_size") -> li
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.h5"
         write(path, size)
+        # A fresh process: this one has memory to reuse, and its peak would be too low.
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
             seconds, peak = fresh.apply(open_all, (path,))
         clouds = read_hdf5(path, "train", name="large")
@@ -66,7 +69,7 @@ def measure(rounds: int, size: Size, config: str | Path = "official_size") -> li
 
 
 def write(path: Path, size: Size) -> None:
-    """Write a converted file of random surfaces; four fifths are for training."""
+    """Write a converted file of random points on the unit sphere. Four fifths are for training."""
     random = np.random.default_rng(0)
     with new_file(path) as file:
         write_attributes(file, [str(c) for c in range(40)], ["train", "test"], "y", None)
@@ -82,7 +85,7 @@ def write(path: Path, size: Size) -> None:
 
 
 def open_all(path: Path) -> tuple[float, float | None]:
-    """Open both splits; return the seconds, and the peak memory in MB where Linux can measure it."""
+    """Open both splits. Returns the seconds and the peak memory in MB, which is None where it cannot be measured."""
     began = time.perf_counter()
 
     def both() -> list[Clouds]:
@@ -97,7 +100,7 @@ def open_all(path: Path) -> tuple[float, float | None]:
 
 
 def race(clouds: Clouds, experiment: Experiment, rounds: int) -> tuple[float, float, float]:
-    """Time, in turn, our batch, a batch in Point-MAE's way and a training step. Returns medians in milliseconds."""
+    """Time our batch, a batch of Point-MAE's loader and a training step in turn. Returns medians in milliseconds."""
     device = torch.device("cpu")
     batches = Batches(clouds, experiment, 1, device)
     peer = peer_batches(clouds, experiment)
@@ -118,7 +121,7 @@ def race(clouds: Clouds, experiment: Experiment, rounds: int) -> tuple[float, fl
 
 
 class PerItem(Dataset[tuple[torch.Tensor, int]]):
-    """Point-MAE's dataset: one cloud at a time, normalised by numpy. Read from its facts, not from its code."""
+    """A dataset that works as Point-MAE's does, one cloud at a time, normalised by numpy. Contains none of its code."""
 
     def __init__(self, points: NDArray[np.float32], labels: list[int]) -> None:
         self.points, self.labels = points, labels
@@ -128,7 +131,7 @@ class PerItem(Dataset[tuple[torch.Tensor, int]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        """Centre a cloud, and scale it to the unit sphere."""
+        """Return a cloud, centred and scaled to the unit sphere, and its label."""
         points = self.points[index].copy()
         points -= points.mean(0)
         points /= np.sqrt((points**2).sum(1)).max()
@@ -136,11 +139,12 @@ class PerItem(Dataset[tuple[torch.Tensor, int]]):
 
 
 def peer_batches(clouds: Clouds, experiment: Experiment) -> Iterator[torch.Tensor]:
-    """Yield batches in Point-MAE's way, without end: workers, then FPS (ours, on the CPU), a subset, ScaleAndTranslate.
+    """Yield batches as Point-MAE loads them, without end: workers, FPS, a random subset, ScaleAndTranslate.
 
-    It has all clouds in memory, so it gets no more of them here than memory should hold.
+    FPS is ours, on the CPU. Point-MAE keeps all clouds in memory, so that at most 1,024 clouds are used here.
     """
-    warnings.filterwarnings("ignore", message="This DataLoader will create")  # more workers than cores: its way
+    # torch warns about more workers than cores. The number is that of the official config.
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     few = clouds.select(range(min(len(clouds), 1024)))
     points, labels = few.batch(range(len(few)))
     loader = DataLoader(

@@ -1,4 +1,4 @@
-"""Commands in processes of their own, and toy runs that are killed at any moment or watched for minutes."""
+"""Commands in child processes, and toy runs that are killed at random moments or watched for minutes."""
 
 import contextlib
 import json
@@ -23,14 +23,15 @@ import torch
 
 from pc_ewa.data import write_hdf5
 
-# The server of forks has imported all that commands need, so that a child begins at once.
+# The fork server imports these once. A forked child then begins at once, and a kill hits the run and not its imports.
 _IMPORTED = ["torch._dynamo", "safetensors.torch", "pc_ewa.inference", "pc_ewa.data.own_files", "pc_ewa.train.run"]
 _IMPORTED += ["pc_ewa.cli.train", "pc_ewa.cli.evaluate", "pc_ewa.cli.merge", "pc_ewa.benchmark.reliability"]
 
-# What differs from one run of the same experiment to the next.
+# Keys that differ between two runs of the same experiment.
 _UNEQUAL = ("seconds", "output", "peak_memory", "samples_per_second")
 
-_ONE = threading.Lock()  # multiprocessing is not made for several threads that start and poll
+# multiprocessing.Process is not thread-safe: poll() in one thread may reap a child that another thread starts or polls.
+_ONE = threading.Lock()
 
 _CONFIG = """\
 device: cpu
@@ -44,7 +45,7 @@ wandb: {{mode: disabled}}
 
 
 class Whole(NamedTuple):
-    """An undisturbed run: its folder, how long its process took, and how many changes of files it made."""
+    """An undisturbed run: its folder, the seconds of its process, and its number of file changes."""
 
     folder: Path
     seconds: float
@@ -52,7 +53,14 @@ class Whole(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """A run that was killed and went on: its exit code, if it was killed twice, and attempts that came too late."""
+    """A run that was killed and resumed.
+
+    Attributes:
+        run: its folder.
+        exit_code: of the resumed process.
+        twice: True if it was killed twice.
+        not_counted: attempts in which the run had ended before the kill.
+    """
 
     run: Path
     exit_code: int
@@ -64,8 +72,8 @@ class Toy:
     """A toy dataset of random clouds and an experiment on it, in a folder.
 
     Args:
-        folder: gets everything.
-        steps: how many optimizer steps a run takes.
+        folder: the folder for dataset, config and runs.
+        steps: number of optimizer steps of a run.
     """
 
     def __init__(self, folder: Path, steps: int = 12) -> None:
@@ -76,7 +84,7 @@ class Toy:
         self.config.write_text(_CONFIG.format(data=self.data, steps=steps), encoding="utf-8")
 
     def train(self, run: Path, *overrides: str, deadly: int = 0) -> ForkServerProcess:
-        """Start training; SIGKILL comes right before the change of files number `deadly`, if that is above 0."""
+        """Start training. If `deadly` is above 0, SIGKILL comes right before the file change of that number."""
         arguments = ["train", str(self.config), f"output={run}", *overrides]
         return start(_call, arguments, run.with_name(f"{run.name}.changes"), deadly, printed=run.with_suffix(".log"))
 
@@ -84,7 +92,8 @@ class Toy:
     def whole(self) -> Whole:
         """The undisturbed run."""
         run = self.folder / "whole"
-        start(os.getpid, printed=run.with_suffix(".log")).join()  # the imports of the server of forks are not counted
+        # Start and end one child first, so that the imports of the fork server are not in the time of the run.
+        start(os.getpid, printed=run.with_suffix(".log")).join()
         begin = time.perf_counter()
         process = self.train(run)
         process.join()
@@ -94,7 +103,7 @@ class Toy:
 
 
 def start(call: Callable[..., object], *arguments: object, printed: Path) -> ForkServerProcess:
-    """Call a function in a fork of a process that has imported everything; what it prints is added to a file."""
+    """Start a function in a fork of a process that has imported everything. Its output is appended to a file."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     process = context.Process(target=_redirected, args=(printed, call, *arguments))
@@ -104,14 +113,15 @@ def start(call: Callable[..., object], *arguments: object, printed: Path) -> For
 
 
 def kill(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
-    """Kill runs with SIGKILL, start them again, and compare what they leave with the undisturbed run.
+    """Kill runs with SIGKILL, start them again, and compare their results with the undisturbed run.
 
-    Half of the kills come at moments drawn evenly from the time that a run takes, half right before a drawn change of
-    files (opening for writing, renaming, linking, removing). Every third run is killed a second time. Runs that had
-    ended before the moment are not counted, and drawn again.
+    Half of the kills come at uniformly random moments of a run. The other half come right before a random file change
+    (opening for writing, renaming, linking, removing). Every third run is killed a second time. Runs that had ended
+    before the kill are not counted, and are drawn again.
     """
     expected = contents(toy.whole.folder)
-    with ThreadPoolExecutor(4) as pool:  # processes that wait for the disk leave time for others
+    # Four at a time: a run often waits for fsync, and leaves the cores to the others.
+    with ThreadPoolExecutor(4) as pool:
         ended = list(pool.map(lambda number: _kill_one(toy, number, random.Random(f"{seed} {number}")), range(trials)))
     differing = []
     for number, one in enumerate(ended):
@@ -135,7 +145,7 @@ def kill(toy: Toy, trials: int, seed: int) -> dict[str, Any]:
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """Return all that a finished run holds: names of files, each leaf of its checkpoints, metrics and summary."""
+    """Return the contents of a finished run: names of files, each leaf of its checkpoints, metrics and summary."""
     found: dict[str, Any] = {"files": sorted(os.listdir(run)), "checkpoints": sorted(os.listdir(run / "checkpoints"))}
     for path in sorted((run / "checkpoints").glob("[!.]*.pt")):
         found.update(leaves(torch.load(path, weights_only=True), path.name))
@@ -146,7 +156,7 @@ def contents(run: Path) -> dict[str, Any]:
 
 
 def leaves(value: object, key: str) -> Iterator[tuple[str, object]]:
-    """Yield what is nested in dicts and lists with the path to it; of a tensor its kind, shape and bytes."""
+    """Yield the path and value of each leaf of nested dicts and lists. A tensor gives its dtype, shape and bytes."""
     if isinstance(value, dict):
         for name, inner in value.items():
             if name not in _UNEQUAL:
@@ -158,14 +168,14 @@ def leaves(value: object, key: str) -> Iterator[tuple[str, object]]:
         data = value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         yield key, (str(value.dtype), tuple(value.shape), data)
     else:
-        yield key, repr(value)  # NaN equals itself
+        yield key, repr(value)  # compare text, as NaN != NaN
 
 
 def soak(toy: Toy, minutes: float) -> dict[str, Any]:
-    """Train for minutes, with validation and saving every few steps, and watch what the process holds.
+    """Train for minutes, validating and saving every few steps, and watch memory, open files and threads.
 
-    What is measured each second after the first minute (or third, of a shorter run) is cut in three parts. The medians
-    of the last are compared with those of the first.
+    Samples are taken each second after the first minute, or after the first third of a shorter run. They are cut into
+    three parts, and the medians of the last part are compared with those of the first.
     """
     process = toy.train(toy.folder / "soaked", "train.steps=100000000", "train.save_every=20")
     begin, seconds = time.monotonic(), minutes * 60
@@ -186,7 +196,7 @@ def soak(toy: Toy, minutes: float) -> dict[str, Any]:
 
 
 def _kill_one(toy: Toy, number: int, draw: random.Random) -> Ended:
-    """Kill a run, a third of them once more, and let it go on to its end."""
+    """Kill a run, every third one twice, and resume it to its end."""
     aimed = number % 2 == 1
     for attempt in range(100):
         run = toy.folder / f"killed-{number}-{attempt}"
@@ -197,7 +207,7 @@ def _kill_one(toy: Toy, number: int, draw: random.Random) -> Ended:
 
 
 def _killed(toy: Toy, run: Path, draw: random.Random, aimed: bool) -> bool:
-    """Start a run and kill it; return False if it had ended before."""
+    """Start a run and kill it. Returns False if it had ended before."""
     process = toy.train(run, deadly=draw.randint(1, toy.whole.changes) if aimed else 0)
     if not aimed:
         time.sleep(draw.uniform(0, toy.whole.seconds))
@@ -206,7 +216,8 @@ def _killed(toy: Toy, run: Path, draw: random.Random, aimed: bool) -> bool:
 
 
 def _wait(process: ForkServerProcess) -> int:
-    """Return the exit code of a process once it has one."""
+    """Wait for a process and return its exit code."""
+    # Not join(): it would hold the lock, or poll without it, until this process ends.
     while True:
         with _ONE:
             code = process.exitcode
@@ -216,14 +227,15 @@ def _wait(process: ForkServerProcess) -> int:
 
 
 def _weigh(process: ForkServerProcess) -> tuple[int, int, int]:
-    """Return resident memory in bytes, and how many files and threads a process has."""
+    """Return the resident memory in bytes, and the number of open files and threads of a process."""
     home = Path(f"/proc/{process.pid}")
     status = dict(re.findall(r"^(\w+):\s+(\d+)", (home / "status").read_text(), re.MULTILINE))
     return int(status["VmRSS"]) * 1024, len(os.listdir(home / "fd")), int(status["Threads"])
 
 
 def _redirected(printed: Path, call: Callable[..., object], *arguments: object) -> None:
-    """Begin a process: what it prints goes to a file, and it has one thread."""
+    """Call a function in this process, with its output in a file and one torch thread."""
+    # Redirect the descriptors, not sys.stdout: libraries in C write to these, and a crash too.
     os.dup2(os.open(printed, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o644), 1)
     os.dup2(1, 2)
     torch.set_num_threads(1)
@@ -231,7 +243,7 @@ def _redirected(printed: Path, call: Callable[..., object], *arguments: object) 
 
 
 def _call(arguments: list[str], changes: Path, deadly: int) -> None:
-    """Run a command; a byte for each change of files goes to `changes`, and SIGKILL comes before a chosen one."""
+    """Run a command. Each file change adds a byte to the file `changes`, and SIGKILL comes before a chosen one."""
     from pc_ewa.cli import main
 
     count, counted = 0, os.open(changes, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o644)
@@ -243,6 +255,7 @@ def _call(arguments: list[str], changes: Path, deadly: int) -> None:
             count += 1
             if count == deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
+            # os.write and not open(): that would raise another audit event, and count itself.
             with contextlib.suppress(OSError):
                 os.write(counted, b".")
 

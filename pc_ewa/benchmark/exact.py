@@ -1,4 +1,4 @@
-"""Exact answers in float64, and the judgement of results by them."""
+"""Exact results in float64, and verdicts on other results by them."""
 
 import math
 
@@ -9,8 +9,8 @@ from pc_ewa import ops
 from pc_ewa.benchmark.contest import Verdict, ops_backend
 from pc_ewa.ops.reference import nearest
 
-TIE = 1e-6  # distances this close, relatively, are a tie that float32 cannot break
-CHUNK = 2**24  # distances held at a time
+TIE = 1e-6  # relative difference of two distances below which float32 cannot order them
+CHUNK = 2**24  # distances in memory at a time
 
 
 def exact_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
@@ -19,28 +19,30 @@ def exact_distances(queries: Tensor, points: Tensor, k: int) -> Tensor:
     wide = points.double()
     parts = []
     for part in torch.split(queries.double(), rows, dim=1):
+        # Subtract, axis by axis: the expansion |a|² + |b|² - 2ab would cancel, in float64 too.
         squared = sum((part[:, :, None, axis] - wide[:, None, :, axis]).square_() for axis in range(3))
         parts.append(torch.as_tensor(squared).topk(k, largest=False).values)
     return torch.cat(parts, dim=1)
 
 
 def matches(index: Tensor, queries: Tensor, points: Tensor, distances: Tensor) -> Tensor:
-    """Return True for each neighbour (B, M, k) that belongs to the k nearest. Any of those that tie will do."""
+    """Return True for each neighbour (B, M, k) that is one of the k nearest. Any of several tied points counts."""
     index = index.sort(-1).values
     neighbours = ops.gather_points(points.double(), index)
     squared = (neighbours - queries.double()[:, :, None]).square().sum(-1)
+    # Equal distances alone would accept one index k times. Sorted, a repeated index equals the one before.
     again = torch.nn.functional.pad(index[..., 1:] == index[..., :-1], (1, 0))
     return (squared <= distances[..., -1:] * (1 + TIE)) & ~again
 
 
 def exact_chamfer(x: Tensor, y: Tensor) -> float:
-    """Return the Chamfer distance, computed in float64."""
+    """Return the Chamfer distance computed in float64."""
     to_y, _, to_x, _ = nearest(x.double(), y.double(), None, None)
     return (to_y.mean() + to_x.mean()).item()
 
 
 def judge_fps(index: Tensor, points: Tensor) -> Verdict:
-    """Judge sampled points: exact if the reference chooses the same set from the same first point."""
+    """Judge sampled points. They are exact if the reference chooses the same set from the same first point."""
     with ops_backend("reference"):
         right = ops.farthest_point_sample(points, index.shape[1], start=index[:, 0].to(points.device))
     same = (right.cpu().sort(1).values == index.cpu().sort(1).values).double().mean().item()
@@ -50,25 +52,26 @@ def judge_fps(index: Tensor, points: Tensor) -> Verdict:
 
 
 def judge_knn(index: Tensor, queries: Tensor, points: Tensor, distances: Tensor) -> Verdict:
-    """Judge neighbours: exact if all sets are those found in float64."""
+    """Judge neighbours. They are exact if all sets are those found in float64."""
     share = matches(index.to(points.device), queries, points, distances).all(-1).double().mean().item()
     return Verdict(share == 1, "yes" if share == 1 else f"no, {percent(share)} of the sets")
 
 
 def judge_chamfer(value: Tensor, exact: float) -> Verdict:
-    """Judge a Chamfer distance: exact if it is that of float64 up to 1e-5."""
+    """Judge a Chamfer distance. It is exact if its relative difference from float64 is below 1e-5."""
     error = abs(value.item() / exact - 1)
     return Verdict(error < 1e-5, "yes" if error < 1e-5 else f"no, off by {relative(error)}")
 
 
 def relative(error: float) -> str:
-    """Format a relative error; small ones by their order of magnitude."""
+    """Format a relative error, a small one by its order of magnitude."""
     return f"{error:.0e}" if error < 1e-3 else f"{100 * error:.3g} %"
 
 
 def percent(share: float) -> str:
-    """Format a share, with as many digits as tell it from 100 %."""
+    """Format a share with enough digits to distinguish it from 100 %."""
     if share == 1:
         return "100 %"
+    # Round down: 0.999999 must not be printed as 100 %.
     digits = 1 if share < 0.999 else 5
     return f"{math.floor(share * 100 * 10**digits) / 10**digits:.{digits}f} %"

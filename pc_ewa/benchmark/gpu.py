@@ -26,7 +26,7 @@ from pc_ewa.train import compiled
 
 
 def run_tests(part: Part) -> None:
-    """Run the tests that need a GPU, with what pytest says of each that fails."""
+    """Run the tests that need a GPU, and record pytest's report of each that fails."""
     root = checkout()
     if root is None:
         raise ConfigError("the tests are not part of an installed package; run this from a checkout")
@@ -35,7 +35,7 @@ def run_tests(part: Part) -> None:
     if absent:
         raise ConfigError(f"the tests need {' and '.join(absent)}; pip install them, or leave this part out")
     what = ["--version"] if part.plan.rehearsal else ["-m", "gpu", "-rfEs", "-p", "no:cacheprovider", *files]
-    # In a process of its own: a kernel that fails takes its process with it.
+    # In a separate process: after a failed CUDA kernel the CUDA context of its process is unusable.
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *what],
         cwd=root,
@@ -54,7 +54,7 @@ def run_tests(part: Part) -> None:
 
 
 def run_ops(part: Part) -> None:
-    """Time the point-cloud ops beside plain torch, and pointnet2_ops where it is there or can be compiled."""
+    """Time the point-cloud ops beside plain torch, and beside pointnet2_ops if it is installed or can be compiled."""
     with _pointnet2(part):
         for section in part.plan.ops_sections:
             if part.left < 20 and not part.plan.rehearsal:
@@ -68,7 +68,7 @@ def run_ops(part: Part) -> None:
 
 @contextlib.contextmanager
 def _pointnet2(part: Part) -> Iterator[None]:
-    """Compile pointnet2_ops from its source in POINTNET2, if it is asked for and nvcc is there."""
+    """Compile pointnet2_ops from the source in POINTNET2, if that is set and nvcc is there, and make it importable."""
     source = os.environ.get("POINTNET2")
     if importlib.util.find_spec("pointnet2_ops") or not source:
         yield
@@ -79,7 +79,8 @@ def _pointnet2(part: Part) -> Iterator[None]:
             if not shutil.which("nvcc"):
                 raise ConfigError("there is no nvcc")
             shutil.copytree(source, build)
-            setup = build / "setup.py"  # its list of GPUs names ones that nvcc of today refuses
+            # Its setup.py sets TORCH_CUDA_ARCH_LIST to architectures that nvcc of CUDA 12 and later refuses.
+            setup = build / "setup.py"
             lines = setup.read_text().splitlines()
             setup.write_text("\n".join(line for line in lines if "TORCH_CUDA_ARCH_LIST" not in line) + "\n")
             major, minor = torch.cuda.get_device_capability()
@@ -108,7 +109,7 @@ PARTS: dict[str, Callable[[Part], None]] = {
 
 @exit_on_error
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one part; whatever fails is written down before the process ends with 1."""
+    """Measure one part. An error is written to its file before the process exits with code 1."""
     parser = argparse.ArgumentParser(prog="python -m pc_ewa.benchmark.gpu", description=__doc__)
     parser.add_argument("part", choices=tuple(PARTS))
     parser.add_argument("out", type=Path, help="an existing folder")
@@ -121,10 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError("torch finds no CUDA device here; run this on a machine with one, or add --rehearse")
     plan = REHEARSAL if options.rehearse else REAL
     part = Part(options.part, options.out, plan, time.monotonic() + options.seconds)
+    # Write the file before any work: a part that is killed then leaves one without tables, not an old one.
     part.write()
     backend = compiled.BACKEND
     if options.rehearse:
-        compiled.BACKEND = "eager"  # a compiler takes a minute
+        compiled.BACKEND = "eager"  # capture graphs, but skip the minute that the compiler takes
     try:
         PARTS[options.part](part)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The tables of benchmarks/gpu.sh as Markdown: python -m pc_ewa.benchmark.gpu_page OUT [--into docs/gpu.md]."""
+"""The results of benchmarks/gpu.sh as Markdown: python -m pc_ewa.benchmark.gpu_page OUT [--into docs/gpu.md]."""
 
 import argparse
 import json
@@ -32,14 +32,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.into.is_file() or not MEASURED.search(text := options.into.read_text(encoding="utf-8")):
         raise ConfigError(f"--into {options.into}: it lacks <!-- measured --> and <!-- /measured -->")
     fresh = page(parts)
+    # A function, not a string, as replacement: backslashes in the tables would be read as group references.
     write_text(options.into, MEASURED.sub(lambda marks: f"{marks[1]}\n{fresh}\n\n{marks[2]}", text))
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """Read the parts that there are.
+    """Read the files of the measured parts.
 
     Raises:
-        ConfigError: none, or a file that no part wrote.
+        ConfigError: no file, or one that benchmarks/gpu.sh did not write.
     """
     parts = []
     for name in PARTS:
@@ -48,9 +49,10 @@ def read(out: Path) -> list[dict[str, Any]]:
             try:
                 part = json.loads(path.read_text(encoding="utf-8"))
                 [Table(**table) for table in part["tables"]]
+                # Access every key that `page` reads, so that a wrong file fails here with its name.
                 part["rehearsal"], part["date"], part["hardware"], part["problems"], part["seconds"]
             except (ValueError, KeyError, TypeError):
-                raise ConfigError(f"{path} is not of benchmarks/gpu.sh; measure it again") from None
+                raise ConfigError(f"{path} was not written by benchmarks/gpu.sh; measure it again") from None
             parts.append(part)
     if not parts:
         raise ConfigError(f"{out} holds no {PARTS[0]}.json or the like; run benchmarks/gpu.sh first")
@@ -58,7 +60,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 
 def page(parts: Sequence[dict[str, Any]]) -> str:
-    """Return all tables, each part under what it was measured on."""
+    """Return all tables, each part under its date and hardware."""
     return "\n\n".join(map(_section, parts))
 
 

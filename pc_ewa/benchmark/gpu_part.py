@@ -1,4 +1,4 @@
-"""A part of benchmarks/gpu.sh while it is measured, and its file."""
+"""`Part`: one part of benchmarks/gpu.sh while it is measured, and its file."""
 
 import datetime
 import importlib.metadata
@@ -16,16 +16,17 @@ from pc_ewa.files import write_text
 
 @dataclass
 class Part:
-    """A part while it is measured; its file is written anew after every table, so that nothing is lost when it is cut.
+    """One part while it is measured. Its file is rewritten after every table, so that a timeout loses no result.
 
     Attributes:
         name: of the part.
         out: the folder of its file.
         plan: sizes.
-        deadline: `time.monotonic` when it shall have ended.
-        tables: what was measured, for people.
-        numbers: what was measured, for programs.
-        problems: what failed, a line each.
+        deadline: the value of `time.monotonic` at which the part should have ended.
+        tables: the results, for readers.
+        numbers: the results, for programs.
+        problems: the failures, one line each.
+        began: the value of `time.monotonic` at the start.
     """
 
     name: str
@@ -43,14 +44,14 @@ class Part:
         return self.deadline - time.monotonic()
 
     def show(self, tables: Sequence[Table], **numbers: Any) -> None:
-        """Print the last of the tables, and write all of them with the numbers."""
+        """Replace the tables, add the numbers, print the last table and write the file."""
         self.tables = [*tables]
         self.numbers |= numbers
         print(as_text(self.tables[-1]), flush=True)
         self.write()
 
     def problem(self, what: str) -> None:
-        """Note what failed; the part goes on."""
+        """Record a failure. The part continues."""
         print(f"problem: {what}", flush=True)
         self.problems.append(what)
         self.write()

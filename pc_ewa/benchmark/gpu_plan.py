@@ -1,4 +1,4 @@
-"""The sizes of benchmarks/gpu.sh: what is measured on a GPU, and a rehearsal of it on a CPU."""
+"""The sizes of benchmarks/gpu.sh: the measurement on a GPU, and its rehearsal on a CPU."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,13 @@ from pc_ewa.config import Experiment, load_experiment
 
 
 class Variant(NamedTuple):
-    """One way to train: precision "bf16", "tf32" or "fp32", the mode of `train.compile`, and with experts or not."""
+    """One way to train.
+
+    Attributes:
+        precision: "bf16", "tf32" or "fp32".
+        compile: the mode of `train.compile`. None does not compile.
+        ewa: True to train with experts.
+    """
 
     precision: str
     compile: str | None
@@ -19,13 +25,14 @@ class Variant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Describe the variant in a few words."""
+        """A description in a few words."""
         mode = {None: "as it is", "default": "compiled", "reduce-overhead": "compiled, CUDA graphs"}
         return f"{self.precision}, {mode.get(self.compile, self.compile)}, {'EWA' if self.ewa else 'dense'}"
 
 
 EAGER = tuple(Variant(precision, None, ewa) for precision in ("bf16", "tf32", "fp32") for ewa in (False, True))
-COMPILED = (  # the most wanted first: what does not fit is left out
+# In order of importance: a variant for which the time is too short is left out.
+COMPILED = (
     *(Variant("bf16", mode, ewa) for mode in ("reduce-overhead", "default") for ewa in (False, True)),
     *(Variant("tf32", "reduce-overhead", ewa) for ewa in (False, True)),
 )
@@ -33,17 +40,25 @@ WATCHED = (*(Variant("bf16", None, ewa) for ewa in (False, True)), Variant("bf16
 
 
 class Plan(NamedTuple):
-    """All sizes.
+    """All sizes of a measurement.
 
     Attributes:
-        rehearsal: whether nothing of it is a measurement.
+        rehearsal: True if the numbers mean nothing.
         device: "cuda", or "cpu" in a rehearsal.
-        changes: to configs/official_size.yaml.
-        warmup: steps before any is timed; CUDA graphs are captured in the second and third.
-        rounds: how often `steps` steps are timed.
+        changes: changes of configs/official_size.yaml.
+        warmup: steps before the first timing. CUDA graphs are captured in the second and third.
+        rounds: number of timings.
+        steps: steps per timing.
         matrix: rows of the square matrices whose product measures the peak.
         copied: bytes of the copy that measures the bandwidth.
-        counted: batch size for which floating-point operations are counted.
+        eager: variants that are timed without compilation.
+        compiled: variants that are timed with compilation.
+        watched: variants that are searched for synchronisations.
+        modes: modes of `train.compile` for training. The first that works is taken.
+        ops_plan: sizes of the op benchmarks. None takes the default.
+        ops_sections: sections of the op benchmarks.
+        ops_rounds: rounds of the op benchmarks.
+        most_epochs: the most epochs of training.
     """
 
     rehearsal: bool = False
@@ -57,14 +72,14 @@ class Plan(NamedTuple):
     eager: tuple[Variant, ...] = EAGER
     compiled: tuple[Variant, ...] = COMPILED
     watched: tuple[Variant, ...] = WATCHED
-    modes: tuple[str | None, ...] = ("reduce-overhead", "default", None)  # of the training: the first that works
+    modes: tuple[str | None, ...] = ("reduce-overhead", "default", None)
     ops_plan: OpsPlan | None = None
     ops_sections: tuple[str, ...] = ("fps", "knn", "chamfer", "grouping", "precision")
     ops_rounds: int = 5
     most_epochs: int = 300
 
     def experiment(self, variant: Variant, *changes: str) -> Experiment:
-        """Return the official size as a variant, on the bundled furniture unless `changes` say otherwise."""
+        """Return the experiment of a variant at official size, on the bundled furniture unless `changes` replace it."""
         return load_experiment(
             "official_size",
             [

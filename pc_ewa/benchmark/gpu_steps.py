@@ -1,4 +1,4 @@
-"""Training steps on a GPU: how long they take, what share of the peak that is, where the rest goes, what waits."""
+"""Training steps on a GPU: time, share of the peak, most expensive ops, and synchronisations."""
 
 import statistics
 import time
@@ -25,11 +25,11 @@ from pc_ewa.train.setup import build
 Step = Callable[[int], None]
 
 HEADER = ["", "ms", "host ms", "samples/s", "TFLOP/s", "of peak", "MiB", "first step, s"]
-FRAMES = 12  # of a traceback, from its end
+FRAMES = 12  # last frames of a traceback that are kept
 
 
 def run_steps(part: Part) -> None:
-    """Measure the peaks of the device, then steps as they are; then profile some."""
+    """Measure the peaks of the device, then time steps without compilation, then profile one variant."""
     peaks = measure_peaks(part.plan)
     rows = [[name, number(value)] for name, value in peaks.items()]
     size = part.plan.matrix
@@ -41,12 +41,12 @@ def run_steps(part: Part) -> None:
 
 
 def run_compiled(part: Part) -> None:
-    """Measure steps that are compiled."""
+    """Time steps with compilation."""
     _time_variants(part, part.plan.compiled, measure_peaks(part.plan))
 
 
 def run_syncs(part: Part) -> None:
-    """Count what makes the host wait for the device inside of a step; the goal is nothing."""
+    """Count the operations of a step that make the host wait for the device. The goal is none."""
     rows: list[list[str]] = []
     where: dict[str, Any] = {}
     for variant in part.plan.watched:
@@ -63,9 +63,9 @@ def run_syncs(part: Part) -> None:
 
 @contextmanager
 def prepared(plan: Plan, variant: Variant) -> Iterator[Step]:
-    """Build a variant, take the steps that are not timed, and give a function that takes further ones.
+    """Build a variant, run its warm-up steps, and yield a function that runs further steps.
 
-    The precision of products of fp32 matrices is set while the block lasts.
+    The precision of fp32 matrix products is set inside the `with` block only.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if variant.precision == "tf32" else "highest")
@@ -78,6 +78,7 @@ def prepared(plan: Plan, variant: Variant) -> Iterator[Step]:
         def step(index: int) -> None:
             train_step(setup, experiment, world, model, index)
 
+        # The first step includes compilation. It is timed separately.
         began = time.perf_counter()
         step(0)
         synchronize(plan.device)
@@ -87,20 +88,22 @@ def prepared(plan: Plan, variant: Variant) -> Iterator[Step]:
             step(index)
         synchronize(plan.device)
         yield step
+        # Steps do not check for NaN on the host. Read the flag once: timings of a failed training would mean nothing.
         if found := setup.guard.found():
             raise RuntimeError(f"step {found[0]}: {found[1]}")
     finally:
         torch.set_float32_matmul_precision(before)
+        # Return cached blocks to the driver, so that the peak memory of the next variant is its own.
         if plan.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
 def timed(step: Step, plan: Plan) -> dict[str, float]:
-    """Time steps one after the other, waiting for the device only at the end of each round, as training does.
+    """Time consecutive steps, waiting for the device only at the end of each round, as in training.
 
     Returns:
-        Seconds of a step, and those after which the host was done with it: where the two are equal, the device waits
-        for the host. Medians over the rounds.
+        `seconds` of a step, and `host_seconds` until the host had queued it, as medians over the rounds. If the two are
+        equal, the device waits for the host.
     """
     whole, host = [], []
     for index in range(plan.rounds):
@@ -116,13 +119,14 @@ def timed(step: Step, plan: Plan) -> dict[str, float]:
 
 
 def synchronisations(step: Step, plan: Plan) -> tuple[Counter[str], list[str]]:
-    """Find the lines that make the host wait, by the warnings of torch; and the calls that led to the first of them."""
+    """Find the lines that make the host wait, by torch's warnings, and the traceback of the first one."""
     if plan.device.type != "cuda":
         return Counter(), []
     seen: Counter[str] = Counter()
     try:
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as caught:
+            # By default Python shows a warning once per line. Here each occurrence is counted.
             warnings.simplefilter("always")
             for index in range(plan.steps):
                 step(plan.warmup + index)
@@ -130,6 +134,7 @@ def synchronisations(step: Step, plan: Plan) -> tuple[Counter[str], list[str]]:
             if "synchronizing CUDA operation" in str(warning.message):
                 seen["/".join(warning.filename.split("/")[-3:]) + f":{warning.lineno}"] += 1
         trace: list[str] = []
+        # A warning has no traceback. Run one more step with errors in place of warnings to get one.
         if seen:
             torch.cuda.set_sync_debug_mode("error")
             try:
@@ -142,14 +147,14 @@ def synchronisations(step: Step, plan: Plan) -> tuple[Counter[str], list[str]]:
 
 
 def count_flop(plan: Plan, ewa: bool) -> int:
-    """Count the floating-point operations of the matrix products in a training step."""
+    """Return the number of floating-point operations of the matrix products in a training step."""
     with prepared(plan, Variant("fp32", None, ewa)) as step, FlopCounterMode(display=False) as counter:
         step(plan.warmup)
     return counter.get_total_flops()
 
 
 def measure_peaks(plan: Plan) -> dict[str, float]:
-    """Measure what the device can do: TFLOP/s of products of random matrices, GB/s of a copy, bytes in and out."""
+    """Measure the peaks of the device: TFLOP/s of matrix products, and GB/s of a copy, counting reads and writes."""
     peaks, size = {}, plan.matrix
     before = torch.get_float32_matmul_precision()
     for name, dtype, precision in (
@@ -158,6 +163,7 @@ def measure_peaks(plan: Plan) -> dict[str, float]:
         ("fp32", torch.float32, "highest"),
     ):
         torch.set_float32_matmul_precision(precision)
+        # Random matrices, not zeros: with zeros a GPU draws less power and clocks higher than in training.
         a, b = (torch.randn(size, size, device=plan.device, dtype=dtype) for _ in range(2))
         peaks[name] = 2 * size**3 / _median_seconds(lambda a=a, b=b: a @ b, plan) / 1e12  # type: ignore[misc]
     torch.set_float32_matmul_precision(before)
@@ -168,7 +174,7 @@ def measure_peaks(plan: Plan) -> dict[str, float]:
 
 
 def profile(plan: Plan, variant: Variant) -> Table:
-    """Find the ops that take most of a step."""
+    """Return a table of the most expensive ops of a step."""
     cuda = plan.device.type == "cuda"
     kinds = [torch.profiler.ProfilerActivity.CPU, *([torch.profiler.ProfilerActivity.CUDA] if cuda else [])]
     steps = 3 if cuda else 1
@@ -187,10 +193,11 @@ def profile(plan: Plan, variant: Variant) -> Table:
 
 
 def _time_variants(part: Part, variants: tuple[Variant, ...], peaks: dict[str, float]) -> None:
-    """Time variants in their order, as long as there is time; a table that grows is the last of the part."""
+    """Time variants in order while time is left. The last table of the part grows by a row for each."""
     before, rows, results = part.tables, list[list[str]](), list[dict[str, Any]]()
     longest, flop = 0.0, dict[bool, int]()
     for variant in variants:
+        # Assume that the next variant takes as long as the longest so far, plus a margin.
         if part.left < 1.3 * longest + 5 and not part.plan.rehearsal:
             part.problem(f"{variant.name}: left out, no time")
             continue
@@ -226,13 +233,13 @@ def _median_seconds(call: Callable[[], Any], plan: Plan) -> float:
         began = time.perf_counter()
         call()
         synchronize(plan.device)
-        if index >= 3:
+        if index >= 3:  # the first three warm up
             seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)
 
 
 def _note(part: Part, variant: Variant, error: Exception) -> None:
-    """Note what stopped a variant: the others go on."""
+    """Record the error that stopped a variant. The other variants continue."""
     traceback.print_exc()
     part.problem(f"{variant.name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
 

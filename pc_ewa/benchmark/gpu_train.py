@@ -1,4 +1,4 @@
-"""ModelNet40 at official size on a GPU, dense and EWA, for as many epochs as fit into the time."""
+"""Training on ModelNet40 at official size on a GPU, dense and EWA, for as many epochs as the time allows."""
 
 import tempfile
 import time
@@ -16,16 +16,17 @@ from pc_ewa.train import run
 
 GOAL = 600  # seconds for the whole recipe
 EPOCHS, STEPS = 300, 307  # of the whole recipe: 9,843 samples in batches of 32
-RESERVE = 40  # seconds for reading data, compiling again, testing, and whatever else
+RESERVE = 40  # seconds for reading data, compiling again and testing
 
 
 def run_train(part: Part) -> None:
-    """Choose the way that works, time it, then train dense and EWA for the same number of epochs."""
+    """Choose a compilation mode that works, then train dense and EWA for the same number of epochs."""
     data = dataset()
     mode, seconds = fastest(part)
     arms = (False, True)
     steps_per_epoch = STEPS if data == "modelnet40" else 12
     fits = (part.left - RESERVE) / (steps_per_epoch * sum(seconds.values()))
+    # Both trainings must fit, so that an epoch costs the sum of both. 15 % remain for errors of the estimate.
     epochs = max(1, min(part.plan.most_epochs, int(0.85 * fits)))
     print(f"{data}: {epochs} epochs each, train.compile={mode}", flush=True)
     rows: list[list[str]] = []
@@ -51,7 +52,7 @@ def run_train(part: Part) -> None:
 
 
 def fastest(part: Part) -> tuple[str | None, dict[bool, float]]:
-    """Return the first mode of compilation that trains, and the seconds of a dense and of an EWA step in it."""
+    """Return the first compilation mode that trains, and the seconds of a step in it by `ewa`."""
     for mode in part.plan.modes:
         try:
             seconds = {}
@@ -67,12 +68,15 @@ def fastest(part: Part) -> tuple[str | None, dict[bool, float]]:
 
 
 def dataset() -> str:
-    """Return the dataset to train on: ModelNet40 where it is prepared, else the bundled furniture."""
+    """Return the name of the dataset to train on: ModelNet40 if it is prepared, else the bundled furniture."""
     return "modelnet40" if (bundled("datasets") / "modelnet40" / "modelnet40.h5").is_file() else "sweethome3d"
 
 
 def recipe(plan: Plan, data: str, epochs: int, folder: str | Path) -> list[str]:
-    """Change the official size to the recipe of configs/finetune/modelnet40.yaml; one validation, at the end."""
+    """Return the changes from the official size to the recipe of configs/finetune/modelnet40.yaml.
+
+    There is one validation, at the end.
+    """
     return [
         f"output={folder}/run",
         f"data.name={'sweethome3d' if plan.rehearsal else data}",

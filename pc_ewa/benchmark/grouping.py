@@ -1,4 +1,4 @@
-"""The cost of grouping a batch into patches, beside a training step of the model that they are for."""
+"""The cost of grouping a batch into patches, beside a training step of the same model."""
 
 from functools import partial
 from pathlib import Path

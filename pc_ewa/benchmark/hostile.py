@@ -1,4 +1,4 @@
-"""Files made to do harm, and the commands that are to refuse them."""
+"""Files made to do harm, and the commands that must refuse them."""
 
 import json
 import os
@@ -17,11 +17,12 @@ import torch
 from pc_ewa.benchmark.disturbed import Toy
 
 Change = Callable[[Any], object]
-Maker = Callable[[Toy, Path], list[str]]  # makes the file in a folder, and returns the command that is to refuse it
+# Makes the file in a folder, and returns the arguments of the command that must refuse it.
+Maker = Callable[[Toy, Path], list[str]]
 
 
 class _Code:
-    """A pickle that makes a folder when Python reads it."""
+    """An object whose pickle creates a folder when Python loads it, as proof that code was run."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -42,7 +43,7 @@ def _hdf5(change: Change) -> Maker:
 
 
 def _stored(key: str, **options: Any) -> Change:
-    """Replace a dataset by one with other options, and the attributes of the old one."""
+    """Return a change that replaces an HDF5 dataset by one with other options and the same attributes."""
 
     def change(file: Any) -> None:
         attributes = dict(file[key].attrs)
@@ -78,8 +79,9 @@ def _packed(shape: tuple[int, ...], chunks: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _zeros(file: Any) -> None:
-    """Store 1.2 GB of zeros in full: gzip packs them 1,000 to 1, and every chunk holds the same bytes."""
+    """Store 1.2 GB of zeros as a gzip bomb."""
     _stored("data", **_packed((36, 5_600_000, 3), (1, 560_000, 3)))(file)
+    # Compress one chunk and write it everywhere: this avoids compressing 1.2 GB. gzip packs zeros 1,000 to 1.
     packed = zlib.compress(bytes(560_000 * 3 * 2), 9)
     for shape in range(36):
         for begin in range(0, 5_600_000, 560_000):
@@ -92,7 +94,7 @@ def _not_numbers(file: Any) -> None:
 
 
 def _torch(change: Change, name: str = "merged_last.pt") -> Maker:
-    """Change the content of a checkpoint of ours."""
+    """Return a maker that changes the content of one of our checkpoints."""
 
     def make(toy: Toy, folder: Path) -> list[str]:
         content = torch.load(toy.whole.folder / "checkpoints" / name, weights_only=True)
@@ -104,7 +106,7 @@ def _torch(change: Change, name: str = "merged_last.pt") -> Maker:
 
 
 def _records(change: Callable[[str, bytes], bytes], deflated: str = "none") -> Maker:
-    """Change the records in the archive of a checkpoint, and deflate those whose names end so."""
+    """Return a maker that changes the records in the archive of a checkpoint, and deflates those with a suffix."""
 
     def make(toy: Toy, folder: Path) -> list[str]:
         path = folder / "hostile.pt"
@@ -158,7 +160,7 @@ def _override(text: str) -> Maker:
 
 
 def _with(*keys: str, value: Any) -> Change:
-    """Set what is under a path of keys in a checkpoint."""
+    """Return a change that sets the value under a path of keys in a checkpoint."""
 
     def change(content: dict[str, Any]) -> None:
         *outer, last = keys
@@ -181,18 +183,19 @@ def _nested(depth: int) -> Any:
 
 
 def _shared(levels: int) -> Any:
-    """Make lists that are small in memory and 10 to the power of `levels` when they are written out."""
+    """Return nested lists that are small in memory but have 10 to the power of `levels` items when written out."""
     value: Any = ["x"]
     for _ in range(levels):
         value = [value] * 10
     return value
 
 
+# "Billion laughs": each list has ten aliases of the one before, 10**9 items in all.
 _ALIASES = "project: [&a0 [x, x, x, x, x, x, x, x, x, x]"
 _ALIASES += "".join(f", &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)) + "]"
 _LARGE = {"w": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}
 _OVERFLOW = {"w": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 16]}}
-# 12,345 as a pickle has it, and 2**30.
+# In a pickle b"M90" is the integer 12,345, the size of the tensor in `_records`. Replace it by 2**30.
 _GROWN = _records(lambda name, old: old.replace(b"M90", b"J\0\0\0\x40") if name.endswith("data.pkl") else old)
 
 CASES: dict[str, Maker] = {

@@ -1,4 +1,4 @@
-"""Latency of a trained model: PyTorch in several ways, and its exported files; each with the accuracy that it keeps."""
+"""Latency of a trained model in PyTorch and in its exported files, each with the metric that it reaches."""
 
 import datetime
 import tempfile
@@ -24,21 +24,21 @@ from pc_ewa.package import version_of
 from pc_ewa.progress import progress
 from pc_ewa.train.restore import Restored
 
-EXACT_TARGET, TARGET = 1.4, 2.3  # times as fast as eager at batch 1
-LOSS = 0.2  # points of accuracy that the fastest may lose
+EXACT_TARGET, TARGET = 1.4, 2.3  # speed relative to eager at batch 1, of the fastest exact way and the fastest way
+LOSS = 0.2  # points of the metric that the fastest way may lose
 
 
 @dataclass
 class Plan:
-    """What is measured.
+    """The settings of a measurement.
 
     Attributes:
-        rounds: how often each contender runs.
+        rounds: number of timings of each contender.
         threads: numbers of threads.
         batches: numbers of clouds in a call.
-        ways: names in WAYS; those that cannot run here are left out.
-        exported: the model as ONNX, if it was exported already.
-        samples: the metric is measured on as many test samples, spread evenly; None for all.
+        ways: names in WAYS. Ways that cannot run here are left out.
+        exported: the model as ONNX. None exports it.
+        samples: number of test samples for the metric, spread evenly. None takes all.
         pause: seconds before each timing.
     """
 
@@ -53,15 +53,15 @@ class Plan:
 
 @dataclass
 class Latency:
-    """What was measured.
+    """The results of a measurement.
 
     Attributes:
         title: of the table.
-        metric: its name.
+        metric: the name of the metric.
         quality: the metric by way.
-        model: how it was trained.
+        model: a description of the model and its training.
         missing: the ways that could not run.
-        scores: by threads and batch, and by way.
+        scores: timings by (threads, batch) and by way.
     """
 
     title: str
@@ -72,7 +72,7 @@ class Latency:
     scores: dict[tuple[int, int], dict[str, Score]] = field(default_factory=dict)
 
     def table(self) -> Table:
-        """Return a table: a row for each way, a column for each number of threads and clouds."""
+        """Return a table with a row for each way, and a column for each number of threads and clouds."""
         header = ["", *(f"{t} threads, batch {b}" if t > 1 else f"1 thread, batch {b}" for t, b in self.scores)]
         rows = [
             [way, *(_cell(scores, way) for scores in self.scores.values()), self._difference(way), f"{quality:.2%}"]
@@ -87,7 +87,7 @@ class Latency:
         return Table(self.title, [*header, "scores off by", self.metric], rows, notes)
 
     def targets(self) -> list[Target]:
-        """Return what we hold ourselves to, at batch 1: the speed of the exact and of the other ways."""
+        """Return the targets at batch 1: the speed of the fastest exact way and of the fastest way, and its loss."""
         found = []
         for (threads, batch), scores in self.scores.items():
             if batch != 1:
@@ -105,11 +105,11 @@ class Latency:
         return found
 
     def left_out(self) -> str:
-        """Name the ways that could not run."""
+        """Return a line with the ways that could not run."""
         return f"Without {' and '.join(sorted(self.missing))}: not installed, or not on this CPU"
 
     def _fastest(self, scores: dict[str, Score], exact: bool) -> tuple[str, float]:
-        """Return the fastest way, of those that are exact or of all, and how many times as fast as eager it is."""
+        """Return the fastest way and its speed relative to eager. With `exact`, only exact ways count."""
         running = {way: score for way, score in scores.items() if not score.problem}
         if exact:
             running = {way: score for way, score in running.items() if score.verdict and score.verdict.exact}
@@ -122,11 +122,11 @@ class Latency:
 
 
 def measure(restored: Restored, plan: Plan | None = None) -> Latency:
-    """Export a trained model, measure its test metric in every way, and time them all in turn; prints what it found.
+    """Export a trained model, measure its test metric in every way, and time all ways in turn. Prints the results.
 
     Args:
         restored: the trained model, with its experiment in fp32 on the CPU.
-        plan: what to measure.
+        plan: the settings. None takes the defaults.
     """
     plan = plan or Plan()
     model = ready(restored.model)
@@ -146,6 +146,7 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
         found = Latency(title, f"test {metric.title}", quality, _about(restored, score.samples), missing)
         for threads in plan.threads:
             with threads_set(threads):
+                # Build the models inside: runtimes fix their number of threads when a session is created.
                 models = {way: WAYS[way](model, files, threads) for way in ways}
                 for batch in plan.batches:
                     found.scores[threads, batch] = _race(model, models, batch, count, plan)
@@ -159,7 +160,7 @@ def measure(restored: Restored, plan: Plan | None = None) -> Latency:
 
 
 def _about(restored: Restored, samples: int) -> str:
-    """Say in a line how the model was trained, and on how much it was measured."""
+    """Return a line about the training of the model and the number of test samples."""
     experiment = restored.experiment
     ewa = f"EWA with {experiment.ewa.arguments['num_experts']} experts" if experiment.ewa else "dense"
     unit, count = ("step", experiment.train.steps) if experiment.train.steps else ("epoch", experiment.train.epochs)
@@ -169,7 +170,7 @@ def _about(restored: Restored, samples: int) -> str:
 
 
 def page(found: Latency, command: str, plan: Plan) -> str:
-    """Write the figures as Markdown."""
+    """Return the results as a page of Markdown."""
     versions = ", ".join(f"{name} {version_of(name)}" for name in ("onnxruntime", "openvino") if version_of(name))
     return "\n".join(
         [
@@ -228,7 +229,7 @@ def _cell(scores: dict[str, Score], way: str) -> str:
 
 @contextmanager
 def threads_set(count: int) -> Iterator[None]:
-    """Run torch on as many threads inside a `with` block."""
+    """Run torch on `count` threads inside a `with` block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

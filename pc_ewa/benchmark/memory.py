@@ -1,4 +1,4 @@
-"""Peak memory of this process, as Linux counts it."""
+"""Peak memory of this process, as reported by Linux."""
 
 import re
 from collections.abc import Callable
@@ -8,13 +8,14 @@ RESET = Path("/proc/self/clear_refs")
 
 
 def can_weigh() -> bool:
-    """Return True where the kernel reports the peak memory of a process: on Linux."""
+    """Return True if the kernel reports the peak memory of a process, as Linux does."""
     return RESET.exists()
 
 
 def peak_of(call: Callable[[], object]) -> float:
-    """Call, and return the peak memory beyond what was in use before, in MB."""
-    RESET.write_text("5")  # Linux forgets the peak so far
+    """Call a function and return the peak memory beyond the memory in use before, in MB."""
+    # Writing 5 resets VmHWM, the peak resident memory, to the current value (proc(5), clear_refs).
+    RESET.write_text("5")
     before = _status("VmRSS")
     call()
     return (_status("VmHWM") - before) / 1e6

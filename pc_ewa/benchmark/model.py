@@ -1,4 +1,4 @@
-"""The official-size classifier, ours and written the official way: a training step and inference, side by side."""
+"""Training steps and inference of the official-size classifier, in our code and written as in the official code."""
 
 import copy
 import datetime
@@ -45,7 +45,14 @@ KINDS = {
 
 @dataclass
 class Plan:
-    """The measurements: rounds, numbers of threads, numbers of clouds at inference, pause before each timing."""
+    """The settings of a measurement.
+
+    Attributes:
+        rounds: number of timings of each contender.
+        threads: numbers of threads.
+        batches: numbers of clouds at inference.
+        pause: seconds before each timing.
+    """
 
     rounds: int = 5
     threads: Sequence[int] = (1, 2)
@@ -55,7 +62,14 @@ class Plan:
 
 @dataclass
 class Found:
-    """Everything that was measured: tables in order, and targets."""
+    """The results of a measurement.
+
+    Attributes:
+        title: the hardware.
+        tables: in the order of the page.
+        targets: each with its measured value.
+        notes: remarks, a line each.
+    """
 
     title: str
     tables: list[Table] = field(default_factory=list)
@@ -64,16 +78,16 @@ class Found:
 
 
 def has_bf16() -> bool:
-    """Return True for a CPU that computes in bf16; without AVX-512 it is several times slower than fp32."""
+    """Return True for a CPU with instructions for bf16. Without AVX-512, bf16 is several times slower than fp32."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def measure(experiment: Experiment, plan: Plan | None = None) -> Found:
-    """Time training steps and inference, count operations, weigh memory; prints what it found.
+    """Time training steps and inference, count operations and measure memory. Prints the results.
 
     Args:
-        experiment: with an ewa section, in fp32, on the CPU; its model is a Point-MAE classifier of official size.
-        plan: how much to measure.
+        experiment: a Point-MAE classifier of official size with an ewa section, in fp32, on the CPU.
+        plan: the settings. None takes the defaults.
     """
     plan = plan or Plan()
     world = World(0, 1, torch.device("cpu"))
@@ -100,7 +114,7 @@ def measure(experiment: Experiment, plan: Plan | None = None) -> Found:
 
 
 def page(found: Found, command: str, plan: Plan) -> str:
-    """Write the figures as Markdown."""
+    """Return the results as a page of Markdown."""
     return "\n".join(
         [
             "# How fast the official-size classifier trains and answers",
@@ -130,7 +144,7 @@ def page(found: Found, command: str, plan: Plan) -> str:
 
 
 def _inference(found: Found, experiment: Experiment, batch: int, word: str, plan: Plan) -> None:
-    """Time calls of a batch of clouds."""
+    """Time inference on a batch of clouds, and add a table and targets."""
     model, official = _models(experiment)
     merged = copy.deepcopy(model)
     merge_experts(upcycle(merged.train(), num_experts=4)).eval()
@@ -139,6 +153,7 @@ def _inference(found: Found, experiment: Experiment, batch: int, word: str, plan
         expected = official(clouds)
 
     def judge(logits: Any) -> Verdict:
+        # Logits must be close even in bf16. The result of the matrix product, which measures the peak, is not judged.
         same = logits.shape == (SIDE, SIDE) or float((logits.float() - expected).abs().max()) < 0.1
         return Verdict(same, "")
 
@@ -160,7 +175,7 @@ def _inference(found: Found, experiment: Experiment, batch: int, word: str, plan
 
 
 def _training(found: Found, experiment: Experiment, world: World, word: str, plan: Plan) -> None:
-    """Time training steps."""
+    """Time training steps, and add a table and targets."""
     steps = _steps(experiment, world)
     calls: dict[str, tuple[bool, Callable[[], Any]]] = {
         name: (name != OFFICIAL, step) for name, step in steps.items() if name != SAVING
@@ -182,7 +197,7 @@ def _training(found: Found, experiment: Experiment, world: World, word: str, pla
 
 
 def _steps(experiment: Experiment, world: World) -> dict[str, Callable[[], Any]]:
-    """Return a training step of each kind."""
+    """Return a function for a training step of each kind."""
     dense = experiment.model_copy(update={"ewa": None})
     saving = _with(dense, checkpoint_activations=True)
     official = _official(dense, world)
@@ -211,7 +226,7 @@ def _setup(experiment: Experiment, world: World) -> Setup:
 
 
 def _official(experiment: Experiment, world: World) -> Setup:
-    """Set up the same run with the official style's model, and AdamW as torch runs it by default."""
+    """Set up the same run with the official style's model, and with AdamW in torch's default implementation."""
     setup = build(experiment, world)
     model = OfficialClassifier(setup.model_arguments["num_classes"], experiment.model.arguments)
     model.load_state_dict(setup.model.state_dict())
@@ -223,7 +238,7 @@ def _step(setup: Setup, experiment: Experiment, world: World) -> Callable[[], An
 
 
 def _models(experiment: Experiment) -> tuple[nn.Module, nn.Module]:
-    """Make our model and the official style's with the same weights."""
+    """Return our model and the official style's, with the same weights."""
     torch.manual_seed(0)
     model = create_model(experiment.model.name, num_classes=NUM_CLASSES, **experiment.model.arguments).eval()
     official = OfficialClassifier(NUM_CLASSES, experiment.model.arguments).eval()
@@ -242,7 +257,7 @@ def _race(
     plan: Plan,
     judge: Callable[[Any], Verdict] = lambda result: Verdict(True, ""),
 ) -> dict[str, Score]:
-    """Time calls in turn, each with freed memory kept or not, and beside them a product of matrices."""
+    """Time calls in turn, each with or without keeping freed memory, beside a matrix product that measures the peak."""
     left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     calls = {**calls, PEAK: (True, lambda: left @ right)}
     contenders = [Contender(name, partial(_with_memory, kept, call)) for name, (kept, call) in calls.items()]
@@ -255,6 +270,7 @@ def _race(
 
 
 def _with_memory(kept: bool, call: Callable[[], Any]) -> Any:
+    # The setting of the allocator is global, and contenders take turns: set it before every call.
     (keep_freed_memory if kept else give_freed_memory_back)()
     return call()
 
@@ -290,7 +306,7 @@ def _targets(what: str, scores: dict[str, Score], goals: dict[str, float]) -> li
 
 
 def _profile(call: Callable[[], Any], what: str) -> Table:
-    """Return the time of a call by kind of work."""
+    """Return a table of the time of a call by kind of operation."""
     call()
     with profile() as recorded:
         call()
@@ -304,13 +320,14 @@ def _profile(call: Callable[[], Any], what: str) -> Table:
 
 
 def _is_of(key: str, words: tuple[str, ...]) -> bool:
-    """Return True if the name of an operator is one of these, or has one of them in it where that is no operator."""
+    """Return True if an operator's name is one of `words`, or contains one that is not the name of a matrix product."""
+    # Matrix products match by their whole name: "mm" is also a part of "addmm", and "linear" of other operators.
     plain = key.removeprefix("aten::")
     return plain in words or any(word in plain for word in words if word not in KINDS["matrix products"])
 
 
 def _memory(steps: dict[str, Callable[[], Any]]) -> Table:
-    """Weigh a training step of each kind."""
+    """Return a table of the peak memory of a training step of each kind."""
     rows = []
     for name, step in steps.items():
         if name == OFFICIAL_KEPT:

@@ -1,8 +1,8 @@
-"""Point-MAE's classifier written as its official code is: what `pc-ewa benchmark model` compares ours with.
+"""Point-MAE's classifier with the arithmetic of its official code, for comparison in `pc-ewa benchmark model`.
 
-The arithmetic of the official repository in eager PyTorch, in our own words: channels first, global and local features
-concatenated, attention by two products and a softmax. Its keys are those of the official checkpoints, as ours are, so
-that one state_dict serves both, and both give the same logits.
+It is our own text, in eager PyTorch: channels first, global and local features concatenated, attention by two matrix
+products and a softmax. Its keys are those of official checkpoints, as ours are. One state_dict therefore serves both
+models, and both return the same logits.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from pc_ewa.models.transformer import DropPath, drop_path_rates
 
 
 class OfficialEncoder(nn.Module):
-    """Encode patches by convolutions of kernel 1 on channels first."""
+    """The patch encoder: convolutions of kernel 1, channels first."""
 
     def __init__(self, dim: int, width: int) -> None:
         super().__init__()
@@ -32,13 +32,14 @@ class OfficialEncoder(nn.Module):
         """Encode groups (B, G, K, 3) as tokens (B, G, C)."""
         batch, count, size, _ = groups.shape
         local = self.first_conv(groups.reshape(batch * count, size, 3).transpose(2, 1))
+        # The official code expands the maximum and concatenates it: twice the channels for every point. Ours does not.
         whole = torch.max(local, dim=2, keepdim=True)[0]
         both = torch.cat([whole.expand(-1, -1, size), local], dim=1)
         return torch.max(self.second_conv(both), dim=2)[0].reshape(batch, count, -1)
 
 
 class OfficialAttention(nn.Module):
-    """Attend by two products and a softmax."""
+    """Self-attention by two matrix products and a softmax, which stores the (T, T) weights."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class OfficialMlp(nn.Module):
 
 
 class OfficialBlock(nn.Module):
-    """A pre-norm block."""
+    """A pre-norm transformer block."""
 
     def __init__(self, dim: int, num_heads: int, hidden: int, drop_path: float) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class OfficialBlock(nn.Module):
 
 
 class OfficialTrunk(nn.Module):
-    """The blocks, the position added before each."""
+    """The transformer blocks. The position embedding is added before each block."""
 
     def __init__(self, dim: int, depth: int, num_heads: int, hidden: int, drop_path: float) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class OfficialTrunk(nn.Module):
 
 
 class OfficialClassifier(nn.Module):
-    """Classify clouds; grouping is by our ops, since the official ones need CUDA.
+    """The classifier of clouds. Grouping is by our ops, since the official ones need CUDA.
 
     Args:
         num_classes: number of outputs.

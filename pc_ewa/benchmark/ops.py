@@ -1,4 +1,4 @@
-"""Our point-cloud ops beside other libraries: the cases, the targets we hold ourselves to, and the tables."""
+"""Our point-cloud ops beside other libraries: cases, targets and tables."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,14 +30,19 @@ from pc_ewa.validation import choose
 
 
 class Case(NamedTuple):
-    """Sizes of the inputs, and how many times as fast as the fastest peer we want to be."""
+    """One size of inputs.
+
+    Attributes:
+        sizes: numbers of clouds and points, as described in `Plan`.
+        target: the wanted speed relative to the fastest peer. None sets no target.
+    """
 
     sizes: tuple[int, ...]
     target: float | None = None
 
 
 class Plan(NamedTuple):
-    """All cases, by section."""
+    """All cases by section."""
 
     fps: Sequence[Case] = (  # clouds, points, chosen
         Case((32, 1024, 64), 2),
@@ -48,14 +53,24 @@ class Plan(NamedTuple):
     knn: Sequence[Case] = (Case((32, 64, 1024), 2), Case((1, 1024, 8192)), Case((32, 1024, 8192), 2))  # queries, points
     k: int = 32
     chamfer: Sequence[Case] = (Case((1216, 32), 2), Case((8, 2048), 4))  # clouds, points of each side
-    weighed: Sequence[str] = tuple(precision.CHAMFER)  # whose memory is measured
+    weighed: Sequence[str] = tuple(precision.CHAMFER)  # implementations whose memory is measured
     precision: tuple[int, int] = (1, 2048)  # clouds, points of each side
     config: str | Path = "official_size"
-    pause: float | None = None  # seconds before each timing, if not the usual
+    pause: float | None = None  # seconds before each timing; None takes the default
 
 
 class Race(NamedTuple):
-    """A section: peers, our call, inputs made of sizes, and the judge of results."""
+    """One section of the benchmark.
+
+    Attributes:
+        title: of the section.
+        name: returns the name of a case from its sizes.
+        peers: the other libraries.
+        inputs: returns the inputs from device, plan and sizes.
+        ours: our op, called with the inputs.
+        judge: returns the judge of results from the inputs.
+        exact_only: True if the target compares with exact peers only.
+    """
 
     title: str
     name: Callable[..., str]
@@ -63,14 +78,14 @@ class Race(NamedTuple):
     inputs: Callable[..., tuple[Any, ...]]
     ours: Callable[..., Any]
     judge: Callable[..., Callable[[Any], Verdict]]
-    exact_only: bool = False  # the target counts exact peers only
+    exact_only: bool = False
 
 
 def measure(only: str | None, rounds: int, device: str, plan: Plan | None = None) -> Report:
-    """Run one section or all, printing each as it ends.
+    """Run one section or all, and print each when it ends.
 
     Raises:
-        ConfigError: no such section, or a device or PC_EWA_OPS that this machine cannot serve.
+        ConfigError: an unknown section, or a device or PC_EWA_OPS that this machine does not support.
     """
     plan = plan or Plan()
     sections = {only: choose("section", only, SECTIONS)} if only else SECTIONS
@@ -105,7 +120,7 @@ def run_races(section: str, race: Race, report: Report, plan: Plan, cases: Seque
 
 
 def race_target(what: str, scores: Sequence[Score], bound: float, exact_only: bool) -> Target:
-    """Compare with the fastest peer."""
+    """Return the target for our speed relative to the fastest peer, with its measured value."""
     own = next(score for score in scores if score.contender.name == OURS)
     peers = [score for score in scores if score.contender.peer and not score.problem]
     peers = [score for score in peers if not exact_only or (score.verdict and score.verdict.exact)]
@@ -130,7 +145,7 @@ def race_table(title: str, columns: dict[str, list[Score]]) -> Table:
 
 
 def cell(score: Score, own: Score) -> str:
-    """Format milliseconds; for the others also divided by ours."""
+    """Format the milliseconds of a contender. For others than ours, add the ratio to ours."""
     if score.problem:
         return "failed"
     if score is own or own.problem:
@@ -139,7 +154,7 @@ def cell(score: Score, own: Score) -> str:
 
 
 def exactness(scores: dict[str, Score]) -> str:
-    """Describe exactness in one word if it holds for all cases, else with what was wrong in which case."""
+    """Return the common note of all cases, or else the notes of the inexact cases with their names."""
     notes = {case: score.verdict.note for case, score in scores.items() if score.verdict}
     if len(set(notes.values())) <= 1:
         return next(iter(notes.values()), "-")
@@ -148,24 +163,25 @@ def exactness(scores: dict[str, Score]) -> str:
 
 
 def random_clouds(device: torch.device, *shape: int, seed: int = 0) -> Tensor:
-    """Draw normal points, the same on every machine."""
+    """Return normally distributed points (*shape, 3), the same on every machine."""
+    # Draw on the CPU and move: the generators of CPU and CUDA differ.
     return torch.randn(*shape, 3, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
 def knn_inputs(device: torch.device, plan: Plan, clouds: int, queries: int, count: int) -> tuple[Tensor, Tensor, int]:
-    """Draw clouds, and take their first points as queries: the centers of patches are points too."""
+    """Return random clouds and their first points as queries, since the centers of patches are points too."""
     points = random_clouds(device, clouds, count)
     return points[:, :queries].contiguous(), points, plan.k
 
 
 def knn_judge(queries: Tensor, points: Tensor, k: int) -> Callable[[Tensor], Verdict]:
-    """Find the exact distances once for all."""
+    """Return the judge of neighbours. It computes the exact distances once for all contenders."""
     distances = exact_distances(queries, points, k)
     return lambda index: judge_knn(index, queries, points, distances)
 
 
 def chamfer_judge(x: Tensor, y: Tensor) -> Callable[[Tensor], Verdict]:
-    """Find the exact value once for all."""
+    """Return the judge of Chamfer distances. It computes the exact value once for all contenders."""
     value = exact_chamfer(x, y)
     return lambda result: judge_chamfer(result, value)
 
@@ -198,7 +214,7 @@ CHAMFER_RACE = Race(
 
 
 def run_chamfer(report: Report, plan: Plan) -> None:
-    """Time all cases, then measure the memory of the last."""
+    """Time all cases, then measure the memory of the last case."""
     run_races("chamfer", CHAMFER_RACE, report, plan, plan.chamfer)
     clouds, count = plan.chamfer[-1].sizes
     peaks = precision.memory((clouds, count), report.device, plan.weighed)

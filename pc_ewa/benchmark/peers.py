@@ -1,7 +1,7 @@
-"""Other libraries that do what our ops do, each used as well as it can be: batched, or clouds spread over all cores.
+"""Other libraries with the same ops, each used in its fastest way: batched, or with clouds spread over all cores.
 
-A peer's `prepare` takes the inputs of the op, converts them to what the library wants, and returns the call to time
-and what brings its result into our form: indices (B, n) for FPS, (B, M, k) for kNN, the value for Chamfer.
+A peer's `prepare` converts the inputs of the op to the types of the library. It returns the call to time, and a
+function that converts the result to our form: indices (B, n) for FPS, (B, M, k) for kNN, the value for Chamfer.
 """
 
 import functools
@@ -18,16 +18,23 @@ Prepared = tuple[Callable[[], Any], Callable[[Any], Any]]
 
 
 class Peer(NamedTuple):
-    """A library and one way to use it; `pip` is its package, empty for torch itself."""
+    """A library and one way to use it.
+
+    Attributes:
+        name: for the table.
+        pip: its package, empty for torch.
+        prepare: see the module.
+        gpu: True if it also runs on CUDA tensors.
+    """
 
     name: str
     pip: str
     prepare: Callable[..., Prepared]
-    gpu: bool = False  # runs on CUDA tensors too
+    gpu: bool = False
 
 
 def contenders(peers: Sequence[Peer], device: torch.device, *inputs: Any) -> tuple[list[Contender], dict[str, str]]:
-    """Prepare the peers that are installed. Returns them, and the missing pip packages with the reason."""
+    """Prepare the installed peers. Returns their contenders, and the missing pip packages with the reason."""
     ready, missing = [], {}
     for peer in peers:
         if device.type != "cpu" and not peer.gpu:
@@ -43,7 +50,7 @@ def contenders(peers: Sequence[Peer], device: torch.device, *inputs: Any) -> tup
 
 
 def spread(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """Map over items with torch's number of threads; each thread takes neighbouring items."""
+    """Map a function over items on as many threads as torch has. Each thread takes consecutive items."""
     threads = min(torch.get_num_threads(), len(items))
     if threads == 1:
         return [function(item) for item in items]
@@ -59,26 +66,27 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def stack(results: Sequence[Any]) -> Tensor:
-    """Stack the indices of each cloud, arrays of any integer type, to one tensor."""
+    """Stack arrays of indices, of any integer type, to one tensor."""
     return torch.stack([torch.as_tensor(result.astype("int64")) for result in results])
 
 
 def tree_height(count: int) -> int:
-    """Return the height of the QuickFPS tree: its authors' advice for small, medium and large clouds."""
+    """Return the height of the QuickFPS tree, as its authors advise for small, medium and large clouds."""
     return 3 if count <= 2048 else 5 if count <= 16384 else 7
 
 
 def fpsample_vanilla(points: Tensor, n: int) -> Prepared:
-    """Plain FPS; it likes its clouds in Fortran order, and lets no other thread run meanwhile."""
+    """Prepare plain FPS of fpsample. It holds Python's global lock, so that threads would not help."""
     import fpsample
     import numpy as np
 
+    # It reads coordinate by coordinate: clouds in Fortran order are the fastest.
     clouds = [np.asfortranarray(cloud) for cloud in points.numpy()]
     return lambda: [fpsample.fps_sampling(cloud, n, 0) for cloud in clouds], stack
 
 
 def fpsample_bucket(points: Tensor, n: int) -> Prepared:
-    """QuickFPS; exact, but the start it is given counts in the order of its tree."""
+    """Prepare QuickFPS of fpsample. It is exact, but its start index counts in the order of its tree."""
     import fpsample
 
     height = tree_height(points.shape[1])
@@ -87,7 +95,7 @@ def fpsample_bucket(points: Tensor, n: int) -> Prepared:
 
 
 def quickfps(points: Tensor, n: int) -> Prepared:
-    """QuickFPS for torch: batched, on all cores."""
+    """Prepare QuickFPS for torch, which is batched and uses all cores."""
     import torch_quickfps
 
     height = tree_height(points.shape[1])
@@ -95,11 +103,12 @@ def quickfps(points: Tensor, n: int) -> Prepared:
 
 
 def cluster_fps(points: Tensor, n: int) -> Prepared:
-    """FPS of torch_cluster: clouds one after the other in one tensor, and a ratio in place of a count."""
+    """Prepare FPS of torch_cluster, which takes concatenated clouds, and a ratio in place of a number of points."""
     import torch_cluster
 
     flat, batch, offset = flatten(points)
-    ratio = (n - 0.5) / points.shape[1]  # it rounds up, so that n itself might become n + 1
+    # It rounds ratio * N up. With n / N, a rounding error could give n + 1 points.
+    ratio = (n - 0.5) / points.shape[1]
     return (
         lambda: torch_cluster.fps(flat, batch, ratio, random_start=False),
         lambda index: index.view(len(points), n) - offset[:, None],
@@ -107,14 +116,14 @@ def cluster_fps(points: Tensor, n: int) -> Prepared:
 
 
 def pointnet2_fps(points: Tensor, n: int) -> Prepared:
-    """The CUDA kernel of pointnet2_ops; it skips points near the origin, which is then seen as not exact."""
+    """Prepare the CUDA kernel of pointnet2_ops. It skips points near the origin, and is then judged as not exact."""
     from pointnet2_ops import pointnet2_utils
 
     return lambda: pointnet2_utils.furthest_point_sample(points, n), lambda index: index.long()
 
 
 def open3d_fps(points: Tensor, n: int) -> Prepared:
-    """FPS of open3d's point clouds; it returns points, so their indices are looked up, in ascending order."""
+    """Prepare FPS of open3d, which returns points. Their indices are looked up by value, in ascending order."""
     import numpy as np
     import open3d
 
@@ -131,23 +140,24 @@ def open3d_fps(points: Tensor, n: int) -> Prepared:
 
 
 def cdist_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """Compute all distances, then take the smallest; torch.cdist expands |a - b|² for clouds of more than 25 points."""
+    """Prepare torch.cdist and topk."""
+    # For more than 25 points torch.cdist computes |a|² + |b|² - 2ab by a matrix product.
     return lambda: torch.cdist(queries, points).topk(k, largest=False).indices, lambda index: index
 
 
 def plain_cdist_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """Use torch.cdist without its expansion: it subtracts."""
+    """Prepare torch.cdist and topk, with distances by subtraction."""
     mode = "donot_use_mm_for_euclid_dist"
     return lambda: torch.cdist(queries, points, compute_mode=mode).topk(k, largest=False).indices, lambda index: index
 
 
 def expansion_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """Expand |a - b|², as most published code does."""
+    """Prepare the expansion of |a - b|² and topk, as in most published code."""
     return lambda: expansion(queries, points).topk(k, largest=False).indices, lambda index: index
 
 
 def open3d_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """A tree of open3d's for each cloud; a search takes all cores."""
+    """Prepare a tree of open3d for each cloud. A search uses all cores."""
     from open3d.core import Tensor as Open3dTensor
     from open3d.core.nns import NearestNeighborSearch
 
@@ -162,27 +172,28 @@ def open3d_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
 
 
 def scipy_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """A tree of scipy's for each cloud, built the quick way, as it is used only once."""
+    """Prepare a k-d tree of scipy for each cloud."""
     from scipy.spatial import cKDTree
 
     pairs = list(zip(queries.numpy(), points.numpy(), strict=True))
     workers = torch.get_num_threads() if len(pairs) == 1 else 1
 
     def search(pair: Any) -> Any:
+        # A tree is used once: the options that build it fast pay off more than those that search it fast.
         return cKDTree(pair[1], balanced_tree=False, compact_nodes=False).query(pair[0], k, workers=workers)[1]
 
     return lambda: spread(search, pairs), lambda found: stack([index.reshape(-1, k) for index in found])
 
 
 def faiss_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """A flat index of faiss for each cloud."""
+    """Prepare a flat index of faiss for each cloud."""
     import faiss
 
     pairs = list(zip(queries.numpy(), points.numpy(), strict=True))
     workers = torch.get_num_threads() if len(pairs) == 1 else 1
 
     def search(pair: Any) -> Any:
-        faiss.omp_set_num_threads(workers)  # of the thread that this runs in
+        faiss.omp_set_num_threads(workers)  # a setting of the calling thread, so set it in each
         index = faiss.IndexFlatL2(3)
         index.add(pair[1])
         return index.search(pair[0], k)[1]
@@ -191,9 +202,10 @@ def faiss_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
 
 
 def cluster_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
-    """Trees of torch_cluster; without a batch vector it can be told how many threads to use."""
+    """Prepare kNN of torch_cluster: batched on CUDA, a tree for each cloud on the CPU."""
     import torch_cluster
 
+    # `num_workers` has an effect only without batch vectors, and only on the CPU.
     if points.is_cuda:
         (y, batch_y, _), (x, batch_x, offset) = flatten(queries), flatten(points)
         return (
@@ -209,13 +221,13 @@ def cluster_knn(queries: Tensor, points: Tensor, k: int) -> Prepared:
 
 
 def flatten(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Clouds as PyG has them: points (B·N, 3), the cloud of each, and the index of the first of each cloud."""
+    """Return clouds in the form of PyG: points (B·N, 3), the cloud of each, and the first index of each cloud."""
     clouds = torch.arange(len(points), device=points.device)
     return points.flatten(0, 1), clouds.repeat_interleave(points.shape[1]), clouds * points.shape[1]
 
 
 def expansion(x: Tensor, y: Tensor) -> Tensor:
-    """|a|² + |b|² - 2ab, in one matrix product."""
+    """Return squared distances (B, M, N) as |a|² + |b|² - 2ab, by one matrix product."""
     squares = x.square().sum(-1)[:, :, None] + y.square().sum(-1)[:, None]
     return torch.baddbmm(squares, x, y.transpose(1, 2), alpha=-2)
 

@@ -20,20 +20,25 @@ PLAIN_CDIST = "torch.cdist (no matmul)"
 
 
 class Precision(NamedTuple):
-    """For each offset: the share of neighbours found, and the relative error of the Chamfer distance."""
+    """The precision of one implementation, with a value for each offset in OFFSETS.
+
+    Attributes:
+        neighbours: the share of neighbours found.
+        chamfer: the relative error of the Chamfer distance.
+    """
 
     neighbours: list[float]
     chamfer: list[float]
 
 
 def reference_knn(queries: Tensor, points: Tensor, k: int) -> Tensor:
-    """A kNN in plain torch, which returns indices."""
+    """Return the indices of the k nearest points, computed in plain torch."""
     with ops_backend("reference"):
         return ops.knn(queries, points, k)[1]
 
 
 def reference_chamfer(x: Tensor, y: Tensor) -> Tensor:
-    """A Chamfer distance in plain torch."""
+    """Return the Chamfer distance, computed in plain torch."""
     with ops_backend("reference"):
         return ops.chamfer_distance(x, y)
 
@@ -55,7 +60,10 @@ CHAMFER: dict[str, Loss] = {
 
 
 def precision(clouds: int, count: int, k: int, device: torch.device) -> dict[str, Precision]:
-    """Compare with float64 on clouds of unit scale, as they are and off centre, after they were rounded to float32."""
+    """Compare all implementations with float64, on clouds of unit scale at each offset.
+
+    Clouds are rounded to float32 first, so that only errors of the computation count.
+    """
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, clouds, count, 3, generator=random).to(device)
     found: dict[str, Precision] = {name: Precision([], []) for name in KNN}
@@ -70,7 +78,8 @@ def precision(clouds: int, count: int, k: int, device: torch.device) -> dict[str
 
 
 def memory(shape: tuple[int, int], device: torch.device, names: Sequence[str]) -> dict[str, float]:
-    """Measure the peak extra MB of Chamfer forward and backward, each in a fresh process without memory to reuse."""
+    """Measure the peak memory of Chamfer forward and backward by name, in MB beyond the clouds."""
+    # Each in a fresh process (maxtasksperchild=1): an allocator that has freed memory to reuse would hide the peak.
     if device.type == "cpu" and not can_weigh():
         return {}
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
@@ -79,10 +88,10 @@ def memory(shape: tuple[int, int], device: torch.device, names: Sequence[str]) -
 
 
 def peak(name: str, shape: tuple[int, int], where: str) -> float:
-    """Measure the peak extra MB in this process."""
+    """Measure the peak memory of one implementation in this process, in MB beyond the clouds."""
     device = torch.device(where)
     small, large = torch.rand(2, 2, 2, 32, 3, device=device)[0], torch.rand(2, *shape, 3, device=device)
-    both_ways(CHAMFER[name], *small)[0]()  # what is loaded or compiled once does not count
+    both_ways(CHAMFER[name], *small)[0]()  # loads and compiles, which should not count
     call, _ = both_ways(CHAMFER[name], *large)
     synchronize(device)
     if device.type == "cuda":

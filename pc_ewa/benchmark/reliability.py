@@ -1,4 +1,4 @@
-"""Parts of `pc-ewa benchmark reliability`: kills, flipped bits, hostile files, damaged files, a soak; their page."""
+"""The parts of `pc-ewa benchmark reliability`: kills, flipped bits, hostile and damaged files, a soak."""
 
 import datetime
 import json
@@ -18,23 +18,23 @@ from pc_ewa.benchmark.report import Table, as_markdown, hardware, number
 from pc_ewa.errors import DataError
 from pc_ewa.files import write_text
 
-PAGE = Path(__file__).with_name("reliability.md")  # the text between the figures
+PAGE = Path(__file__).with_name("reliability.md")  # the template of the page
 PARTS = ("kill", "flips", "hostile", "fuzz", "soak")
 Measured = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of each part is done.
+    """The sizes of all parts.
 
-    Args:
-        kills: how many runs are killed.
-        flips: how many bits are flipped in each file.
-        cases: how many damaged shapes are read.
-        minutes: how long the soak takes.
-        seed: decides all that is drawn.
-        hostile: names of hostile files; None for all.
-        steps: of a toy run.
+    Attributes:
+        kills: number of runs to kill.
+        flips: number of bits to flip in each file.
+        cases: number of damaged shapes to read.
+        minutes: duration of the soak.
+        seed: of all random choices.
+        hostile: names of hostile files. None takes all.
+        steps: optimizer steps of a toy run.
     """
 
     kills: int = 60
@@ -46,7 +46,7 @@ class Plan:
     steps: int = 12
 
     def options(self, part: str) -> str:
-        """Return the options of the command that say the same for a part."""
+        """Return the options of the command line that repeat a part."""
         sizes = {
             "kill": f" --kills {self.kills} --seed {self.seed}",
             "flips": f" --flips {self.flips} --seed {self.seed}",
@@ -57,7 +57,7 @@ class Plan:
 
 
 def measure(parts: tuple[str, ...], plan: Plan, done: Callable[[str, Measured], None]) -> None:
-    """Measure the parts; `done` gets the name and the result of each as it ends."""
+    """Measure the parts. `done` is called with the name and the result of each when it ends."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         toy = Toy(Path(folder), plan.steps)
@@ -84,15 +84,15 @@ def measure(parts: tuple[str, ...], plan: Plan, done: Callable[[str, Measured], 
 
 
 def verdict(part: str, result: Measured) -> str:
-    """Tell in one line how a part ended."""
+    """Return the verdict on a part, in one line."""
     return _VERDICTS[part](result)
 
 
 def save(page: Path, part: str, measured: Measured) -> None:
-    """Replace a part in the figures beside the page, PAGE.json, and write the page from them.
+    """Replace a part in PAGE.json beside the page, and write the page from that file.
 
     Raises:
-        DataError: a file of figures that is not one.
+        DataError: a PAGE.json that this command did not write.
     """
     place = page.with_suffix(".json")
     figures = read(place) if place.exists() else {}
@@ -102,8 +102,9 @@ def save(page: Path, part: str, measured: Measured) -> None:
 
 
 def read(place: Path) -> dict[str, Measured]:
-    """Read the figures that `save` wrote."""
+    """Read and check a file written by `save`."""
     try:
+        # Formatting the page accesses every key, so that a wrong file fails here.
         figures: dict[str, Measured] = json.loads(place.read_text(encoding="utf-8"))
         as_page({part: figures[part] for part in figures.keys()})  # noqa: SIM118  (a list has none)
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -114,7 +115,7 @@ def read(place: Path) -> dict[str, Measured]:
 
 
 def as_page(figures: dict[str, Measured]) -> str:
-    """Write the page: text from the template, and for each part what was measured, or that it was not."""
+    """Return the page: the template with the results of each part, or with "Not measured."."""
     filled = {part: _section(part, figures[part]) if part in figures else "Not measured." for part in PARTS}
     return Template(PAGE.read_text(encoding="utf-8")).substitute(filled, seconds=MOST_SECONDS, memory=MOST_MEMORY)
 

@@ -1,4 +1,4 @@
-"""Results as text for the terminal and as a page of Markdown, with targets that are met or not."""
+"""Tables and targets as text for the terminal and as a page of Markdown."""
 
 import datetime
 import importlib.metadata
@@ -15,11 +15,11 @@ import torch
 
 from pc_ewa import ops
 
-PAGE = Path(__file__).with_name("page.md")  # the text between the tables
+PAGE = Path(__file__).with_name("page.md")  # the template of the page
 
 
 class Table(NamedTuple):
-    """Rows of text under a header."""
+    """Rows of text under a header, with notes below."""
 
     title: str
     header: Sequence[str]
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 class Target(NamedTuple):
-    """A target: `value` at least (or at most) `bound`. None was not measured."""
+    """A target: `value` should be at least `bound`, or at most with `at_most`. A value of None was not measured."""
 
     what: str
     value: float | None
@@ -38,7 +38,7 @@ class Target(NamedTuple):
     detail: str = ""
 
     def describe(self) -> str:
-        """Describe the target, and if it is met, in one line."""
+        """Return a line with the target, the value, and "met" or "NOT met"."""
         bound = f"{self.what}: {'at most' if self.at_most else 'at least'} {self.bound:g}{self.unit}"
         if self.value is None:
             return f"{bound}: not measured{self.detail}"
@@ -48,9 +48,15 @@ class Target(NamedTuple):
 
 @dataclass
 class Report:
-    """Everything that a run of the benchmark measured.
+    """All results of the op benchmarks.
 
-    `tables` by section (none, if it was left out), `targets`, the packages `used`, and the `missing` with the reason.
+    Attributes:
+        device: of the measurement.
+        rounds: number of timings of each contender.
+        tables: by section. A section that was left out has none.
+        targets: each with its measured value.
+        used: the packages that took part.
+        missing: the reason by missing package.
     """
 
     device: torch.device
@@ -62,7 +68,7 @@ class Report:
 
 
 def number(value: float) -> str:
-    """Format with about three digits."""
+    """Format a number with about three significant digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -75,7 +81,7 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """Format a table as Markdown that reads well as text too."""
+    """Format a table as Markdown with aligned columns, readable as plain text too."""
     cells = table._replace(
         header=[_escape(cell) for cell in table.header], rows=[[_escape(cell) for cell in row] for row in table.rows]
     )
@@ -87,7 +93,8 @@ def as_markdown(table: Table) -> str:
 
 
 def hardware(device: torch.device) -> str:
-    """Describe the machine: CPU or GPU, cores, threads, versions."""
+    """Return a line about the machine: CPU or GPU, cores, threads, versions."""
+    # The affinity counts the cores that this process may use, which in a container are fewer than os.cpu_count().
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f"{torch.cuda.get_device_name(device)}; " if device.type == "cuda" else ""
     return (
@@ -97,20 +104,20 @@ def hardware(device: torch.device) -> str:
 
 
 def backend(device: torch.device) -> str:
-    """Name the backend of our ops, with the reason."""
+    """Return the backend of our ops, with the reason."""
     chosen = ops.backend(device)
     return f"{chosen.name} ({chosen.reason})"
 
 
 def packages(report: Report) -> str:
-    """List the libraries that took part, with versions, and those that are missing."""
+    """Return a line with the libraries that took part, their versions, and the missing ones."""
     used = ", ".join(map(_version, sorted(report.used)))
     missing = ", ".join(f"{name} ({reason})" for name, reason in sorted(report.missing.items()))
     return f"{used or 'none but torch'}{f'; without {missing}' if missing else ''}"
 
 
 def write_page(path: Path, report: Report, command: str) -> None:
-    """Fill the template; what was not measured says so."""
+    """Write the page from its template. A section that was not measured has a line that states so."""
     tables = {
         name: "\n\n".join(map(as_markdown, tables)) or "Not measured in this run."
         for name, tables in report.tables.items()
@@ -145,7 +152,7 @@ def _escape(text: str) -> str:
 def _version(name: str) -> str:
     try:
         return f"{name} {importlib.metadata.version(name)}"
-    except importlib.metadata.PackageNotFoundError:  # the CUDA build of a library may have a name of its own
+    except importlib.metadata.PackageNotFoundError:  # the CUDA build of a library may have another package name
         return name
 
 

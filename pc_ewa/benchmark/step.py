@@ -1,4 +1,4 @@
-"""The cost of EWA: a training step with it, and the same step of the dense model."""
+"""The cost of EWA: the time of a training step with EWA, relative to the dense model."""
 
 import statistics
 import time
@@ -14,12 +14,12 @@ from pc_ewa.train.setup import build
 
 
 def compare_steps(experiment: Experiment, pairs: int) -> str:
-    """Time EWA and dense steps in turn, after one of each to warm up. Returns a description."""
+    """Time EWA and dense steps in turn, after one of each to warm up. Returns the results as text."""
     with join_world(experiment.device) as world:
         sides = [timed_step(variant, world) for variant in (experiment, experiment.model_copy(update={"ewa": None}))]
         for side in sides:
             side(0)
-        # Whoever goes second finds warm caches: take turns.
+        # The second of a pair finds warm caches: alternate the order.
         rows = []
         for pair in progress(range(1, pairs + 1), "timing"):
             order = (0, 1) if pair % 2 else (1, 0)
@@ -38,7 +38,7 @@ def compare_steps(experiment: Experiment, pairs: int) -> str:
 
 
 def timed_step(experiment: Experiment, world: World) -> Callable[[int], float]:
-    """Build an experiment, and return a function that runs one step of it and returns the seconds."""
+    """Build an experiment, and return a function that runs one step and returns its seconds."""
     setup = build(experiment, world)
     setup.model.train()
 

@@ -1,4 +1,4 @@
-"""The ways in which a trained model answers: PyTorch in several modes, and its exported files in their runtimes."""
+"""The ways to run a trained model: PyTorch in several modes, and its exported files in their runtimes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ class Files(NamedTuple):
     int8: Path
 
 
-# Each makes a model from the network, its files and a number of threads. The others are compared with the first.
+# Each function returns a model from the network, its files and a number of threads. The first way is the baseline.
 WAYS: dict[str, Callable[[nn.Module, Files, int], nn.Module]] = {
     EAGER: lambda model, files, threads: model,
     EAGER_BF16: lambda model, files, threads: Autocast(model),
@@ -33,7 +33,7 @@ WAYS: dict[str, Callable[[nn.Module, Files, int], nn.Module]] = {
 
 
 class Autocast(nn.Module):
-    """A model in bf16 autocast, whose scores are float32."""
+    """A model in bf16 autocast with float32 outputs."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -46,14 +46,15 @@ class Autocast(nn.Module):
 
 
 def compiled(model: nn.Module) -> nn.Module:
-    """Compile anew: the number of threads is a part of what is generated."""
+    """Compile a model from scratch."""
+    # inductor generates code for the current number of threads. Reset, or it would reuse that of another number.
     torch.compiler.reset()
     result: nn.Module = torch.compile(model)  # type: ignore[assignment]
     return result
 
 
 def cannot_run() -> set[str]:
-    """Return the ways that need a package that is not installed, or bf16 where the CPU would emulate it."""
+    """Return the ways that need a missing package, or bf16 on a CPU that would emulate it."""
     precisions, missing = openvino_precisions(), set()
     if not torch.ops.mkldnn._is_mkldnn_bf16_supported():  # without AVX-512 it is several times slower than fp32
         missing.add(EAGER_BF16)

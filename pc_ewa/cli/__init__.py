@@ -1,6 +1,6 @@
-"""The command `pc-ewa`: one module for each subcommand, that parses, calls the package and prints.
+"""The command `pc-ewa`: one module for each subcommand, which parses, calls the package and prints.
 
-Nothing heavy is imported before it is needed, so that --help answers at once.
+Modules import torch and other large packages inside of functions, so that --help prints at once.
 """
 
 from __future__ import annotations  # as in package.py
@@ -14,13 +14,13 @@ from pc_ewa.errors import ConfigError, exit_on_error
 COMMANDS = {
     "train": "train, merge the experts, evaluate: a whole experiment, resumed where it stopped",
     "evaluate": "measure a checkpoint: accuracy, mIoU or loss, linear SVM, few-shot folds",
-    "predict": "tell the class of files, or the parts of their points",
+    "predict": "predict the class of files, or the parts of their points",
     "merge": "merge the experts of a checkpoint, or convert it to another format",
     "export": "write a trained model as ONNX or .pt2, for use without pc-ewa",
     "compare": "compare variants of an experiment over seeds, or finished runs",
     "report": "write a page on runs: curves, confusions, mistakes as clouds to turn",
     "show": "draw clouds, patches, experts, attention, parts and mistakes",
-    "prepare": "get a dataset and convert it to one file, or convert shapes of your own",
+    "prepare": "download a dataset and convert it to one file, or convert your own shapes",
     "benchmark": "time training steps, the point-cloud ops or data on this machine",
     "info": "print versions, devices and what a bug report needs",
 }
@@ -55,7 +55,7 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, that of the process if `arguments` is None, and return its exit code."""
+    """Run a command line and return its exit code. If `arguments` is None, they are those of the process."""
     name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help"):
         print(describe_commands())

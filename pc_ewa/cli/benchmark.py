@@ -1,4 +1,4 @@
-"""`pc-ewa benchmark`: what things take on this machine."""
+"""`pc-ewa benchmark`: timings on this machine, and tests of reliability."""
 
 from __future__ import annotations  # as in package.py
 
@@ -13,9 +13,9 @@ from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import ConfigError
 
 DESCRIPTION = """\
-Time `step`, a training step with EWA and without, `model`, the official-size classifier beside the official way of
-writing it, `latency`, a trained model at inference in several runtimes, `ops`,
-the point-cloud ops beside other libraries, or `data`; or disturb runs and files, `reliability`."""
+Time `step`, a training step with and without EWA; `model`, the official-size classifier beside the same model written
+as in the official code; `latency`, a trained model in several inference runtimes; `ops`, the point-cloud ops beside
+other libraries; or `data`, the loading of batches. `reliability` disturbs runs and files."""
 
 EPILOG = """\
 examples:
@@ -32,20 +32,21 @@ examples:
   pc-ewa benchmark data
   pc-ewa benchmark reliability --only hostile
 
-`pc-ewa benchmark step --help`, and likewise for the others, explains their options."""
+`pc-ewa benchmark step --help` explains the options of `step`, and likewise for the others."""
 
 DESCRIPTIONS = {
     "step": """\
-A step is all of it: drawing and augmenting the batch, forward, backward, clipping, AdamW, averaging. Dense and EWA
-steps take turns, so that a drift of the speed of the machine falls on both; the ratio is the median over the pairs.""",
+A step is complete: drawing and augmenting the batch, forward, backward, clipping, AdamW, averaging. Dense and EWA steps
+alternate, so that a drift in the speed of the machine affects both. The ratio is the median over the pairs.""",
     "model": """\
 Times inference and training steps of the official 22.1 M classifier on the CPU: ours, with EWA and merged, in bf16
 where the CPU has it, beside the official code's arithmetic in eager PyTorch with the same weights. All take turns.
-Also the share of the measured peak, where a step goes, and its memory. About 10 minutes; stop other work first.""",
+Prints also the share of the measured peak, the time by kind of operation, and the memory of a step. Takes about 10
+minutes; stop other work first.""",
     "latency": """\
-Exports a trained model, measures what it reaches on the test set of its dataset, and times calls of one cloud and of
-32: PyTorch eager, in bf16 and compiled; onnxruntime exact and in 8 bits; OpenVINO, if it is installed, exact and in
-bf16, if this CPU can. All take turns; ratios are medians over the rounds. Stop other work first.""",
+Exports a trained model, measures its test metric, and times calls of one cloud and of 32: PyTorch eager, in bf16 and
+compiled; onnxruntime exact and in 8 bits; OpenVINO, if it is installed, exact, and in bf16 if this CPU has it. All take
+turns; ratios are medians over the rounds. Stop other work first.""",
     "ops": """\
 In each round every contender runs once, in an order that rotates; ratios are medians over the rounds. Libraries that
 are not installed are listed; requirements-peers.txt has them all. PC_EWA_OPS chooses our backend, OMP_NUM_THREADS the
@@ -61,7 +62,7 @@ damages files of shapes (fuzz), and watches the memory of a run (soak). Linux on
 
 
 def create_parser(what: str | None = None) -> Parser:
-    """Describe the arguments of the command, or those of one of its benchmarks."""
+    """Return the parser of the command, or that of one of its benchmarks."""
     if what is None:
         parser = Parser(prog="pc-ewa benchmark", description=DESCRIPTION, epilog=EPILOG)
         parser.add_argument("what", choices=tuple(BENCHMARKS), help="what to time; its arguments follow")
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def time_step(options: argparse.Namespace, _: str) -> None:
-    """Check the arguments, then compare the steps."""
+    """Check the arguments, then time dense and EWA steps."""
     from pc_ewa.benchmark.step import compare_steps
     from pc_ewa.config import load_experiment
 
@@ -148,7 +149,7 @@ def time_model(options: argparse.Namespace, arguments: str) -> None:
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:
-    """Refuse numbers below 1."""
+    """Raise ConfigError for a number below 1."""
     for name in names:
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [value]:
@@ -164,7 +165,7 @@ def time_latency(options: argparse.Namespace, arguments: str) -> None:
     from pc_ewa.export.source import load
 
     restored = load(options.checkpoint, options.config, [*options.overrides, "train.precision=fp32", "device=cpu"])
-    restored.splits()  # a dataset that is missing is known before any work
+    restored.splits()  # fails before any work if the dataset is missing
     plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32), samples=options.samples)
     found = measure(restored, plan)
     if options.save:
@@ -172,7 +173,7 @@ def time_latency(options: argparse.Namespace, arguments: str) -> None:
 
 
 def check_page(page: Path | None) -> None:
-    """Refuse a page that cannot be written."""
+    """Raise ConfigError for a page that cannot be written."""
     if page and page.is_dir():
         raise ConfigError(f"--save {page}: that is a folder; name a file in it")
     if page and not page.parent.is_dir():
@@ -180,7 +181,7 @@ def check_page(page: Path | None) -> None:
 
 
 def time_ops(options: argparse.Namespace, arguments: str) -> None:
-    """Check the arguments, then run the sections; each prints as it ends."""
+    """Check the arguments, then run the sections. Each prints when it ends."""
     if options.rounds < 1:
         raise ConfigError(f"--rounds {options.rounds}; time at least one")
     page = options.save
@@ -194,7 +195,7 @@ def time_ops(options: argparse.Namespace, arguments: str) -> None:
 
 
 def time_data(options: argparse.Namespace, _: str) -> None:
-    """Check the arguments, then open, draw and train."""
+    """Check the arguments, then time opening a file, drawing batches and training steps."""
     if options.rounds < 1:
         raise ConfigError(f"--rounds {options.rounds}; time at least one")
     if options.shapes < 200 or options.points < 1200:
@@ -206,7 +207,7 @@ def time_data(options: argparse.Namespace, _: str) -> None:
 
 
 def disturb(options: argparse.Namespace, _: str) -> None:
-    """Check the arguments, then measure the parts; each prints its verdict as it ends."""
+    """Check the arguments, then measure the parts. Each prints its verdict when it ends."""
     if min(options.kills, options.flips, options.cases, options.minutes) <= 0:
         raise ConfigError("--kills, --flips, --cases and --minutes must be above 0")
     page = options.save
@@ -214,13 +215,13 @@ def disturb(options: argparse.Namespace, _: str) -> None:
     from pc_ewa.benchmark.memory import can_weigh
 
     if not can_weigh():
-        raise ConfigError("benchmark reliability needs Linux, which tells what a process holds")
+        raise ConfigError("benchmark reliability needs Linux, whose /proc reports the memory of a process")
     from pc_ewa.benchmark.reliability import PARTS, Plan, measure, read, save, verdict
     from pc_ewa.validation import choose
 
     parts = (choose("part", options.only, {part: part for part in PARTS}),) if options.only else PARTS
     if page and page.with_suffix(".json").exists():
-        read(page.with_suffix(".json"))  # refused now, and not after half an hour
+        read(page.with_suffix(".json"))  # fails now rather than after half an hour
 
     def tell(part: str, measured: dict[str, Any]) -> None:
         print(f"{part}: {verdict(part, measured['result'])}", flush=True)

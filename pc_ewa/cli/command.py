@@ -1,4 +1,4 @@
-"""The base of all commands: a parser whose mistakes are one line, and the handling of errors."""
+"""The base of all commands: a parser that reports a mistake in one line, and the handling of errors."""
 
 from __future__ import annotations  # as in package.py
 
@@ -16,7 +16,7 @@ from pc_ewa.text import doubled
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that reports a mistake in one line, and whose arguments all have a help text.
+    """An ArgumentParser that reports a mistake in one line, and that requires a help text for every argument.
 
     Example:
         >>> parser = Parser(prog="pc-ewa merge", description="Merge the experts of a checkpoint.")
@@ -30,22 +30,22 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=prog, description=description, epilog=epilog, formatter_class=style)
 
     def add_argument(self, *names: str, help: str, **options: Any) -> argparse.Action:  # type: ignore[override]
-        """Add an argument; `help` is required."""
+        """Add an argument. `help` is required."""
         return super().add_argument(*names, help=help, **options)
 
     def error(self, message: str) -> Any:
-        """Raise ConfigError in place of printing the usage and exiting."""
+        """Raise ConfigError instead of printing the usage and exiting."""
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def add_config_overrides(parser: Parser, help: str = "change keys of the config, as in train.lr=1e-3") -> None:
-    """Let a command take `key=value` arguments, which may stand anywhere among the others."""
-    # Without a default argparse says that key=value is missing when another argument is.
+    """Add `key=value` arguments, which may stand anywhere among the others."""
+    # Without a default, argparse would also report key=value as missing when another argument is.
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=help)
 
 
 def add_what_files_lack(parser: Parser) -> None:
-    """Let a command take what checkpoints of others do not hold; `class_names` reads the second."""
+    """Add options for what official checkpoints lack: --config, and --class-names, which `class_names` reads."""
     parser.add_argument(
         "--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one (official files)"
     )
@@ -53,14 +53,15 @@ def add_what_files_lack(parser: Parser) -> None:
 
 
 def class_names(options: argparse.Namespace) -> list[str] | None:
-    """Read the file of --class-names; None without it.
+    """Read the file of --class-names. Returns None without that option.
 
     Raises:
-        ConfigError: a file that cannot be read, that names no class, or one twice.
+        ConfigError: a file that cannot be read, that has no class, or that has a class twice.
     """
     if options.class_names is None:
         return None
     try:
+        # utf-8-sig also reads plain UTF-8. It drops the byte-order mark that editors on Windows write.
         with open(options.class_names, encoding="utf-8-sig") as file:
             names = [line.strip() for line in file if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -73,15 +74,16 @@ def class_names(options: argparse.Namespace) -> list[str] | None:
 
 
 def refuse_overwriting(written: Mapping[str, str | Path | None], read: Iterable[str | Path | None]) -> None:
-    """Refuse to write over a file that is read, or two outputs into one file.
+    """Check that no output would replace an input or another output.
 
     Args:
-        written: where each option writes, None for nowhere.
+        written: the path that each option writes. None for an option that was not given.
         read: every file that is read.
 
     Raises:
-        ConfigError: a place that is among both, or named twice.
+        ConfigError: a path that is both read and written, or written twice.
     """
+    # Compare real paths: a link, or another spelling of the same path, would be replaced all the same.
     options: dict[str, str] = {}
     for option, place in written.items():
         if place is not None and options.setdefault(os.path.realpath(place), option) != option:
@@ -93,13 +95,13 @@ def refuse_overwriting(written: Mapping[str, str | Path | None], read: Iterable[
 
 
 def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None]], Callable[..., int]]:
-    """Decorate the main function of a command; the result returns the exit code.
+    """Decorate the main function of a command, so that it returns an exit code.
 
-    A problem that the user can solve is one line on stderr and exit code 2. So is a package that is not installed.
+    An error that the user can solve prints one line to stderr, with exit code 2. So does a package that is missing.
 
     Args:
         name: of the command.
-        extra: the extra of pc-ewa that has all that the command needs, None for those that need the core alone.
+        extra: the extra of pc-ewa with all packages of the command. None for a command that needs the core only.
     """
 
     def decorate(main: Callable[..., None]) -> Callable[..., int]:
@@ -109,10 +111,12 @@ def command(name: str, extra: str | None = None) -> Callable[[Callable[..., None
             check_python()
             try:
                 main(arguments)
-            except MissingPackageError:  # it knows better which extra
+            # Subclass of ModuleNotFoundError, raised where the right extra was known: keep its message.
+            except MissingPackageError:
                 raise
             except ModuleNotFoundError as error:
                 raise missing_package(error, f"pc-ewa {name}", extra) or error from None
+            # Only a path that is too long is the user's to solve here. Other OSErrors keep their traceback.
             except OSError as error:
                 if error.errno != errno.ENAMETOOLONG:
                     raise

@@ -16,18 +16,18 @@ Compare variants of an experiment over seeds, or finished runs: mean ± deviatio
 
 EPILOG = """\
 examples:
-  pc-ewa compare compare/furniture --check          # what is done, what is to do
-  pc-ewa compare compare/furniture                  # runs it, or goes on with it
+  pc-ewa compare compare/furniture --check          # lists finished and remaining runs
+  pc-ewa compare compare/furniture                  # runs it, or continues it
   pc-ewa compare compare/furniture seeds=[0] sweep=null output=runs/quick
   pc-ewa compare runs/ewa_0 runs/ewa_1 runs/dense_0 runs/dense_1 # folders of finished runs
 
-A comparison runs its variants with the same seeds and the same sweep, whose value is chosen for each variant on
-validation. A finished run is never run again; one that breaks is reported, and the rest goes on (exit code 1).
-Its folder gets results.json, .md and .csv, and the curves as .png, .csv and .json. With --save each run is a line of
-FOLDER/NAME.runs.jsonl as soon as it finishes, and what is in that file is not run again: sittings and machines add up.
-A run takes as many threads as there are cores for each job; OMP_NUM_THREADS=1 pins it to one.
+A comparison runs its variants with the same seeds and the same sweep. The value of the sweep is chosen for each variant
+on validation. A finished run is never repeated. A run that fails is reported, and the others continue (exit code 1).
+The output folder gets results.json, .md and .csv, and the curves as .png, .csv and .json. With --save each run adds a
+line to FOLDER/NAME.runs.jsonl when it finishes, and runs in that file are not repeated: several sittings and machines
+can share a comparison. A run uses its share of the cores as threads; OMP_NUM_THREADS=1 limits it to one.
 
-Of folders, those whose configs differ only in seed, output and trackers count as one setting:
+Run folders whose configs differ only in seed, output and trackers count as one setting:
   for seed in 0 1 2; do
     pc-ewa train quickstart seed=$seed output=runs/ewa_$seed
     pc-ewa train quickstart seed=$seed ewa=null output=runs/dense_$seed
@@ -39,7 +39,7 @@ Verdicts are corrected for all planned comparisons (Holm)."""
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa compare", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "what",
@@ -57,7 +57,7 @@ def create_parser() -> Parser:
 
 @command("compare", extra="compare")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, and compare."""
+    """Parse, then compare."""
     options = create_parser().parse_intermixed_args(arguments)
     if all(Path(path).is_dir() for path in options.what):
         refuse_flags(options)
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def refuse_flags(options: argparse.Namespace) -> None:
-    """Refuse flags that say how to run, where there are only finished runs to read."""
+    """Raise ConfigError for an option of running, as finished runs are only read."""
     for name in ("check", "jobs", "only", "no_costs", "save"):
         given = getattr(options, name)
         if given is not None and given is not False:
@@ -84,7 +84,7 @@ def refuse_flags(options: argparse.Namespace) -> None:
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Check the comparison, and make it."""
+    """Check the comparison, then run it."""
     from pc_ewa.compare import Options, check_runs, load_plan, outline
     from pc_ewa.compare import compare as compare_plan
     from pc_ewa.compare.execute import Stopped
@@ -106,8 +106,8 @@ def compare(options: argparse.Namespace) -> None:
     try:
         broken = compare_plan(plan, Options(options.jobs, only, not options.no_costs, save))
     except Stopped:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        print("stopped; the same command continues", file=sys.stderr)
+        sys.exit(130)  # 128 + SIGINT, as shells report it
     for run in broken:
         print(f"broken: {run.run}: {run.error}", file=sys.stderr)
     if broken:

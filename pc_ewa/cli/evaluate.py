@@ -1,4 +1,4 @@
-"""`pc-ewa evaluate`: what a checkpoint reaches."""
+"""`pc-ewa evaluate`: the metrics of a checkpoint."""
 
 from __future__ import annotations  # as in package.py
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pc_ewa.train.restore import Restored
 
 DESCRIPTION = """\
-Measure a checkpoint: accuracy, mIoU or loss by what it is made for; a linear SVM on its features; few-shot folds."""
+Measure a checkpoint: accuracy, mIoU or loss, by its task; a linear SVM on its features; few-shot folds."""
 
 EPILOG = """\
 examples:
@@ -35,20 +35,20 @@ examples:
   pc-ewa evaluate random --config quickstart_pretrain --protocol svm    # untrained weights
   pc-ewa evaluate pretrain.pth --protocol fewshot --config finetune/fewshot output=runs/fewshot
 
-Our own checkpoints know their config; "random" is the config's model as its seed draws it. A checkpoint that
-still has its mixtures is measured as it would be merged, a gated one as it is, and by its averaged weights if the run
-averaged them. The table is printed, and everything written as JSON.
+Our own checkpoints contain their config; "random" is the config's model with the initial weights of its seed. A
+checkpoint with mixtures is merged first, unless it is gated. If the run averaged weights, the averaged ones are
+measured. A table is printed, and all results are written as JSON.
 
-  score    what the model is made for: accuracy and confusions, mIoU of parts, or the pre-training loss. --votes K takes
-           the mean logits over K random subsets and augmentations of each cloud, and says "voted" beside the result.
-  svm      a linear SVM on frozen features of probe.data, or of data if there is no probe; fitted to all training
-           shapes when it is measured on test, C chosen among them.
-  fewshot  4 settings x 10 folds, each trained from the checkpoint and measured; the same command goes on where it was
-           stopped, fold by fold."""
+  score    the metric of the task: accuracy and confusions, mIoU of parts, or the pre-training loss. --votes K averages
+           the logits over K random subsets and augmentations of each cloud, and marks the result as "voted".
+  svm      a linear SVM on frozen features of probe.data, or of data if there is no probe. For test it is fitted to all
+           training shapes, and C is chosen among them.
+  fewshot  4 settings x 10 folds, each trained from the checkpoint and measured. The same command continues after the
+           last finished fold."""
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa evaluate", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
         "checkpoint", help='a file of ours (last.pt, merged_last.pt, ...), an official one, or "random"'
@@ -94,15 +94,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what cannot be, before anything is loaded."""
+    """Check the options before anything is loaded."""
     if options.votes < 1:
-        raise ConfigError(f"--votes {options.votes}; give 1 (one plain look at each cloud) or more")
+        raise ConfigError(f"--votes {options.votes}; give 1 (one forward pass for each cloud) or more")
     if options.votes > 1 and options.protocol != "score":
         raise ConfigError(f"--votes is for --protocol score, not for {options.protocol}")
     if not 1 <= options.folds <= 10:
         raise ConfigError(f"--folds {options.folds}; give 1 to 10")
     if options.checkpoint == "random" and not options.config:
-        raise ConfigError('"random" needs --config CONFIG, to know which model')
+        raise ConfigError('"random" needs --config CONFIG, which names the model')
     if options.protocol == "fewshot" and not options.config:
         raise ConfigError("--protocol fewshot needs --config, such as finetune/fewshot")
     if options.protocol == "fewshot" and options.split != "test":
@@ -127,7 +127,7 @@ def restored_from(options: argparse.Namespace) -> Restored:
 
 
 def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score]:
-    """Evaluate by the protocol asked for; also returns a title with the notes on the checkpoint."""
+    """Evaluate by the chosen protocol. Returns a title with the notes on the checkpoint, and the score."""
     data = restored.experiment.data
     if options.protocol == "svm":
         data, score = restored.svm_data, restored.linear_svm(options.split)
@@ -144,10 +144,11 @@ def measure(restored: Restored, options: argparse.Namespace) -> tuple[str, Score
 
 
 def fewshot(options: argparse.Namespace) -> tuple[str, FewShot, Path]:
-    """Train and measure the folds; also says what from, and where the result goes."""
+    """Train and measure the folds. Returns a title, the result, and the path of its JSON file."""
     from pc_ewa.compare.fewshot import run_fewshot
     from pc_ewa.eval.fewshot import SETTINGS
 
+    # dict.fromkeys drops repeated settings and keeps their order.
     settings = tuple(dict.fromkeys(map(parse_setting, options.setting or []))) or SETTINGS
     start = None if options.checkpoint == "random" else options.checkpoint
     if start and not Path(start).is_file():
@@ -167,9 +168,9 @@ def parse_setting(text: str) -> tuple[int, int]:
 
 
 def json_path(options: argparse.Namespace, restored: Restored) -> Path:
-    """Where the JSON goes unless the user says: beside the checkpoint, named after what was measured.
+    """Return the path of --json, or else a path beside the checkpoint, named after protocol and split.
 
-    Where the result of another evaluation has that name, the options are in the name too: none overwrites another.
+    If that file has the result of another config or other overrides, the name gets these too: no result is replaced.
     """
     if options.json:
         return Path(options.json)
@@ -185,7 +186,7 @@ def json_path(options: argparse.Namespace, restored: Restored) -> Path:
 
 
 def result_options(path: Path) -> list[Any] | None:
-    """Read which checkpoint, config and overrides a result is of; None where there is no result."""
+    """Return the checkpoint, config and overrides of a written result. None if there is no result."""
     try:
         content = read_json(path)
         return [Path(content["checkpoint"]).name, content.get("config"), content.get("overrides", [])]
@@ -194,14 +195,15 @@ def result_options(path: Path) -> list[Any] | None:
 
 
 def check_place(path: Path) -> None:
-    """Refuse a place that cannot be written, before hours are spent on what would go there."""
+    """Raise ConfigError for a path that cannot be written, before hours are spent on the result."""
+    # The nearest ancestor that exists decides, as missing folders are created.
     nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
     if path.is_dir() or (nearest != path and not nearest.is_dir()) or not os.access(nearest, os.W_OK):
         raise ConfigError(f"{path} cannot be written; choose another place for it")
 
 
 def write_errors(path: Path, wrong: Sequence[WrongSample]) -> None:
-    """Write the samples that are wrong, one a row."""
+    """Write the misclassified samples as CSV, one per row."""
     from pc_ewa.eval.errors import errors_as_csv
     from pc_ewa.files import write_text
 
@@ -210,7 +212,7 @@ def write_errors(path: Path, wrong: Sequence[WrongSample]) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write the result; a folder that cannot be written is an error with a way out."""
+    """Write the result. A path that cannot be written raises ConfigError, which names --json."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(content, indent=2) + "\n")

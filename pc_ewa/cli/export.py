@@ -1,4 +1,4 @@
-"""`pc-ewa export`: a trained model as a file for other runtimes."""
+"""`pc-ewa export`: a trained model as ONNX or .pt2, for other runtimes."""
 
 from __future__ import annotations  # as in package.py
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pc_ewa.train.restore import Restored
 
 DESCRIPTION = """\
-Export a trained classifier or segmenter as ONNX, grouping inside, or as the .pt2 of torch.export."""
+Export a trained classifier or segmenter as ONNX with grouping inside, or as a .pt2 of torch.export."""
 
 EPILOG = """\
 examples:
@@ -26,18 +26,18 @@ examples:
   pc-ewa export furniture -o furniture.onnx     # the model that comes with the package
   pc-ewa export modelnet_1k.pth --config finetune/modelnet40 -o modelnet40.onnx
 
-The graph takes clouds of any number and size, (B, N, 3), and returns logits; a segmenter also takes the category of
-each cloud, (B,) int64, and returns log-probabilities of the parts of each point. It is the model alone: to centre,
-scale and sample a cloud is left to the caller. The metadata of the file says how, beside the class names;
-examples/onnx_predict.py does it with numpy. Before the file is written, it is compared with PyTorch on a few clouds, in
-onnxruntime and, where it is installed, in OpenVINO.
+The graph maps any number of clouds of any size, (B, N, 3), to logits. A segmenter also takes the category of each
+cloud, (B,) int64, and returns log-probabilities of the parts of each point. The graph is the model only: the caller
+centres, scales and samples each cloud. The metadata of the file contain these settings and the class names;
+examples/onnx_predict.py applies them with numpy. Before the file is written, its outputs are compared with PyTorch on a
+few clouds, in onnxruntime and, if it is installed, in OpenVINO.
 
---int8 stores the linear layers in 8 bits, a quarter of the size, and changes the scores: accuracy is measured before
-and after, and written into the file."""
+--int8 stores the linear layers in 8 bits, a quarter of the size. This changes the outputs: the metric is measured
+before and after, and written into the file."""
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa export", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("checkpoint", help="a checkpoint without mixtures, a run, a saved folder, or furniture")
     add_config_overrides(parser, "change keys of its config, as in data.root=/data")
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"note: {note}")
     split = options.split or ("test" if options.int8 else "none")
     if split != "none":
-        restored.splits()  # a dataset that is missing is known before any work
+        restored.splits()  # fails before any work if the dataset is missing
     try:
         (export_int8 if options.int8 else export_exact)(restored, output, split)
     except CheckpointError as error:
@@ -75,18 +75,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(options: argparse.Namespace, output: Path) -> None:
-    """Refuse what cannot be, before anything is loaded."""
+    """Check the options before anything is loaded."""
     from pc_ewa.export.write import check_path
 
     check_path(output)
     if options.int8 and output.suffix != ".onnx":
-        raise ConfigError(f"--int8 with -o {output}; 8 bits are for ONNX: let the name end in .onnx")
+        raise ConfigError(f"--int8 with -o {output}; 8 bits are for ONNX: choose a name that ends in .onnx")
     if output.exists() and not options.overwrite:
         raise CheckpointError(f"{output} is there already; choose another -o, or add --overwrite")
 
 
 def export_exact(restored: Restored, output: Path, split: str) -> None:
-    """Write the model as it is; say how near it comes, and what it reaches."""
+    """Write the model in float32. Prints its largest difference from PyTorch, and its metric on the split."""
     from pc_ewa.export import export, load_exported
     from pc_ewa.export.source import knowledge, measure
 
@@ -96,7 +96,7 @@ def export_exact(restored: Restored, output: Path, split: str) -> None:
 
 
 def export_int8(restored: Restored, output: Path, split: str) -> None:
-    """Write the model in 8 bits; say how near the exact one comes, and what both reach."""
+    """Write the model in 8 bits. Prints the difference of the float32 export from PyTorch, and the metrics of both."""
     from pc_ewa.export import export_onnx, quantize
     from pc_ewa.export.source import knowledge, measure
 
@@ -110,6 +110,6 @@ def export_int8(restored: Restored, output: Path, split: str) -> None:
 
 
 def describe(differences: Mapping[str, float]) -> str:
-    """Say how near the exported model comes to PyTorch."""
+    """Return a line with the largest difference of the exported model from PyTorch in each runtime."""
     found = ", ".join(f"{difference:.1e} in {runtime}" for runtime, difference in differences.items())
     return f"scores differ from PyTorch by at most {found}"

@@ -1,4 +1,4 @@
-"""`pc-ewa info`: what a bug report needs."""
+"""`pc-ewa info`: the facts that a bug report needs."""
 
 from __future__ import annotations  # as in package.py
 
@@ -16,8 +16,8 @@ from pc_ewa.bundled import bundled, bundled_configs, bundled_models, checkout
 from pc_ewa.cli.command import Parser, command
 
 DESCRIPTION = """\
-Print versions, devices, which backend does the point-cloud ops and why, and which datasets are ready. Paste all of it
-into a bug report."""
+Print versions, devices, the backend of the point-cloud ops with its reason, and the datasets that are ready. Paste all
+of it into a bug report."""
 
 EPILOG = """\
 examples:
@@ -26,7 +26,7 @@ examples:
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa info", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--root", default="datasets", help="the folder with one folder per dataset (default: datasets)")
     return parser
@@ -34,9 +34,10 @@ def create_parser() -> Parser:
 
 @command("info")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, and print section by section: a later one may take seconds."""
+    """Parse, then print section by section, as a later one may take seconds."""
     options = create_parser().parse_args(arguments)
-    logging.getLogger("pc_ewa.ops").setLevel(logging.ERROR)  # what it would log is printed here
+    # The ops log their choice of a backend. It is printed below, and should not appear twice.
+    logging.getLogger("pc_ewa.ops").setLevel(logging.ERROR)
     for section in (versions, machine, ops, files):
         for title, text in section():
             print(f"{title:<18}{text}", flush=True)
@@ -74,7 +75,7 @@ def machine() -> Rows:
 
 
 def ops() -> Rows:
-    """Yield which backend does the ops on each type of device, and what it is compiled with."""
+    """Yield the backend of the ops on each type of device, and its compiler."""
     import torch
 
     from pc_ewa.ops import backend, compiled
@@ -95,13 +96,13 @@ def ops() -> Rows:
 
 
 def files() -> Rows:
-    """Yield which files are bundled, and where."""
+    """Yield the bundled files and their folders."""
     yield "bundled", f"{len(bundled_configs())} configs in {bundled('configs')}, data in {bundled('datasets')}"
     yield "models", f"{', '.join(bundled_models())} in {bundled('models')}"
 
 
 def datasets(root: Path) -> Rows:
-    """Yield what of each dataset is on this machine."""
+    """Yield the state of each dataset on this machine."""
     try:
         prepare = importlib.import_module("pc_ewa.data.prepare")
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""`pc-ewa merge`: a checkpoint with experts becomes one of the ordinary ViT."""
+"""`pc-ewa merge`: convert a checkpoint with experts to one of the plain ViT."""
 
 from __future__ import annotations  # as in package.py
 
@@ -11,7 +11,7 @@ from pc_ewa.cli.command import Parser, add_config_overrides, add_what_files_lack
 from pc_ewa.errors import CheckpointError
 
 DESCRIPTION = """\
-Merge the experts of a checkpoint: every mixture becomes one FFN, and the model is the ordinary ViT again."""
+Merge the experts of a checkpoint: every mixture becomes one FFN, and the model is the plain ViT again."""
 
 EPILOG = """\
 examples:
@@ -21,16 +21,16 @@ examples:
   pc-ewa merge runs/quickstart/checkpoints/merged_last.pt -o my_vit.safetensors --format safetensors
   pc-ewa merge modelnet_1k.pth -o vit.safetensors --format safetensors --config finetune/modelnet40
 
-The official format holds the weights under `base_model`, those of part segmentation under `model_state_dict` too, with
-the keys of the official Point-MAE and Point-BERT code, which loads them with strict=True. Safetensors has the same
-keys. pc-ewa reads config and class names from either."""
+The official format has the weights under `base_model`, and those of part segmentation under `model_state_dict` too. The
+keys are those of the official Point-MAE and Point-BERT code, which loads them with strict=True. Safetensors files have
+the same keys. pc-ewa reads config and class names from both."""
 
 Format = Literal["official", "safetensors"]
 ENDINGS: dict[str, Format] = {".pt": "official", ".pth": "official", ".safetensors": "safetensors"}
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa merge", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("checkpoint", help="a checkpoint with mixtures of experts: last.pt, best.pt, step-N.pt")
     add_config_overrides(parser, "change keys of its config, as in data.root=/data")
@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def choose_format(asked: Format | None, output: Path) -> Format:
-    """Choose by the extension, as reading does.
+    """Choose the format by the extension, as reading does.
 
     Raises:
-        CheckpointError: an extension that no reader would look into, or another format is asked for.
+        CheckpointError: an unknown extension, or one that contradicts --format.
     """
     if output.suffix not in ENDINGS:
         raise CheckpointError(
@@ -79,7 +79,7 @@ def choose_format(asked: Format | None, output: Path) -> Format:
 
 
 def merge(options: argparse.Namespace, output: Path, written: Format) -> None:
-    """Merge and write, and print what came out."""
+    """Merge, write, and print the number of parameters, and the metric if a split is given."""
     from pc_ewa.train.restore import restore
 
     restored = restore(options.checkpoint, options.config, options.overrides, class_names(options))

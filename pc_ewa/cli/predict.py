@@ -1,4 +1,4 @@
-"""`pc-ewa predict`: what a model says of files."""
+"""`pc-ewa predict`: predictions of a model for files."""
 
 from __future__ import annotations  # as in package.py
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pc_ewa.inference.clouds import Input
 
 DESCRIPTION = """\
-Tell the class of clouds and meshes, or the part of each of their points."""
+Predict the class of clouds and meshes, or the part of each of their points."""
 
 EPILOG = """\
 examples:
@@ -32,21 +32,21 @@ examples:
   pc-ewa predict modelnet_1k.pth scans/ --config finetune/modelnet40
   pc-ewa predict runs/parts chair.ply --category Chair -o parts/
 
-MODEL is a run folder, a checkpoint, a folder of save_pretrained, owner/name of the Hub, or "furniture". Files of every
-kind that training reads are taken; folders are searched at any depth. Each is presented to the model as in evaluation:
-meshes are sampled on their surface, clouds cut to the number of points of the training data, then scaled. The same
-points give the same answer every time.
+MODEL is a run folder, a checkpoint, a folder of save_pretrained, owner/name of the Hub, or "furniture". The file
+formats are those of training; folders are searched at any depth. Clouds are presented to the model as in evaluation:
+meshes are sampled on their surface, clouds are subsampled to the number of points of the training data, then scaled.
+The same points give the same prediction every time.
 
-A file that cannot be read is named and left out, the rest is done, and the exit code is 2. --strict stops at once."""
+A file that cannot be read is reported and skipped, and the exit code is 2. --strict stops at the first one."""
 
 PARTS = "parts"  # the folder for coloured files
 _WIDEST = 60  # name of a file in the table; CSV and JSON have all of it
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa predict", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("model", metavar="MODEL", help="what holds the model, see below")
+    parser.add_argument("model", metavar="MODEL", help="the trained model, see below")
     parser.add_argument("inputs", nargs="+", metavar="FILE|FOLDER", help="clouds or meshes, or folders of them")
     parser.add_argument("--top", type=int, default=3, metavar="K", help="classes in the table (default: 3)")
     parser.add_argument("--csv", metavar="FILE", help="write all probabilities, one file a row")
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Refuse what cannot be, before anything is loaded."""
+    """Check the options before anything is loaded."""
     for name in ("top", "batch_size"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}; give 1 or more")
@@ -126,14 +126,15 @@ def check(options: argparse.Namespace) -> None:
 
 
 def check_outputs(options: argparse.Namespace, names: Sequence[str]) -> None:
-    """Refuse to write over a file that is read, or where the next call would read it."""
+    """Check that no output replaces a file that is read, or lies where the next call would read it as input."""
     written: dict[str, str | Path | None] = {f"--{name}": getattr(options, name) for name in ("csv", "json", "picture")}
     if options.category is not None or options.output is not None:
         for name in dict.fromkeys(names):
             written[f"-o for {name}"] = parts_path(name, names, Path(options.output or PARTS))
     saved = [Path(options.model, name) for name in ("config.json", "model.safetensors")]
     refuse_overwriting(written, [options.model, *saved, options.config, options.class_names, *names])
-    places = {} if options.csv is None else {"--csv": options.csv}  # a table with that ending is read as a cloud
+    # .csv is a format of clouds: in an input folder the table would be read as one. So would the PLY files of -o.
+    places = {} if options.csv is None else {"--csv": options.csv}
     if options.output is not None or options.category is not None:
         places["-o"] = options.output or PARTS
     for option, place in places.items():
@@ -143,7 +144,7 @@ def check_outputs(options: argparse.Namespace, names: Sequence[str]) -> None:
 
 
 def predicted(model: Any, clouds: Sequence[Input], options: argparse.Namespace, on_error: Any) -> list[Any]:
-    """Predict a batch at a time, with a bar."""
+    """Predict batch by batch, with a progress bar."""
     from pc_ewa.inference import predict_each
     from pc_ewa.progress import progress
 
@@ -156,7 +157,7 @@ def predicted(model: Any, clouds: Sequence[Input], options: argparse.Namespace, 
 
 
 def describe_classes(found: Sequence[Prediction], top: int) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """Return the rows of the table, and everything for CSV and JSON."""
+    """Return the rows of the table, and the records for CSV and JSON."""
     rows, records = [], []
     for prediction in found:
         best = prediction.top(top)
@@ -171,7 +172,7 @@ def _record(name: str, label: str, probability: float, every: dict[str, float]) 
 
 
 def parts_path(name: str, names: Sequence[str], folder: Path) -> Path:
-    """Return where the parts of a file go: the place in `folder` that it has below what all files lie in."""
+    """Return the output path for a file: its path relative to the common folder of all files, placed in `folder`."""
     root = os.path.commonpath([os.path.dirname(os.path.abspath(other)) for other in names])
     place = folder / Path(os.path.abspath(name)).relative_to(root)
     return place.with_name(f"{place.name}.ply")
@@ -180,7 +181,7 @@ def parts_path(name: str, names: Sequence[str], folder: Path) -> Path:
 def describe_parts(
     found: Sequence[PartPrediction], names: Sequence[str], folder: Path
 ) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    """Write a coloured file for each cloud; return the rows of the table, and everything for CSV and JSON."""
+    """Write a coloured PLY file for each cloud. Returns the rows of the table, and the records for CSV and JSON."""
     from pc_ewa.inference.parts_file import write_parts
 
     rows, records = [], []
@@ -195,7 +196,7 @@ def describe_parts(
 
 
 def write(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
-    """Write CSV and JSON where they are asked for."""
+    """Write the CSV and JSON files that were requested."""
     from pc_ewa.files import write_text
 
     if options.json is not None:
@@ -205,7 +206,7 @@ def write(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> Non
 
 
 def as_csv(records: Sequence[dict[str, Any]]) -> str:
-    """One row for each file; what is a section in JSON has a column for each of its keys."""
+    """Format records as CSV, one row per file. A nested dict has a column for each of its keys."""
     flat = []
     for record in records:
         row: dict[str, Any] = {}
@@ -220,7 +221,7 @@ def as_csv(records: Sequence[dict[str, Any]]) -> str:
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Print the rows in columns; long names lose their beginning."""
+    """Print the rows in aligned columns. Long file names lose their beginning."""
     from pc_ewa.text import printable
 
     plain = [[printable(cell, None) for cell in row] for row in rows]

@@ -1,4 +1,4 @@
-"""`pc-ewa prepare`: a dataset, or shapes of one's own, as one file that loads at once."""
+"""`pc-ewa prepare`: convert a published dataset or your own shapes to one HDF5 file that loads at once."""
 
 from __future__ import annotations  # as in package.py
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pc_ewa.data.dataset import Archive
 
 DESCRIPTION = """\
-Get a dataset and convert it to one file that loads at once; or make such a file of your own shapes."""
+Download a dataset and convert it to one file that loads at once, or convert your own shapes to such a file."""
 
 EPILOG = """\
 examples:
@@ -30,13 +30,13 @@ examples:
   pc-ewa prepare files scans/ -o scans.h5 --group-by '[0-9]+'   # cup/12_left.ply and cup/12_right.ply stay together
 Then train with data.name=modelnet40, or data.name=hdf5 data.path=mine.h5.
 
-A download asks for your consent to the terms of the dataset first, is checked, and continues where it was stopped."""
+A download needs your consent to the terms of the dataset. Its digest is checked. If stopped, it continues later."""
 
 _LISTED = 20  # skipped files in the report
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa prepare", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("name", nargs="?", help="a dataset, as --list shows them, or: files")
     parser.add_argument(
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _prepare(options: argparse.Namespace) -> None:
-    """Download and unpack if need be, convert, and say what came out."""
+    """Download and unpack if necessary, convert, and print the contents of the new file."""
     from pc_ewa.data.convert import convert
     from pc_ewa.data.prepare import get_source, listed
     from pc_ewa.validation import choose
@@ -98,13 +98,14 @@ def _prepare(options: argparse.Namespace) -> None:
         raise ConfigError(f"--group-by is for files; {name} has its own splits")
     values = _key_values(options.values)
     points = options.points
-    if points is not None and "stored_points" in dataset.source_arguments(values):  # the source draws them itself
+    # Some sources sample meshes: they sample this number directly. Others have points, and `convert` subsamples them.
+    if points is not None and "stored_points" in dataset.source_arguments(values):
         values, points = values | {"stored_points": points}, None
     arguments = dataset.source_arguments(values)
     folder = Path(options.root) / name
     path = dataset.prepared(folder, **arguments)
     if path.exists() and not options.again:
-        print(f"{path} is there already; nothing to do (--again makes it anew, as asked now)")
+        print(f"{path} is there already; nothing to do (--again converts again with these options)")
         return
     print(f"{dataset.title}\nlicence: {dataset.licence}\n{dataset.terms}\n", flush=True)
     if options.folder is not None:
@@ -115,7 +116,7 @@ def _prepare(options: argparse.Namespace) -> None:
     convert(source, path, num_points=points)
     _report(path)
     settings = {"name": name, "root": options.root} | values
-    print(f"\nthis file is all that training needs: {' '.join(f'data.{key}={settings[key]}' for key in settings)}")
+    print(f"\ntraining needs only this file: {' '.join(f'data.{key}={settings[key]}' for key in settings)}")
 
 
 def _say(line: str) -> None:
@@ -123,7 +124,7 @@ def _say(line: str) -> None:
 
 
 def _ask(name: str, accepted: bool, archive: Archive) -> None:
-    """Download nothing without consent: a question on a terminal, an option elsewhere.
+    """Get the user's consent before a download: by a question on a terminal, by --accept elsewhere.
 
     Raises:
         DataError: no consent.
@@ -176,7 +177,7 @@ def _files(options: argparse.Namespace) -> None:
 
 
 def _report(path: Path) -> None:
-    """Print how many shapes of each class and split a prepared file has."""
+    """Print the number of shapes in each class and split of a prepared file."""
     from pc_ewa.data.prepare import describe
 
     line, rows = describe(path)
@@ -194,7 +195,7 @@ def _report_skipped(done: Converted) -> None:
 
 
 def _report_ignored(folder: Path) -> None:
-    """Say which files were not looked at, as nobody reads such ones."""
+    """Print the kinds of files that were ignored because their format is not supported."""
     from pc_ewa.data.formats.kinds import advice
     from pc_ewa.data.formats.readers import EXTENSIONS
     from pc_ewa.data.own_files import unread_kinds
@@ -228,7 +229,7 @@ def _count(text: str) -> int:
 
 
 def _print_table(rows: list[list[str]], right: bool = False) -> None:
-    """Print rows under a line, aligned; `right` aligns all but the first column there."""
+    """Print aligned rows, with a rule below the first. `right` aligns all columns but the first to the right."""
     rows = [[printable(cell, None) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for i, row in enumerate(rows):

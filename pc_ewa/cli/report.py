@@ -1,4 +1,4 @@
-"""`pc-ewa report`: one page on one run or several, for a browser without a network."""
+"""`pc-ewa report`: one HTML page on one or several runs."""
 
 from __future__ import annotations  # as in package.py
 
@@ -8,20 +8,20 @@ from pathlib import Path
 from pc_ewa.cli.command import Parser, command
 
 DESCRIPTION = """\
-Write one HTML file on one run or several: test metric, curves, classes, confusions, worst mistakes and other clouds to
-turn, costs, config and environment. It opens without a network."""
+Write one HTML file on one or several runs: test metric, curves, classes, confusions, worst mistakes and other clouds
+that you can rotate, costs, config and environment. It opens without a network."""
 
 EPILOG = """\
 examples:
   pc-ewa report runs/quickstart
   pc-ewa report runs/quickstart runs/quickstart_dense -o both.html
 
-Several finished runs are compared as `pc-ewa compare FOLDER ...` does, with paired intervals over the seeds. The clouds
-are test shapes, shown to the merged model of the last step."""
+Several finished runs are compared as by `pc-ewa compare FOLDER ...`, with paired intervals over the seeds. The clouds
+are test shapes; the model is the merged one of the last step."""
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa report", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="the folder of a run, finished or not")
     parser.add_argument(
@@ -32,7 +32,7 @@ def create_parser() -> Parser:
 
 @command("report", extra="compare")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, write, print the path."""
+    """Parse, write the page, print its path."""
     options = create_parser().parse_args(arguments)
     from pc_ewa.report import write_report
 

@@ -32,15 +32,15 @@ examples:
   pc-ewa show attention furniture -o attention.html              # the model that comes with the package
   pc-ewa show reconstruction runs/quickstart_pretrain/checkpoints/merged_last.pt -o masked.png
 
-A dataset is its name, a prepared .h5 file, a folder of shapes, or the config, run, checkpoint or saved model that it
-belongs to. A model is a run folder, a checkpoint, a folder of save_pretrained, "furniture", or a config for one that is
-not trained. The ending of the name decides: .png is
-drawn by open3d, or by matplotlib where open3d cannot draw; .svg and .pdf by matplotlib; .html, to turn the clouds in,
-by plotly. Without -o a window opens. Several pictures, one for each SOURCE, take as many -o."""
+To name a dataset, give its name, a prepared .h5 file, a folder of shapes, or the config, run, checkpoint or saved model
+that used it. To name a model, give a run folder, a checkpoint, a folder of save_pretrained, "furniture", or a config
+for an untrained one. The extension of FILE selects the renderer: .png is drawn by open3d, or by matplotlib where open3d
+cannot draw; .svg and .pdf by matplotlib; .html by plotly, with clouds that you can rotate. Without -o a window opens.
+For several pictures, give as many -o as SOURCEs."""
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa show", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("view", nargs="?", metavar="VIEW", help="a view, as --list names them")
     parser.add_argument(
@@ -59,7 +59,7 @@ def create_parser() -> Parser:
         "--renderer",
         choices=("auto", "open3d", "matplotlib", "plotly"),
         default="auto",
-        help="what draws (default: auto, the best that can)",
+        help="the renderer (default: auto, the best that works here)",
     )
     parser.add_argument("--side", type=int, metavar="PIXELS", help="width of each panel (default: by their number)")
     return parser
@@ -67,7 +67,7 @@ def create_parser() -> Parser:
 
 @command("show", extra="viz")
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, make the pictures, draw them."""
+    """Parse, create the pictures, draw them."""
     options = create_parser().parse_intermixed_args(arguments)
     if options.list:
         print_views()
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = share_outputs(sources, [Path(name) for name in options.output or []], view)
     if options.side is not None and not 64 <= options.side <= 4096:
         raise ConfigError(f"--side {options.side}; choose 64 to 4096")
+    # Check every output first: creating a picture may take a forward pass over a dataset.
     for _, path in jobs:
         if path is not None:
             check_picture(path)
@@ -113,14 +114,14 @@ def print_views() -> None:
 
 
 def as_yaml(value: Any) -> str:
-    """Write a default as a user would."""
+    """Format a default value as a user would write it."""
     if isinstance(value, tuple):
         return f"[{','.join(map(str, value))}]"
     return {"None": "null", "True": "true", "False": "false"}.get(str(value), str(value))
 
 
 def sort_arguments(words: Sequence[str], view: View) -> tuple[list[str], dict[str, Any], list[str]]:
-    """Tell sources, options of the view and changes of the config; options are checked."""
+    """Sort arguments into sources, checked options of the view, and changes of the config."""
     from pc_ewa.validation import check_arguments
     from pc_ewa.viz.view import SUBJECTS
     from pc_ewa.yaml_config import parse_yaml
@@ -128,6 +129,7 @@ def sort_arguments(words: Sequence[str], view: View) -> tuple[list[str], dict[st
     sources, chosen, overrides = [], {}, []
     for word in words:
         key, equals, value = word.partition("=")
+        # A file may have "=" in its name: a path that exists is a source.
         if not equals or Path(word).exists():
             sources.append(word)
         elif key in view.options:
@@ -141,7 +143,7 @@ def sort_arguments(words: Sequence[str], view: View) -> tuple[list[str], dict[st
 
 
 def share_outputs(sources: Sequence[str], outputs: Sequence[Path], view: View) -> list[tuple[list[str], Path | None]]:
-    """Say which sources make which picture; None is a window."""
+    """Return pairs of sources and output file, one for each picture. A file of None means a window."""
     if not sources:
         raise ConfigError("name a SOURCE: a file, dataset, config, run or checkpoint; see pc-ewa show --help")
     if len(outputs) == len(sources):
@@ -154,7 +156,7 @@ def share_outputs(sources: Sequence[str], outputs: Sequence[Path], view: View) -
 def make(
     view: View, sources: list[str], chosen: dict[str, Any], overrides: list[str], options: argparse.Namespace
 ) -> Picture:
-    """Get what the view needs, and make its picture."""
+    """Load the inputs of the view, and create its picture."""
     from pc_ewa.report.subjects import Subjects
 
     with_model = "model" in view.needs
@@ -168,7 +170,7 @@ def make(
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Print what the renderers log: which one draws, and why."""
+    """Print the log of the renderers, which has the chosen renderer and the reason, inside a `with` block."""
     log, handler = logging.getLogger("pc_ewa.viz"), logging.StreamHandler(sys.stdout)
     level = log.level
     log.addHandler(handler)

@@ -1,4 +1,4 @@
-"""`pc-ewa train`: a whole run, from a config to merged weights and their scores."""
+"""`pc-ewa train`: a complete run, from a config to merged weights and their metrics."""
 
 from __future__ import annotations  # as in package.py
 
@@ -9,8 +9,8 @@ from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import ConfigError
 
 DESCRIPTION = """\
-Train whatever a config says, with or without EWA: classifiers, segmenters, Point-MAE, the dVAE tokenizer, Point-BERT.
-Then merge the experts and evaluate."""
+Train the model of a config, with or without EWA: a classifier, a segmenter, Point-MAE, the dVAE tokenizer or
+Point-BERT. Then merge the experts and evaluate."""
 
 EPILOG = """\
 examples:
@@ -25,12 +25,12 @@ examples:
   pc-ewa train finetune/modelnet40 --from pretrain.pth                     # official Point-MAE weights, or ours
   pc-ewa train finetune/modelnet40 --from pretrain.pth ewa.num_experts=4 output=runs/ewa
 
-The run folder (output=, by default runs/NAME for NAME.yaml) gets the resolved config.yaml with every key there is,
-log.txt, metrics.jsonl, checkpoints/ and summary.json. The same command again resumes a run that was stopped."""
+The run folder (output=, by default runs/NAME for NAME.yaml) gets config.yaml with every key resolved, log.txt,
+metrics.jsonl, checkpoints/ and summary.json. The same command resumes a run that was stopped."""
 
 
 def create_parser() -> Parser:
-    """Describe the arguments."""
+    """Return the parser of the command."""
     parser = Parser(prog="pc-ewa train", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("config", help="the experiment: a YAML file, or the name of a bundled one such as quickstart")
     add_config_overrides(parser)
@@ -55,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, train, print."""
     options = create_parser().parse_intermixed_args(arguments)
     if options.init_from:
-        options.overrides.append(f"init_from={json.dumps(options.init_from)}")  # quoted: a path may look like YAML
+        # Overrides are parsed as YAML, which would read some paths as a number or mapping. JSON strings are YAML too.
+        options.overrides.append(f"init_from={json.dumps(options.init_from)}")
     if options.processes < 1 or (options.processes > 1 and not options.check):
         start = "start them by GPUS=N bash tools/run_train.sh, or by torchrun"
         raise ConfigError(f"--processes {options.processes} is for --check, from 1 on; {start}")

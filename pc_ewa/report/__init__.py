@@ -1,4 +1,4 @@
-"""The report page on runs, and finding what a picture is to show."""
+"""The report page on runs, and the inputs of a view found from a path or name."""
 
 from pc_ewa.report.page import report_after, write_report
 from pc_ewa.report.subjects import Subjects

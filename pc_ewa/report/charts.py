@@ -1,4 +1,4 @@
-"""Charts as SVG that takes the colours of the page, so that it is read in the dark and on paper."""
+"""Charts as inline SVG in the colours of the page, readable in dark mode and on paper."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pc_ewa.text import printable
 from pc_ewa.viz import Chart
 from pc_ewa.viz.renderers.by_matplotlib import fill_chart
 
+# matplotlib cannot write currentColor. Draw text and axes in a colour that nothing else has, then replace it.
 _INK = "#010203"  # stands for the colour of the page's text until the SVG is written
 _STYLE: dict[Any, Any] = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10}
 _STYLE |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK)
@@ -21,7 +22,7 @@ def chart_svg(chart: Chart, log: bool = False) -> Html:
 
     Args:
         chart: at least one line.
-        log: the vertical axis is logarithmic, where all values are above 0.
+        log: use a logarithmic vertical axis, if all values are above 0.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -37,7 +38,7 @@ def chart_svg(chart: Chart, log: bool = False) -> Html:
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :].replace(_INK, "currentColor")
-    # What a page needs not: who made it, and names of schemas, which look like addresses of others.
+    # Remove the metadata, and the names of schemas: a page that loads nothing should contain no foreign addresses.
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r' xmlns(:\w+)?="[^"]*"| (width|height)="[\d.]+pt"', "", svg, count=4).replace("xlink:href", "href")
     svg = re.sub(r"<style .*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page

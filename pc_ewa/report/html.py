@@ -1,4 +1,4 @@
-"""HTML in which text stays text: what files and names hold is escaped where it goes in, once, here."""
+"""HTML generation with escaping: every plain string is escaped exactly once, when it becomes part of an element."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from pc_ewa.text import printable
 
 
 class Html(str):
-    """A piece of a page that is HTML already; plain strings are text."""
+    """A string that is HTML already. Plain strings are text, and are escaped."""
 
     __slots__ = ()
 
 
 def element(name: str, *content: str, **attributes: str | int) -> Html:
-    """Make an element. Strings in `content` and all attributes are escaped; `class_` is "class", `data_x` is "data-x".
+    """Return an element. Plain strings in `content` and all attributes are escaped.
+
+    The attribute `class_` becomes "class", and `data_x` becomes "data-x".
 
     Example:
         >>> element("td", "a < b", class_="wide")
@@ -27,17 +29,18 @@ def element(name: str, *content: str, **attributes: str | int) -> Html:
 
 
 def join(content: Iterable[str]) -> Html:
-    """Join pieces; those that are not HTML are escaped."""
+    """Join pieces of a page. Plain strings are escaped."""
     return Html("".join(piece if isinstance(piece, Html) else html.escape(clean(piece)) for piece in content))
 
 
 def clean(text: str) -> str:
-    """Remove what turns the direction of writing and other marks without a shape; lines stay."""
+    """Remove control characters and marks that change the direction of writing, and keep line breaks."""
+    # A name in a file may contain such marks, and would then display as another name.
     return "\n".join(printable(line, None) for line in text.split("\n"))
 
 
 def table(rows: Sequence[Sequence[str]], class_: str = "") -> Html:
-    """Make a table whose first row and column are headings; it scrolls by itself where it is too wide."""
+    """Return a table whose first row and column are headings. A table that is too wide scrolls separately."""
     head, *body = rows
     top = element("tr", *(element("th", cell, scope="col") for cell in head))
     lines = (
@@ -48,14 +51,15 @@ def table(rows: Sequence[Sequence[str]], class_: str = "") -> Html:
 
 
 def section(title: str, *content: str) -> Html:
-    """Make a section with a heading."""
+    """Return a section with a heading."""
     return element("section", element("h2", title), *content)
 
 
 def markdown(text: str) -> Html:
-    """Show the tables, lists and lines that our comparisons write in Markdown."""
+    """Convert the Markdown of our comparisons to HTML: tables, list items and lines. Nothing else is supported."""
     pieces: list[str] = []
     rows: list[list[str]] = []
+    # The empty line at the end closes a table on the last line.
     for line in [*text.replace("**", "").splitlines(), ""]:
         if line.startswith("|"):
             cells = [cell.strip() for cell in line.strip("|").split("|")]

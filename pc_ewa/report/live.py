@@ -1,4 +1,4 @@
-"""Scenes as clouds to turn: the points in base64, drawn by viewer.js on a canvas each."""
+"""Scenes as interactive clouds: points in base64, drawn by viewer.js on one canvas per panel."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_POINTS = 1024  # of a cloud on the page: 12 kB
 
 
 def live(scene: Scene) -> Html:
-    """Show a scene: its title, its panels in the order of reading, its legend; short rows stay rows on any screen."""
+    """Return a scene as HTML: its title, its panels in reading order, its legend. Rows of two or three never wrap."""
     clouds = [_cloud(panel, scene) for panel in scene.panels]
     row = scene.columns or 1
     if 1 < row <= _LONGEST_ROW:
@@ -39,6 +39,8 @@ def _cloud(panel: Panel, scene: Scene) -> Html:
         chosen = np.sort(np.random.RandomState(0).permutation(len(chosen))[:_MOST_POINTS])
     places = (panel.points[chosen] - scene.center) / scene.radius
     sizes = np.ones(len(chosen)) if panel.sizes is None else panel.sizes[chosen]
+    # Positions lie in the unit sphere: 16 bits resolve 1/32767 of it, in half the bytes of float32. "<" fixes the byte
+    # order: Int16Array in viewer.js uses that of the reader's machine, which is little-endian on today's browsers.
     bytes_by_name = {
         "xyz": (32767 * places).round().astype("<i2"),
         "rgb": (255 * panel.colours[chosen]).round().astype(np.uint8),

@@ -1,4 +1,4 @@
-"""`write_report`: one HTML file on one run or several, that opens without a network."""
+"""`write_report`: one HTML file on one or several runs, which opens without a network."""
 
 from __future__ import annotations
 
@@ -14,20 +14,26 @@ from pc_ewa.report.sections import run_sections
 from pc_ewa.train.run_folder import RunFolder
 
 _HERE = Path(__file__).parent
-# A browser that obeys it loads nothing from anywhere, whatever a name in a file says.
+# Second line of defence after escaping: with this policy a browser loads nothing from any address.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
-    """Write the page, whole or not at all.
+    """Write the report page. The file is written completely or not at all.
 
     Args:
-        folders: of runs, finished or not.
-        path: the file.
+        folders: run folders, finished or not.
+        path: the HTML file to write.
 
     Raises:
-        ConfigError: a folder without a run, or a file that cannot be.
+        ConfigError: a folder without a run, or a file that cannot be written.
         Error: a run that cannot be read.
+
+    Example:
+        >>> pc_ewa.report.write_report(["runs/quickstart"], "report.html")  # doctest: +SKIP
+        >>> pc_ewa.report.write_report([], "report.html")
+        Traceback (most recent call last):
+        pc_ewa.errors.ConfigError: name the folder of a run, such as runs/quickstart
     """
     path, runs = Path(path), [RunFolder(folder) for folder in folders]
     check_report([run.path for run in runs], path)
@@ -35,12 +41,10 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
 
 
 def report_after(folder: str | Path) -> tuple[Path | None, str]:
-    """Write report.html into the folder of a run that has just ended.
-
-    What cannot be shown never spoils what was trained.
+    """Write report.html into the folder of a run that has just ended. A failure does not fail the run.
 
     Returns:
-        The path, None where the page could not be written; and a line that says so, with the reason.
+        The path and a line for the log. If the page could not be written, the path is None and the line has the reason.
     """
     path = Path(folder) / "report.html"
     try:
@@ -53,7 +57,7 @@ def report_after(folder: str | Path) -> tuple[Path | None, str]:
 
 
 def check_report(folders: Sequence[Path], path: Path) -> None:
-    """Refuse what cannot be, before anything is loaded. Errors are those of `write_report`."""
+    """Check folders and file name before anything is loaded. Errors are those of `write_report`."""
     if not folders:
         raise ConfigError("name the folder of a run, such as runs/quickstart")
     for folder in folders:
@@ -66,7 +70,7 @@ def check_report(folders: Sequence[Path], path: Path) -> None:
 
 
 def page(runs: Sequence[RunFolder]) -> str:
-    """Make the page."""
+    """Return the HTML of the page."""
     title = " and ".join(run.path.absolute().name for run in runs[:3]) + (" and others" if len(runs) > 3 else "")
     body = list(_body(runs))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "viewer.js"))

@@ -1,4 +1,4 @@
-"""The clouds of a report: what each kind of model is best understood by."""
+"""The scenes of a report, chosen by the kind of model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from pc_ewa.viz.judged import Judgement, judge
 from pc_ewa.viz.pick import unit_points
 
 _WORST, _BEST = 8, 4
-_HERE = ["device=auto"]  # the run may have been on another machine
+# The config names the device of the training, and this machine may have another.
+_HERE = ["device=auto"]
 
 
 class Pictures:
-    """The scenes of a run, on its test shapes; model and data are loaded when the first is asked for.
+    """The scenes of a run, on its test shapes. Model and data are loaded at their first use.
 
     Args:
-        run: one that has begun.
+        run: a run that has begun.
     """
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
+        # Two: reading the config alone must work for a run that has no checkpoint yet.
         self._config = Subjects([str(run.path)], _HERE, "test", with_model=False)
         self._subjects = Subjects([str(run.path)], _HERE, "test")
 
@@ -39,20 +41,26 @@ class Pictures:
 
     @property
     def has_model(self) -> bool:
-        """True once there is a checkpoint."""
+        """True if there is a checkpoint."""
         return self.run.merged("last").is_file() or self.run.checkpoints.last.is_file()
 
     def judgement(self) -> Judgement | None:
-        """Judge the test shapes by the merged model of the last step; None without a classifier."""
+        """Classify the test shapes by the merged model of the last step.
+
+        Returns None if there is no checkpoint, or if the model is not a classifier.
+        """
         return self._judgement if self.has_model and self._task == "classify" else None
 
     def parts_score(self) -> Segmentation | None:
-        """Measure the same model on the parts of the test shapes; None without a segmenter."""
+        """Measure the mIoU of the same model on the test shapes.
+
+        Returns None if there is no checkpoint, or if the model is not a segmenter.
+        """
         score = self._subjects.score() if self.has_model and self._task == "segment" else None
         return score if isinstance(score, Segmentation) else None
 
     def scenes(self) -> Iterator[tuple[str, Scene]]:
-        """Make the scenes that suit the model, with their titles."""
+        """Yield titles and scenes for the kind of model."""
         if not self.has_model:
             return
         subjects = self._subjects
@@ -80,7 +88,8 @@ class Pictures:
         if judgement.mistakes():
             given = {"clouds": clouds, "training": subjects.training, "settings": subjects.settings}
             scene = _scene("mistakes", model=subjects.model, **given, count=_WORST)
-            half = len(scene.panels) // 2  # mistakes, then the shapes nearest to them: on the page in pairs
+            # The scene has a row of mistakes above a row of their neighbours. A page wraps rows, so interleave them.
+            half = len(scene.panels) // 2
             pairs = zip(scene.panels[:half], scene.panels[half:], strict=True)
             yield "Worst mistakes", replace(scene, panels=[panel for pair in pairs for panel in pair], columns=2)
         hits = judgement.hits()[:_BEST]

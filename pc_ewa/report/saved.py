@@ -1,4 +1,4 @@
-"""A folder of `save_pretrained` as a model with its experiment: a view shows it on the data that it was trained on."""
+"""A folder of `save_pretrained` as a model with its experiment, which names the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from pc_ewa.inference.folder import CONFIG, read_folder
 from pc_ewa.train.restored import Restored
 from pc_ewa.yaml_config import apply_overrides
 
-_DECIDED = ("num_classes", "num_categories", "num_parts")  # by the data, not by a config
+# Arguments of a model that follow from the data, not from a config.
+_DECIDED = ("num_classes", "num_categories", "num_parts")
 
 
 def saved_folder(source: str) -> Path | None:
-    """Return the folder of a saved model by its path, or by the name of a bundled one; None if it is neither."""
+    """Return the folder of a saved model, given its path or the name of a bundled model. None if it is neither."""
     path = Path(source)
     return path if (path / CONFIG).is_file() else bundled_models().get(source)
 
@@ -26,8 +27,8 @@ def restore_saved(folder: Path, config: str | None, overrides: list[str]) -> Res
     """Load a saved model with its experiment.
 
     Raises:
-        CheckpointError: files that are damaged, or that do not say what the model was trained on.
-        ConfigError: a config or override that is wrong.
+        CheckpointError: damaged files, or files without the config of the training.
+        ConfigError: an invalid config or override.
     """
     model: Any = read_folder(folder)
     names = list(model.class_names or ())
@@ -36,7 +37,7 @@ def restore_saved(folder: Path, config: str | None, overrides: list[str]) -> Res
 
 
 def saved_config(folder: Path, config: str | None, overrides: list[str]) -> Experiment:
-    """Read the experiment of a saved model; errors are those of `restore_saved`."""
+    """Read the experiment of a saved model without its weights. Errors are those of `restore_saved`."""
     try:
         content = read_json(folder / CONFIG)
     except ValueError as error:
@@ -49,5 +50,5 @@ def _experiment(folder: Path, record: Any, config: str | None, overrides: list[s
     if config:
         return load_experiment(config, overrides)
     if not isinstance(content, dict):
-        raise CheckpointError(f"{folder / CONFIG} does not say what was trained; name it with --config CONFIG.yaml")
+        raise CheckpointError(f"{folder / CONFIG} lacks the config of its training; give --config CONFIG.yaml")
     return resolve(apply_overrides({"output": "runs/show"} | content, overrides))

@@ -1,4 +1,4 @@
-"""The sections of one run: headline numbers, curves, classes, mistakes, costs, config."""
+"""The sections of a page on one run: headline numbers, curves, classes, mistakes, costs, config."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _STEEP = 30  # a largest value so many times the smallest is drawn on a logarith
 
 
 def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
-    """Make the sections of a run, one after the other.
+    """Yield the sections of a run in the order of the page.
 
     Args:
-        run: one that has begun.
-        pictures: of the same run.
+        run: a run that has begun.
+        pictures: the scenes of the same run.
     """
     metric = create_objective(pictures.experiment).main_metric
     summary = run.summary()
@@ -60,7 +60,7 @@ def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
 
 
 def headline(summary: Mapping[str, Any], metric: Metric) -> Html:
-    """Tabulate the test metric before and after merging, at the last step and the best, with its standard error."""
+    """Return a table of the test metric and its standard error, before and after merging, at the last and best step."""
     titles = ("with experts", "merged") if summary["mixtures"] else ("as trained", "dense")
     if summary.get("gated"):
         titles = ("as trained", "kept as MoE")
@@ -74,7 +74,7 @@ def headline(summary: Mapping[str, Any], metric: Metric) -> Html:
 
 
 def about_errors(summary: Mapping[str, Any]) -> list[Html]:
-    """Say what stands behind ±; nothing where no standard error was measured."""
+    """Return an explanation of ±, or nothing if no standard error was measured."""
     if not any(key.startswith("test_standard_error") for key in summary):
         return []
     return [element("p", f"± is the standard error over the {summary['test_samples']} test samples.")]
@@ -88,7 +88,7 @@ def _score(summary: Mapping[str, Any], metric: Metric, state: str) -> str:
 
 
 def curves(lines: Sequence[Mapping[str, Any]], metric: Metric) -> Iterator[tuple[Chart, bool]]:
-    """Make the charts that there are numbers for, and whether each is logarithmic."""
+    """Yield the charts that have values, each with a flag for a logarithmic axis."""
     val = f"val_{metric.key}"
     own = {"training": _line(lines, "loss"), "validation": _line(lines, "val_loss")}
     wanted = [("loss", "loss", own, _is_steep(own))]
@@ -106,7 +106,7 @@ def curves(lines: Sequence[Mapping[str, Any]], metric: Metric) -> Iterator[tuple
 
 
 def _is_steep(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> bool:
-    """Return True for lines whose end would lie flat on the axis."""
+    """Return True if the values span so wide a range that the end of a line would lie on a linear axis."""
     values = [y for _, ys in lines.values() for y in ys]
     return bool(values) and max(values) > _STEEP * min(values)
 
@@ -117,7 +117,7 @@ def _line(lines: Sequence[Mapping[str, Any]], key: str, scale: float = 1.0) -> t
 
 
 def per_class(accuracy: Accuracy) -> Html:
-    """Tabulate how many samples of each class were classified correctly."""
+    """Return a table of the accuracy of each class."""
     rows = [["class", "accuracy", "correct", "samples"]]
     for name, samples, correct in accuracy.per_class:
         rows.append([name, f"{correct / samples:.0%}" if samples else "", str(correct), str(samples)])
@@ -126,7 +126,7 @@ def per_class(accuracy: Accuracy) -> Html:
 
 
 def per_category(score: Segmentation) -> Html:
-    """Tabulate the mean IoU of the samples of each category."""
+    """Return a table of the mean IoU of each category."""
     rows = [["class", "mean IoU", "samples"]]
     rows += [[name, f"{iou:.1%}", str(samples)] for name, (iou, samples) in score.per_class.items()]
     rows.append(["all", f"{score.instance_miou:.1%}", str(score.samples)])
@@ -134,7 +134,7 @@ def per_category(score: Segmentation) -> Html:
 
 
 def confusion(accuracy: Accuracy) -> Html:
-    """Show the confusion matrix, each row shaded by its shares; right is blue, wrong is orange."""
+    """Return the confusion matrix. Cells are shaded by their share of the row: blue if correct, orange if wrong."""
     names = [count.name for count in accuracy.per_class]
     head = element("tr", element("th", ""), *(element("th", name, scope="col") for name in names))
     rows = []
@@ -151,7 +151,7 @@ def confusion(accuracy: Accuracy) -> Html:
 
 
 def costs(summary: Mapping[str, Any]) -> Html:
-    """Tabulate parameters, FFNs, time and memory."""
+    """Return a table of parameters and FFNs, and a line with time and memory."""
     rows = [["", "training", "merged"]]
     for title, key in (("parameters", "params"), ("FFNs", "ffns")):
         values = (summary.get(f"{key}_{state}") for state in ("training", "merged"))
@@ -162,7 +162,7 @@ def costs(summary: Mapping[str, Any]) -> Html:
 
 
 def details(run: RunFolder) -> list[Html]:
-    """Show config and environment, folded."""
+    """Return config and environment as collapsed sections."""
     pieces = {"config.yaml": yaml.safe_dump(run.config(), sort_keys=False, allow_unicode=True)}
     environment = _environment(run)
     if environment:

@@ -1,4 +1,4 @@
-"""What a view asks for, found from a path or a name: a run, checkpoint, saved model, config, dataset or files."""
+"""The inputs of a view, found from a path or name: a run, checkpoint, saved model, config, dataset or files."""
 
 from __future__ import annotations
 
@@ -32,19 +32,24 @@ _MOST_FILES = 60
 
 
 class Subjects:
-    """The subjects of a view by their names in `pc_ewa.viz.view.SUBJECTS`, each loaded when it is asked for.
+    """The inputs of a view by their names in `pc_ewa.viz.view.SUBJECTS`, each loaded at its first use.
 
     Args:
         sources: files of shapes; or one dataset, config, run folder, checkpoint, folder of `save_pretrained`, or
             "furniture".
         overrides: changes of its config.
-        split: the part of the dataset to show.
-        config: the config of a checkpoint that holds none.
-        with_model: a model is needed; otherwise none is read.
-        experts: take the checkpoint from before the experts were merged, of a run.
+        split: the split of the dataset.
+        config: the config of a checkpoint that does not contain one.
+        with_model: if False, no model is loaded.
+        experts: of a run, take the checkpoint whose experts are not merged yet.
 
     Attributes:
-        notes: what a reader of the picture should know of the model.
+        notes: remarks on the model for the reader of the picture.
+
+    Example:
+        >>> subjects = pc_ewa.report.Subjects(["furniture"], [], "test")
+        >>> subjects.model.task
+        'classify'
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class Subjects:
 
     @property
     def files(self) -> list[Path]:
-        """The files, and those in the folders."""
+        """The given files, and all files of shapes in the given folders."""
         found: list[Path] = []
         for path in map(Path, self._sources):
             if not path.is_dir():
@@ -75,20 +80,21 @@ class Subjects:
                 raise DataError(f"{path} has no shapes; known are {' '.join(EXTENSIONS)}")
             found += inside
         if len(found) > _MOST_FILES:
-            raise ConfigError(f"{len(found)} files; one picture takes at most {_MOST_FILES}: choose some")
+            raise ConfigError(f"{len(found)} files; one picture shows at most {_MOST_FILES}: name fewer")
         return found
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl of a run."""
+        """The lines of a run's metrics.jsonl."""
         if not self._run.is_begun:
             raise ConfigError(f"{self._path} is not the folder of a run; give one, such as runs/quickstart")
         return self._run.metrics()
 
     @property
     def clouds(self) -> Clouds:
-        """The split of the dataset; of a dataset without a test split, the training shapes."""
-        if self._with_model:  # the classes must be those of the model
+        """The shapes of the split. A dataset without a test split has its training shapes instead."""
+        # With a model, load the data as its training did: then the classes are in the order of its outputs.
+        if self._with_model:
             return self._splits.named(self._split)
         data = self.experiment.data
         if self._split == "val":
@@ -102,7 +108,7 @@ class Subjects:
 
     @property
     def training(self) -> Clouds:
-        """The shapes that a model was fitted to."""
+        """The shapes that the model was fitted to."""
         return self._splits.to_fit(self._split)
 
     @property
@@ -112,17 +118,17 @@ class Subjects:
         return self._restored.model
 
     def score(self) -> Score:
-        """Measure the network on the split, by what it is made for."""
+        """Measure the network on the split, by the metric of its task."""
         return self._restored.evaluate(self._split)
 
     @property
     def settings(self) -> EvalSettings:
-        """The presentation of clouds, as the validation of the experiment has it."""
+        """The presentation of clouds in the validation of the experiment."""
         return create_objective(self.experiment).settings
 
     @property
     def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor]:
-        """The random changes of training."""
+        """The augmentation of training, as a function of clouds and a generator."""
         how, up_axis = self.experiment.augment, self.clouds.up_axis
         return lambda points, generator: augment(points, how, up_axis, generator)
 
@@ -160,22 +166,24 @@ class Subjects:
                 return load_experiment(self._config or "", self._overrides)
             return resolve(apply_overrides(content, self._overrides))
         folder, data = saved_folder(self._source), self._dataset()
-        if folder and (data is None or folder == self._path):  # a folder of shapes may have the name of a model
+        # A folder of shapes may have the name of a bundled model. The folder on disk then has precedence.
+        if folder and (data is None or folder == self._path):
             return saved_config(folder, self._config, self._overrides)
         if data is None:
             self._check_config("dataset, run or config", DATASETS)
             return load_experiment(self._source, self._overrides)
+        # A config needs a model. This one is not built, as a view of a dataset reads its data section only.
         content = {"output": "runs/show", "data": data, "model": {"name": "point_mae_classifier"}}
         return resolve(apply_overrides(content, self._overrides))
 
     def _check_config(self, kinds: str, others: Iterable[str] = ()) -> None:
-        """Refuse a source that is nothing, and name what is nearest."""
+        """Raise ConfigError for an unknown source, with the nearest known name."""
         if find_config(self._source) is None:
             known = sorted({*bundled_configs(), *bundled_models(), *others})
             choose(kinds, self._source, dict.fromkeys(known))
 
     def _dataset(self) -> dict[str, str] | None:
-        """Read the source as a dataset: by name, as a prepared file or as a folder; None if it is none of them."""
+        """Return the data section for a dataset name, a prepared file or a folder. None for other sources."""
         if self._source in DATASETS:
             return {"name": self._source}
         if self._path.suffix in (".h5", ".hdf5"):

@@ -1,7 +1,7 @@
-"""Colours that colour-blind readers tell apart: eight for kinds, a ramp for amounts.
+"""Colours that colour-blind readers can distinguish: eight for categories, a ramp for values.
 
-The eight are those of Okabe and Ito (Color Universal Design, 2008), with a softer black and a darker yellow that is
-seen on white; the ramp is cividis (Nunez, Anderton and Renslow, 2018), by nine of its colours.
+The eight are those of Okabe and Ito (Color Universal Design, 2008), with a softer black, and with a darker yellow that
+is visible on white. The ramp interpolates nine colours of cividis (Nunez, Anderton and Renslow, 2018).
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,26 +32,27 @@ _RAMP = np.array(
 
 
 def kind_colours(kinds: Any) -> Floats:
-    """Colour kinds (...), whole numbers, as (..., 3); the eight colours come round again."""
+    """Return the colours (..., 3) of integer categories (...). Category 8 has the colour of category 0 again."""
     return np.asarray(KINDS, dtype=np.float32)[np.asarray(kinds) % len(KINDS)]
 
 
 def ramp(values: Any, low: float, high: float) -> Floats:
-    """Colour amounts (...) from dark blue at `low` to yellow at `high`, as (..., 3)."""
+    """Map values (...) to colours (..., 3), from dark blue at `low` to yellow at `high`."""
+    # Equal values give low == high. Dividing by 1 then puts all of them at the low end, instead of NaN.
     share = np.clip((np.asarray(values, dtype=np.float64) - low) / (high - low if high > low else 1.0), 0, 1)
     place = np.linspace(0, 1, len(_RAMP))
     return np.stack([np.interp(share, place, channel) for channel in _RAMP.T], axis=-1).astype(np.float32)
 
 
 def ramp_legend(title: str, low: float, high: float, digits: str = ".2g") -> dict[str, Colour]:
-    """Name both ends and the middle of a ramp."""
+    """Return legend entries for both ends and the middle of a ramp."""
     values = (low, (low + high) / 2, high)
     colours = [as_colour(colour) for colour in ramp(np.array(values), low, high)]
     return {f"{title} {value:{digits}}": colour for value, colour in zip(values, colours, strict=True)}
 
 
 def kind_legend(names: Sequence[str] | Mapping[int, str]) -> dict[str, Colour]:
-    """Name the colours of kinds: those of a sequence, or of a mapping from kind to name."""
+    """Return the legend of categories, given their names in order, or a mapping from category to name."""
     pairs = names.items() if isinstance(names, Mapping) else enumerate(names)
     return {name: KINDS[kind % len(KINDS)] for kind, name in pairs}
 
@@ -62,31 +63,35 @@ def all_of(colour: Colour, count: int) -> Floats:
 
 
 def by_height(points: Floats) -> Floats:
-    """Colour points (N, 3), y up, by how high they are."""
+    """Colour points (N, 3), y up, by their height."""
     height = points[:, 1]
     return ramp(height, float(height.min()), float(height.max()))
 
 
 def neighbour_colours(centers: Floats, neighbours: int = 6) -> NDArray[np.int64]:
-    """Give each patch (G, 3) one of the kinds 0 to 6, another one than its nearest patches have, as on a map."""
+    """Colour patches with centers (G, 3) by categories 0 to 6, so that near patches differ, as countries on a map.
+
+    This is greedy graph colouring: two patches are neighbours if either is among the `neighbours` nearest of the other.
+    """
     distances = ((centers[:, None] - centers[None]) ** 2).sum(-1)
     order = distances.argsort(axis=1, kind="stable")[:, 1 : neighbours + 1]
     kinds = np.full(len(centers), -1)
     for i in range(len(centers)):
+        # "Nearest" is not symmetric: also look at those that have patch i among their nearest.
         taken = {int(kinds[j]) for j in (*order[i], *np.nonzero((order == i).any(1))[0]) if kinds[j] >= 0}
         free = [kind for kind in range(len(KINDS) - 1) if kind not in taken]
-        # The one used least, so that all colours come up; where none is free, the one that is farthest away matters.
+        # Take the least used free category, so that all colours occur. If none is free, take the least used of all.
         counts = np.bincount(kinds[kinds >= 0], minlength=len(KINDS))
         kinds[i] = min(free or range(len(KINDS) - 1), key=lambda kind: (counts[kind], kind))
     return kinds
 
 
 def as_colour(colour: NDArray[Any]) -> Colour:
-    """Make a plain tuple of one colour (3,)."""
+    """Convert one colour (3,) to a tuple of Python floats."""
     red, green, blue = (float(channel) for channel in colour)
     return red, green, blue
 
 
 def as_hex(colour: Sequence[float]) -> str:
-    """Write a colour as in "#0072b2"."""
+    """Format a colour as in "#0072b2"."""
     return "#" + "".join(f"{round(255 * float(channel)):02x}" for channel in colour)

@@ -1,4 +1,4 @@
-"""Which renderer draws: open3d where it can, matplotlib everywhere; said once, with the reason and what to install."""
+"""Choice of the renderer: open3d where it works, matplotlib everywhere. The choice is logged once, with its reason."""
 
 from __future__ import annotations
 
@@ -23,22 +23,28 @@ _said: set[str] = set()
 
 
 def draw(pictures: Sequence[tuple[Picture, Path]], renderer: Renderer = "auto", side: int | None = None) -> None:
-    """Write each picture to its file, whole or not at all.
+    """Write each picture to its file. A file is written completely or not at all.
 
     Args:
-        pictures: scenes or charts, each with its file. The ending of its name decides: .png by open3d or matplotlib,
-            .svg and .pdf by matplotlib, .html by plotly. Charts are always by matplotlib.
-        renderer: "auto" takes open3d for PNG, and matplotlib where open3d cannot draw.
-        side: pixels of a panel; None chooses by their number.
+        pictures: scenes or charts, each with its file. The file name's extension selects the renderer: .png is drawn by
+            open3d or matplotlib, .svg and .pdf by matplotlib, .html by plotly. matplotlib draws every chart.
+        renderer: "auto" takes open3d for PNG, or matplotlib where open3d cannot draw.
+        side: pixels of a panel. None chooses by the number of panels.
 
     Raises:
-        ConfigError: a file that cannot be written, an ending that the renderer does not write, a renderer that cannot
-            draw here and is not "auto".
-        MissingPackageError: the renderer is not installed; the message has what to install.
+        ConfigError: a file that cannot be written, an extension that the renderer does not write, or a renderer named
+            explicitly that cannot draw here.
+        MissingPackageError: the renderer is not installed. The message names what to install.
+
+    Example:
+        >>> from pathlib import Path
+        >>> chart = pc_ewa.viz.Chart("loss", "steps", "loss", {"training": ([0, 1], [2.3, 1.9])})
+        >>> pc_ewa.viz.draw([(chart, Path("loss.svg"))])
     """
     for picture, path in pictures:
         check_picture(path)
         _check_kind(picture, path, renderer)
+    # Sort by renderer first: open3d starts one child process for all PNGs, and its start is most of the cost.
     scenes = [(picture, path) for picture, path in pictures if isinstance(picture, Scene)]
     html = [(scene, path) for scene, path in scenes if path.suffix.lower() == ".html"]
     vector = [(scene, path) for scene, path in scenes if path.suffix.lower() in (".svg", ".pdf")]
@@ -59,10 +65,15 @@ def draw(pictures: Sequence[tuple[Picture, Path]], renderer: Renderer = "auto", 
 
 
 def show_now(scene: Scene, renderer: Renderer = "auto") -> Any:
-    """Show a scene on the spot: in a notebook as a plotly figure, else in a window of open3d until it is closed.
+    """Show a scene at once: in a notebook as a plotly figure, elsewhere in an open3d window.
+
+    The window blocks until it is closed.
+
+    Returns:
+        The plotly figure in a notebook or with `renderer="plotly"`, else None.
 
     Raises:
-        ConfigError: neither a notebook nor a display; the message says how to get a file.
+        ConfigError: neither a notebook nor a display. The message explains how to write a file.
     """
     try:
         if renderer == "plotly" or (renderer == "auto" and _in_notebook()):
@@ -71,7 +82,8 @@ def show_now(scene: Scene, renderer: Renderer = "auto") -> Any:
         if not has_display():
             raise ConfigError("there is no display to open a window on; write a file: -o picture.png, or path=...")
         if importlib.util.find_spec("open3d") is None:
-            import open3d  # noqa: F401  # the error that names what is missing
+            # open3d is imported in a child process only. Here the import fails, and raises the error that is explained.
+            import open3d  # noqa: F401
         by_open3d.show_window(scene)
     except ModuleNotFoundError as error:
         raise missing_package(error, "a window", "viz") or error from None
@@ -81,7 +93,7 @@ def show_now(scene: Scene, renderer: Renderer = "auto") -> Any:
 
 
 def has_display() -> bool:
-    """Return True where a window can be opened, as far as one can tell beforehand."""
+    """Return True if a window can probably be opened. Only opening one is proof."""
     return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
@@ -96,7 +108,7 @@ def _draw_png(scenes: Sequence[tuple[Scene, Path]], renderer: Renderer, side: in
             _say("open3d", "it is installed and can draw here")
             return
         except by_open3d.Open3DFailedError as error:
-            install = "apt-get install libegl1 libgl1 libgomp1 libusb-1.0-0 brings what it needs on Debian and Ubuntu"
+            install = "on Debian and Ubuntu: apt-get install libegl1 libgl1 libgomp1 libusb-1.0-0"
             reason = f"{error}; {install}"
     if renderer == "open3d":
         raise ConfigError(f"{reason}; or choose the renderer auto or matplotlib")
@@ -113,17 +125,19 @@ def _check_kind(picture: Picture, path: Path, renderer: str) -> None:
         writes = (".png", ".svg", ".pdf")
     if writes and kind not in writes:
         who = "a chart is" if isinstance(picture, Chart) else f"the renderer {renderer} is"
-        raise ConfigError(f"{path}: {who} for {', '.join(writes)}; choose another name")
+        raise ConfigError(f"{path}: {who} for {', '.join(writes)}; choose another file name")
 
 
 def _say(name: str, reason: str) -> None:
-    """Log the choice once."""
+    """Log the choice of a renderer, once per process."""
     if name not in _said:
         _said.add(name)
         log.info("drawn by %s: %s", name, reason)
 
 
 def _in_notebook() -> bool:
-    """Return True within a Jupyter kernel."""
+    """Return True in a Jupyter kernel."""
+    # Look IPython up without importing it: outside of a notebook it need not be installed. A terminal IPython has
+    # another shell class, and cannot show a figure.
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return type(shell).__name__ == "ZMQInteractiveShell"

@@ -1,4 +1,4 @@
-"""Picking shapes of a dataset for a view, and what is known of them."""
+"""Selection of shapes for a view: their points as the model gets them, their patches and their titles."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,10 +14,10 @@ from pc_ewa.eval import EvalSettings
 
 
 def check_shapes(clouds: Clouds, shapes: Sequence[int]) -> list[int]:
-    """Return positions of shapes as they are asked for.
+    """Return the requested positions of shapes, checked.
 
     Raises:
-        ConfigError: none asked for, or a position that is not in the dataset.
+        ConfigError: no position, or one that is not in the dataset.
     """
     wrong = [index for index in shapes if not 0 <= index < len(clouds)]
     if wrong or not shapes:
@@ -39,15 +39,15 @@ def presented(clouds: Clouds, shapes: Sequence[int], settings: EvalSettings, mod
 
 
 def patch_of_point(points: Tensor, centers: Tensor) -> Tensor:
-    """Return for each point (B, N, 3) the patch with the nearest of the centers (B, G, 3): (B, N), int64.
+    """Return the patch (B, N), int64, of each point (B, N, 3): the one with the nearest of the centers (B, G, 3).
 
-    Patches overlap; in a picture each point has one.
+    Patches overlap, but in a picture each point needs one colour.
     """
     return ops.knn(points, centers, 1)[1][..., 0]
 
 
 def patches_of(model: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return patches (B, G, K, 3), relative to their centers, and centers (B, G, 3) as the model makes them.
+    """Return patches (B, G, K, 3) relative to their centers, and centers (B, G, 3), grouped as by the model.
 
     Raises:
         ConfigError: a model without patches.
@@ -59,20 +59,21 @@ def patches_of(model: nn.Module, points: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def shape_name(clouds: Clouds, index: int) -> str:
-    """Name a shape: its own name, or its class and position."""
+    """Return the name of a shape, or its class and position if the dataset has no names."""
     if clouds.shape_names is not None:
         return clouds.shape_names[index]
     return f"{clouds.class_names[int(clouds.labels[index])]} {index}"
 
 
 def titles(clouds: Clouds, shapes: Sequence[int]) -> list[str]:
-    """Write class and position of shapes."""
+    """Return titles with the class and position of shapes."""
     return [f"{clouds.class_names[int(clouds.labels[index])]}, shape {index}" for index in shapes]
 
 
 @contextmanager
 def looking_at(model: nn.Module) -> Iterator[None]:
-    """Put a model in evaluation mode without gradients; the mode of every part of it is restored afterwards."""
+    """Put a model in evaluation mode without gradients, and restore the mode of every submodule afterwards."""
+    # One flag for the whole model would not do: a user may have frozen some submodules in evaluation mode.
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

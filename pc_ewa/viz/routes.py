@@ -1,4 +1,4 @@
-"""Routes of patches to experts, read off a forward pass."""
+"""Routes of patches to experts, recorded in a forward pass."""
 
 import inspect
 from collections.abc import Callable
@@ -15,27 +15,27 @@ from pc_ewa.ewa.routing import uniform_partition
 
 
 def routes(model: nn.Module, points: Tensor, labels: Tensor, centers: Tensor, seed: int) -> dict[str, Tensor]:
-    """Return the expert of each patch in every mixture, as one training step deals them.
+    """Return the expert of each patch in every mixture, routed as in one training step.
 
     Args:
-        model: with mixtures, in evaluation mode: only its experts behave as in training.
+        model: a model with mixtures, in evaluation mode. Only its experts behave as in training.
         points: clouds (B, N, 3), one batch.
         labels: their classes (B,), for segmenters.
-        centers: of the patches that the model makes of them, (B, G, 3).
-        seed: of the draw.
+        centers: (B, G, 3) of the patches that the model makes of the clouds.
+        seed: of the random routes.
 
     Returns:
-        (B, G) int64 on the CPU by the name of the mixture; -1 for patches that it does not see.
+        (B, G), int64, on the CPU, by the name of the mixture. -1 marks patches that the mixture does not get.
 
     Raises:
-        ConfigError: tokens that are not those of the patches.
+        ConfigError: a mixture whose tokens cannot be matched with the patches.
     """
     dealt: dict[str, Tensor] = {}
     hooks = []
     for name, mixture in expert_layers(model).items():
         look = _look(name, dealt)
         hooks.append(mixture.register_forward_pre_hook(look))
-    # The draws below are repeated by the hooks; the caller's generator goes on as if nothing had been drawn.
+    # Fork the generator: a picture must not change the random numbers that the caller draws next.
     with torch.random.fork_rng(devices=[points.device] if points.is_cuda else []):
         torch.manual_seed(seed)
         try:
@@ -53,10 +53,11 @@ def routes(model: nn.Module, points: Tensor, labels: Tensor, centers: Tensor, se
 
 
 def _look(name: str, dealt: dict[str, Tensor]) -> Callable[[nn.Module, Any], None]:
-    """Make a hook that notes the experts (B, T) of the tokens in the first call of a mixture."""
+    """Return a hook that records the experts (B, T) of the tokens in the first call of a mixture."""
 
     def look(mixture: nn.Module, inputs: Any) -> None:
-        if name in dealt:  # Point-BERT passes twice; the first is the cloud as it is
+        # Point-BERT calls its encoder twice. The first call gets the unchanged cloud.
+        if name in dealt:
             return
         (x,) = inputs
         if isinstance(mixture, GatedFFN):
@@ -69,22 +70,28 @@ def _look(name: str, dealt: dict[str, Tensor]) -> Callable[[nn.Module, Any], Non
 
 
 def _drawn(mixture: ExpertFFN, x: Tensor) -> Tensor:
-    """Draw the partition that the forward about to run will draw, and leave the generator as it was."""
+    """Return the experts of the partition that the forward pass is about to draw."""
+    # A pre-hook runs before the mixture draws. Drawing here in a fork of the generator gives the same partition,
+    # and leaves the generator as it was for the mixture.
     rows = 1 if mixture.partition == "batch" else x.shape[0]
     with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
         partition = uniform_partition(rows, x.shape[:-1].numel() // rows, mixture.num_experts, x.device)
+    # A slot is expert * capacity + place, so that the integer quotient is the expert.
     return partition.slots // partition.tokens.shape[2]
 
 
 def _of_patches(name: str, experts: Tensor, centers: Tensor, mask: Tensor | None) -> Tensor:
-    """Drop the class token of (B, T), and put those of visible patches where the mask says."""
+    """Map experts of tokens (B, T) to patches: drop the class token, or place visible patches by the mask."""
     count = centers.shape[1]
     if experts.shape[1] == count + 1:
         return experts[:, 1:]
     if experts.shape[1] == count:
         return experts
+    # An encoder of Point-MAE gets visible patches only, in the order of the patches: boolean indexing puts them back.
     placed = torch.full(centers.shape[:2], -1)
     if mask is not None and int((~mask).sum()) == experts.numel():
         placed[~mask.cpu()] = experts.flatten()
         return placed
-    raise ConfigError(f"{name} gets {experts.shape[1]} tokens for {count} patches; they cannot be told apart")
+    raise ConfigError(
+        f"{name} gets {experts.shape[1]} tokens for {count} patches, which cannot be matched; show another view"
+    )

@@ -1,4 +1,4 @@
-"""`Scene`: panels of coloured points with titles and one legend. Views make it, renderers draw it."""
+"""`Scene`: panels of coloured points with titles and one legend. Views create scenes, renderers draw them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ class Panel:
     """One picture of a scene.
 
     Attributes:
-        points: (N, 3), y up, x to the right, z towards the reader; `upright` makes them so.
+        points: (N, 3), y up, x to the right, z towards the reader. `upright` converts to these axes.
         colours: (N, 3), red, green and blue from 0 to 1.
         title: above the picture.
-        sizes: (N,), how many times larger than others each point is drawn; None draws all alike.
+        sizes: (N,), factors of the point size. None draws all points in the same size.
 
     Raises:
-        ValueError: fields that do not fit together, or that are not finite.
+        ValueError: fields whose shapes do not match, or points that are not finite.
+
+    Example:
+        >>> points = torch.rand(5, 3).numpy()
+        >>> pc_ewa.viz.Panel(points, points, "five points").points.shape
+        (5, 3)
     """
 
     points: Floats
@@ -35,7 +40,7 @@ class Panel:
     sizes: Floats | None = None
 
     def __post_init__(self) -> None:
-        """Check that the fields fit together."""
+        """Check shapes and points."""
         count = len(self.points)
         if self.points.shape != (count, 3) or self.colours.shape != (count, 3) or not count:
             raise ValueError(f"points are {self.points.shape}, colours {self.colours.shape}; expected (N, 3) twice")
@@ -52,11 +57,16 @@ class Scene:
     Attributes:
         title: of the whole.
         panels: in reading order, at least one.
-        legend: colour (red, green, blue from 0 to 1) by its meaning.
-        columns: panels in a row; None chooses.
+        legend: a mapping from label to colour (red, green, blue from 0 to 1).
+        columns: panels in a row. None chooses by the number of panels.
 
     Raises:
         ValueError: no panel.
+
+    Example:
+        >>> points = torch.rand(5, 3).numpy()
+        >>> pc_ewa.viz.Scene("four clouds", [pc_ewa.viz.Panel(points, points)] * 4).grid
+        (2, 2)
     """
 
     title: str
@@ -75,17 +85,18 @@ class Scene:
         count = len(self.panels)
         columns = min(self.columns or int(np.ceil(np.sqrt(1.6 * count))), count)
         rows = -(-count // columns)
-        return rows, columns if self.columns else -(-count // rows)  # four are two rows of two, not of three and one
+        # Balance the rows: four panels are two rows of two, not a row of three and a row of one.
+        return rows, columns if self.columns else -(-count // rows)
 
     @property
     def center(self) -> Floats:
-        """The middle (3,) of the box around the points of all panels."""
+        """The center (3,) of the bounding box of the points of all panels."""
         low, high = self._box
         return (low + high) / 2
 
     @property
     def radius(self) -> float:
-        """Distance of the farthest point of any panel from `center`; 1 if all points are one."""
+        """Distance of the farthest point of any panel from `center`, or 1 if all points coincide."""
         farthest = max(float(np.linalg.norm(panel.points - self.center, axis=1).max()) for panel in self.panels)
         return farthest if farthest > 0 else 1.0
 
@@ -97,16 +108,21 @@ class Scene:
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over training, for what is not a cloud.
+    """A line chart, such as metrics over training steps.
 
     Attributes:
         title: of the chart.
-        x_title: what is along the horizontal axis.
-        y_title: what is along the vertical axis.
+        x_title: label of the horizontal axis.
+        y_title: label of the vertical axis.
         lines: (x, y) values by the name of the line.
 
     Raises:
         ValueError: no line.
+
+    Example:
+        >>> chart = pc_ewa.viz.Chart("loss", "steps", "loss", {"training": ([0, 1], [2.3, 1.9])})
+        >>> list(chart.lines)
+        ['training']
     """
 
     title: str
@@ -124,13 +140,16 @@ Picture = Scene | Chart
 
 
 def upright(points: torch.Tensor | NDArray[Any], up_axis: UpAxis) -> Floats:
-    """Turn points (..., 3) so that `up_axis` becomes y; nothing is mirrored.
+    """Rotate points (..., 3) so that `up_axis` becomes y. No axis is mirrored.
 
     Example:
-        >>> upright(np.array([[0.0, 0.0, 2.0]]), "z").tolist()
+        >>> points = torch.tensor([[0.0, 0.0, 2.0]])
+        >>> pc_ewa.viz.upright(points, "z").tolist()
         [[0.0, 2.0, 0.0]]
     """
     array = np.asarray(points.detach().cpu() if isinstance(points, torch.Tensor) else points, dtype=np.float64)
     x, y, z = array[..., 0], array[..., 1], array[..., 2]
+    # Each is a rotation, of determinant 1: swapping two axes alone would mirror the cloud, hence one minus sign.
     turned = {"y": (x, y, z), "z": (x, z, -y), "x": (-y, x, z)}[up_axis]
-    return (np.stack(turned, axis=-1) + 0.0).astype(np.float32)  # + 0.0: no -0.0
+    # Adding 0.0 turns the -0.0 of the negation into 0.0, so that equal clouds have equal bytes.
+    return (np.stack(turned, axis=-1) + 0.0).astype(np.float32)

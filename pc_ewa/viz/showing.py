@@ -1,4 +1,4 @@
-"""`show`: the view that suits an object, in one call."""
+"""`show`: draw an object by the view for its type, in one call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pc_ewa.viz.view import SUBJECTS
 from pc_ewa.viz.views import VIEWS
 from pc_ewa.viz.views.cloud import cloud
 
-# The view of a model that is pre-trained, by its class.
+# The view of a pre-training model, by the name of its class.
 _BY_MODEL = {"PointMAE": "reconstruction", "DiscreteVAE": "reconstruction", "PointBERT": "tokens"}
 
 
@@ -38,23 +38,24 @@ def show(
     """Show clouds, a model at work, a file or a scene.
 
     Args:
-        what: `Clouds`; a model; a file of a shape; or a scene that a view made.
-        shapes: for `Clouds`, positions in them. For a model, clouds (B, N, 3) or (N, 3), also of numpy; one that was
-            trained samples and scales them itself, to another they go as they are, y up.
-        view: for a model, a key of VIEWS; None takes reconstruction or tokens for pre-training, else attention where
-            there is a class token, else patches.
-        path: a file to write: .png, .svg, .pdf or .html. None shows it on the spot, in a notebook or a window.
+        what: `Clouds`, a model, a file of a shape, or a scene made by a view.
+        shapes: for `Clouds`, positions in them. For a model, clouds (B, N, 3) or (N, 3), as a tensor or NumPy array. A
+            trained model samples and scales them as in evaluation. An untrained one gets them unchanged, y up.
+        view: for a model, a key of VIEWS. None takes "reconstruction" or "tokens" for a pre-training model, "attention"
+            for a model with a class token, and "patches" for others.
+        path: a file to write: .png, .svg, .pdf or .html. None shows the picture at once, in a notebook or a window.
         renderer: "auto", "open3d", "matplotlib" or "plotly".
         options: of the view.
 
     Returns:
-        In a notebook, the plotly figure; else None.
+        The plotly figure in a notebook without `path`, else None.
 
     Raises:
-        ConfigError: a view that does not fit the model, an object that cannot be shown, or no display and no `path`.
+        ConfigError: a view that is not for this model, an object that cannot be shown, or no display and no `path`.
 
     Example:
-        >>> show(pc_ewa.load_dataset("sweethome3d", "test"), [0, 7], path="two.svg")
+        >>> clouds = pc_ewa.load_dataset("sweethome3d", "test")
+        >>> pc_ewa.viz.show(clouds, [0, 7], path="two.svg")
     """
     picture = scene_of(what, shapes, view, **options)
     if path is not None:
@@ -66,7 +67,7 @@ def show(
 
 
 def scene_of(what: Any, shapes: int | Sequence[int] | Tensor = 0, view: str | None = None, **options: Any) -> Picture:
-    """Make the scene that `show` shows."""
+    """Return the scene that `show` draws."""
     if isinstance(what, Picture):
         return what
     if isinstance(what, str | Path):
@@ -92,11 +93,12 @@ def _model(model: nn.Module, points: Any, view: str | None, options: dict[str, A
         raise ConfigError("a model is shown on clouds: give points (B, N, 3), or (N, 3) for one")
     points = points.detach().float().cpu().reshape(-1, points.shape[-2], 3)
     labels = torch.zeros(len(points), dtype=torch.int64)
-    how = getattr(model, "preprocessing", None)  # None for a model that nobody trained
+    how = getattr(model, "preprocessing", None)  # None for an untrained model
     clouds = Clouds(points, None, labels, ("cloud",), (how and how.up_axis) or "y", type(model).__name__)
     settings = EvalSettings(points.shape[1], normalize=False)
     if how:
         settings = EvalSettings(min(how.num_points, points.shape[1]), how.normalize, how.sampling)
+    # Point-BERT keeps its encoder, and the class token with it, in `transformer_q`, the key of the official code.
     encoder = getattr(model, "transformer_q", model)
     usual = "attention" if hasattr(encoder, "cls_token") else "patches"
     chosen = choose("view", view or _BY_MODEL.get(type(model).__name__, usual), VIEWS)

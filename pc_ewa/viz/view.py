@@ -1,4 +1,4 @@
-"""`View`: the record of one view, which the table VIEWS and `pc-ewa show` read."""
+"""`View`: the record of one view, read by the table VIEWS and by `pc-ewa show`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from inspect import signature
 
 from pc_ewa.viz.scene import Picture
 
-# What a view may ask for, by the name of its parameter; `pc-ewa show` gets them, Python callers give them.
+# Parameters that are inputs of a view, not options. `pc-ewa show` loads them from a source; Python callers pass them.
 SUBJECTS = {
     "files": "files of shapes",
     "clouds": "the shapes to show, a split of a dataset",
@@ -20,17 +20,18 @@ SUBJECTS = {
 
 @dataclass(frozen=True)
 class View:
-    """A view: a function that makes a scene or a chart.
+    """A view: a function that returns a scene or a chart.
 
     Attributes:
-        title: in a few words, for lists.
-        make: its parameters with names in SUBJECTS say what it needs, the others are its options, checked by their
+        title: a few words for lists of views.
+        make: the function. Its parameters named in SUBJECTS are inputs. The others are options, checked by their
             annotations.
-        experts: True for a view of a model before its experts are merged.
+        experts: True for a view of a model whose experts are not merged yet.
 
     Example:
-        >>> View("nothing", lambda clouds, *, count=1: None).needs
-        {'clouds'}
+        >>> view = pc_ewa.viz.View("nothing", lambda clouds, *, count=1: None)
+        >>> view.needs, view.options
+        ({'clouds'}, {'count'})
     """
 
     title: str
@@ -39,7 +40,7 @@ class View:
 
     @property
     def needs(self) -> set[str]:
-        """Names in SUBJECTS that the view asks for."""
+        """Names in SUBJECTS that are parameters of the view."""
         return set(signature(self.make).parameters) & set(SUBJECTS)
 
     @property

@@ -162,7 +162,7 @@ def test_votes_are_for_classifiers(tool: Tool, checkpoint: Any, kinds: dict[str,
     assert_refused(
         tool("evaluate", path, "--votes=3", "--protocol=svm"), "--votes is for --protocol score, not for svm"
     )
-    assert_refused(tool("evaluate", path, "--votes=0"), "--votes 0; give 1 (one plain look at each cloud) or more")
+    assert_refused(tool("evaluate", path, "--votes=0"), "--votes 0; give 1 (one forward pass for each cloud) or more")
     fewshot = ("--votes=3", "--protocol=fewshot", "--config", kinds["classify"])
     assert_refused(tool("evaluate", path, *fewshot), "--votes is for --protocol score, not for fewshot")
     assert os.listdir(tmp_path) == ["merged_last.pt"]

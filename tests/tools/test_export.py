@@ -180,7 +180,7 @@ def test_latency_is_timed_beside_the_accuracy_that_is_kept(
         ("none/a.onnx", (), "is not a folder"),
         ("folder.onnx", (), "is a folder"),
         ("there.onnx", (), "--overwrite"),
-        ("a.pt2", ("--int8",), "let the name end in .onnx"),
+        ("a.pt2", ("--int8",), "choose a name that ends in .onnx"),
         ("a.onnx", ("--int8", "data.path=none.h5"), "none.h5 does not exist"),
         ("a.onnx", ("--split", "test", "data.path=none.h5"), "none.h5 does not exist"),
     ],

@@ -140,7 +140,7 @@ cat        1     1
 dog        2     1
 all        3     2
 
-this file is all that training needs: data.name=toy data.root={root}
+training needs only this file: data.name=toy data.root={root}
 """
     )
     assert server == ["/dead.zip", "/toy.zip"]
@@ -156,7 +156,7 @@ def test_again(tool: Tool, server: list[str], tmp_path: Path) -> None:
     assert tool(*command, "--accept").code == 0
     assert tool(*command) == (
         0,
-        f"{prepared} is there already; nothing to do (--again makes it anew, as asked now)\n",
+        f"{prepared} is there already; nothing to do (--again converts again with these options)\n",
         "",
     )
     before = prepared.stat().st_ino

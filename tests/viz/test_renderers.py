@@ -78,7 +78,7 @@ def test_open3d_draws_the_same_and_several_files_in_one_child(
         (f"sys.exit({open3d_child.NO_WINDOW})", "neither a display nor EGL"),
         ("import os; os.abort()", "signal 6"),
         ("raise ImportError('libusb-1.0.so.0 is missing')", "libusb-1.0.so.0"),
-        ("", "left no picture"),
+        ("", "wrote no picture"),
         ("import time; time.sleep(60)", "within"),
     ],
 )

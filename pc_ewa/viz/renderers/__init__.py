@@ -1,1 +1,1 @@
-"""The renderers: each draws any scene."""
+"""Renderers. Each can draw any scene."""

@@ -1,4 +1,4 @@
-"""Scenes and charts by matplotlib: nearer points cover farther ones. It works on every machine."""
+"""Renderer for scenes and charts by matplotlib, which needs neither a display nor a GPU. Near points cover far ones."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def draw_scenes(scenes: Sequence[tuple[Scene, Path]], side: int | None = None) -
 
 
 def fill(scene: Scene, side: int | None = None) -> Sheet:
-    """Draw the points of all panels on a sheet."""
+    """Draw the points of all panels on a new sheet, and return it."""
     sheet = Sheet(scene, side)
     count = max(len(panel.points) for panel in scene.panels)
     diameter = 72 / DPI * point_pixels(count, sheet.side)  # typographic points
     for axes, panel in zip(sheet.axes, scene.panels, strict=True):
         places, nearness = project(panel.points, scene)
         order = nearness.argsort(kind="stable")  # painter's algorithm: far points first
-        # Near points are a little larger: without perspective, the only hint of depth that leaves colours as they are.
+        # Draw near points a little larger. The view has no perspective, and shading would change the colours.
         sizes = diameter * (1 + 0.2 * nearness) * (1 if panel.sizes is None else panel.sizes)
         axes.scatter(*places[order].T, s=sizes[order] ** 2, c=panel.colours[order], linewidths=0, clip_on=False)
     return sheet
@@ -44,9 +44,11 @@ def draw_chart(chart: Chart, path: Path) -> None:
 
 
 def fill_chart(chart: Chart, axes: object) -> None:
-    """Draw the lines of a chart, each in a colour and a dash of its own, on matplotlib axes."""
+    """Draw the lines of a chart on matplotlib axes, each with a different colour or dash."""
     for index, (name, (x, y)) in enumerate(chart.lines.items()):
+        # After eight lines the colours repeat, and the next dash distinguishes them.
         dash = ("-", "--", ":", "-.")[index // len(KINDS) % 4]
+        # A line through one point is invisible without a marker.
         marker = "o" if len(x) == 1 else None
         axes.plot(x, y, label=literal(name), color=KINDS[index % len(KINDS)], linestyle=dash, marker=marker)  # type: ignore[attr-defined]
     axes.set(title=literal(chart.title), xlabel=literal(chart.x_title), ylabel=literal(chart.y_title))  # type: ignore[attr-defined]

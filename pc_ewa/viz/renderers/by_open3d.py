@@ -1,4 +1,4 @@
-"""Scenes by open3d, in a child process: where its graphics fail, they end the child and not the caller."""
+"""Renderer by open3d, in a child process: without working graphics open3d crashes its process, not only a call."""
 
 from __future__ import annotations
 
@@ -16,19 +16,20 @@ from pc_ewa.viz.renderers import open3d_child
 from pc_ewa.viz.renderers.sheet import Sheet, point_pixels
 from pc_ewa.viz.scene import Panel, Scene
 
-SECONDS = 120  # a child that takes longer hangs
-_ZOOM = MARGIN / (2 * open3d_child.FRAME)  # open3d shows `zoom` times the width of the box to each side
+SECONDS = 120  # a child that takes longer counts as hung
+# open3d shows `zoom` times the width of the bounding box to each side. The child makes that box 2 * FRAME wide.
+_ZOOM = MARGIN / (2 * open3d_child.FRAME)
 
 
 class Open3DFailedError(RuntimeError):
-    """The child drew nothing; the message is the reason in a few words."""
+    """The child drew nothing. The message is the reason in a few words."""
 
 
 def draw_scenes(scenes: Sequence[tuple[Scene, Path]], side: int | None = None) -> None:
-    """Write each scene to its file; one child draws the panels of all, as its start is most of the cost.
+    """Write each scene to its file. One child draws the panels of all scenes, as its start is most of the cost.
 
     Raises:
-        Open3DFailedError: open3d cannot draw here; nothing is written.
+        Open3DFailedError: open3d cannot draw here. Nothing is written.
     """
     sheets = [Sheet(scene, side) for scene, _ in scenes]
     images = iter(_images([(scene, sheet.side) for (scene, _), sheet in zip(scenes, sheets, strict=True)]))
@@ -39,13 +40,14 @@ def draw_scenes(scenes: Sequence[tuple[Scene, Path]], side: int | None = None) -
 
 
 def show_window(scene: Scene) -> None:
-    """Show a scene in a window until it is closed; its panels stand beside each other.
+    """Show a scene in a window, its panels side by side, until the window is closed.
 
     Raises:
-        Open3DFailedError: there is no window here.
+        Open3DFailedError: a window cannot be opened.
     """
     rows, columns = scene.grid
     pitch = 2 * MARGIN * scene.radius
+    # A window holds one 3-D world. Shift the panels apart in the x-y plane, and draw them as one.
     moved = []
     for index, panel in enumerate(scene.panels):
         row, column = divmod(index, columns)
@@ -56,7 +58,7 @@ def show_window(scene: Scene) -> None:
 
 
 def _images(scenes: Sequence[tuple[Scene, int]]) -> list[Any]:
-    """Let a child draw the panels of scenes, each (side, side, 3) uint8."""
+    """Return the panels of all scenes as images (side, side, 3), uint8, drawn by a child."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "images.npz")
         _run([*_save(Path(folder), scenes), str(result)], timeout=SECONDS)
@@ -64,11 +66,11 @@ def _images(scenes: Sequence[tuple[Scene, int]]) -> list[Any]:
             with np.load(result) as file:
                 return [file[str(index)] for index in range(sum(len(scene.panels) for scene, _ in scenes))]
         except (OSError, KeyError, ValueError):
-            raise Open3DFailedError("open3d left no picture") from None
+            raise Open3DFailedError("open3d wrote no picture") from None
 
 
 def _save(folder: Path, scenes: Sequence[tuple[Scene, int]]) -> list[str]:
-    """Write the job of a child: scenes, and the pixels of their panels; returns its arguments."""
+    """Write the job file of a child from scenes and the pixels of their panels. Returns the child's arguments."""
     job: dict[str, Any] = {"front": FRONT, "up": UP, "zoom": _ZOOM}
     panels = [(scene, side, panel) for scene, side in scenes for panel in scene.panels]
     for index, (scene, side, panel) in enumerate(panels):
@@ -76,6 +78,7 @@ def _save(folder: Path, scenes: Sequence[tuple[Scene, int]]) -> list[str]:
         fields = {
             "side": side,
             "point_pixels": pixels,
+            # The panel is 2 * MARGIN wide in units of the scene's radius, so `pixels` across is this radius.
             "point_radius": MARGIN * pixels / side,
             "points": (panel.points - scene.center) / scene.radius,
             "colours": panel.colours,
@@ -94,9 +97,10 @@ def _run(arguments: list[str], timeout: int | None) -> None:
         raise Open3DFailedError(f"open3d drew nothing within {SECONDS} s") from None
     if done.returncode == open3d_child.NO_WINDOW:
         raise Open3DFailedError("open3d finds neither a display nor EGL")
+    # A negative code is the signal that ended the process, such as a segmentation fault in a graphics driver.
     if done.returncode < 0:
         raise Open3DFailedError(f"open3d ended its process by signal {-done.returncode}")
     if done.returncode:
-        # Mesa complains on stderr even when all is well, so only the line of a Python error says anything.
+        # Mesa writes warnings to stderr in successful runs too. Only the last line of a Python error is informative.
         lines = [line for line in done.stderr.splitlines() if "Error: " in line]
         raise Open3DFailedError(f"open3d failed: {lines[-1][:200] if lines else f'exit code {done.returncode}'}")

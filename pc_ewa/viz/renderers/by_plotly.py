@@ -1,4 +1,4 @@
-"""Scenes by plotly: clouds to turn, in a notebook or in an HTML file that needs no network."""
+"""Renderer by plotly: clouds that the reader can rotate, in a notebook or in an HTML file that works offline."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ _SCALE = 1.75  # of the cube around the points: without perspective, this decide
 
 
 def draw_scenes(scenes: Sequence[tuple[Scene, Path]]) -> None:
-    """Write each scene to an HTML file of its own, about 5 MB, as plotly's own code is in it."""
+    """Write each scene to an HTML file of about 5 MB, most of which is plotly's JavaScript."""
     for scene, path in scenes:
         write_text(path, figure_of(scene).to_html(include_plotlyjs=True, config={"displaylogo": False}))
 
 
 def figure_of(scene: Scene) -> Any:
-    """Make a plotly figure, which a notebook shows."""
+    """Return a scene as a plotly figure, which a notebook displays."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
     size = 0.4 * point_pixels(max(len(panel.points) for panel in scene.panels), _SIDE)
     for index, panel in enumerate(scene.panels):
         colours = [as_hex(colour) for colour in panel.colours]
-        sizes = size if panel.sizes is None else 2 * size * panel.sizes  # plotly takes half of each where they differ
+        # plotly halves the sizes if they are given as an array, hence the factor 2.
+        sizes = size if panel.sizes is None else 2 * size * panel.sizes
         marker = {"size": sizes, "color": colours, "opacity": 1, "line": {"width": 0}}
         x, y, z = panel.points.T
         figure.add_scatter3d(
             x=x, y=y, z=z, mode="markers", marker=marker, showlegend=False, hoverinfo="skip", scene=_name(index)
         )
     for name, colour in scene.legend.items():
+        # A legend entry needs a trace. One without a visible point adds nothing to the panels.
         sample = {"size": 8, "color": as_hex(colour)}
         figure.add_scatter3d(x=[None], y=[None], z=[None], mode="markers", marker=sample, name=_text(name))
     _place(figure, scene)
@@ -46,12 +48,13 @@ def figure_of(scene: Scene) -> Any:
 
 
 def _place(figure: Any, scene: Scene) -> None:
-    """Give each panel a square and its title a place above it; the legend goes below all."""
+    """Lay out a figure: a square for each panel with its title above, and the legend below all panels."""
     rows, columns = scene.grid
     titles = [_text(panel.title) for panel in scene.panels]
     band = 8 + _LINE * max(title.count("<br>") + bool(title) for title in titles)
     width = max(columns * _SIDE, 480) + 2 * _EDGE
     height = _HEADER + rows * (band + _SIDE) + (_LEGEND if scene.legend else _EDGE)
+    # Equal ranges on all axes keep the proportions of the clouds, and one scale for all panels.
     limits = [[middle - scene.radius, middle + scene.radius] for middle in scene.center.tolist()]
     look: dict[str, Any] = {
         f"{a}axis": {"visible": False, "range": limit} for a, limit in zip("xyz", limits, strict=True)
@@ -84,11 +87,11 @@ def _place(figure: Any, scene: Scene) -> None:
 
 
 def _name(index: int) -> str:
-    """Name the place of a panel as plotly does."""
+    """Return plotly's name for the place of a panel: scene, scene2, scene3, ..."""
     return f"scene{index + 1}" if index else "scene"
 
 
 def _text(text: str) -> str:
-    """Make text safe to show: plotly takes titles for HTML."""
+    """Escape a text: plotly interprets titles as HTML."""
     lines = (printable(line, None) for line in text.split("\n"))
     return "<br>".join(line.replace("&", "&amp;").replace("<", "&lt;") for line in lines)

@@ -1,7 +1,7 @@
-"""A process of its own that draws panels by open3d, which may end its interpreter: `by_open3d.py` starts it.
+"""The child process that draws panels by open3d, started by `by_open3d.py`, because open3d may crash its interpreter.
 
-Called as `open3d_child.py JOB.npz IMAGES.npz`, or with one argument to show the job in a window. Exit code 3 says that
-there is no place to draw in.
+Usage: `open3d_child.py JOB.npz IMAGES.npz`, or with the first argument alone to show the job in a window. Exit code 3
+means that no window or off-screen surface can be created.
 """
 
 import sys
@@ -9,12 +9,15 @@ from typing import Any
 
 NO_WINDOW = 3
 FRAME = 2.0  # half the width of the box that the view is fitted to; points lie in the sphere of radius 1
-_FINE, _FINE_SIDE = 2, 1024  # panels up to this many pixels wide are drawn so many times larger, for smooth edges
-_ORTHOGRAPHIC = -90.0  # open3d has no perspective at its narrowest angle, where this change ends
+# Antialiasing: panels up to 1,024 pixels wide are drawn at twice the size and averaged over 2x2 pixels.
+_FINE, _FINE_SIDE = 2, 1024
+# open3d clamps its field of view. At the narrowest angle, 5 degrees, it switches to an orthographic camera, and this
+# step always reaches it.
+_ORTHOGRAPHIC = -90.0
 
 
 def main(job_path: str, images_path: str | None = None) -> int:
-    """Draw every panel of a job, or show them all at once."""
+    """Draw every panel of a job into a file, or show the job in a window. Returns an exit code."""
     import numpy as np
     import open3d as o3d
 
@@ -28,11 +31,12 @@ def main(job_path: str, images_path: str | None = None) -> int:
         side = int(arrays[f"{index}:side"])
         fine = _FINE if images_path is not None and side <= _FINE_SIDE else 1
         if fine * side != width:
+            # A captured image has the size of its window, so that another width takes another window.
             if window is not None:
                 window.destroy_window()
             window, width = o3d.visualization.Visualizer(), fine * side
             if not window.create_window(visible=images_path is None, width=width, height=width):
-                return NO_WINDOW  # going on would be a segmentation fault
+                return NO_WINDOW  # any further call would be a segmentation fault
         for geometry in _geometries(o3d, arrays, index):
             window.add_geometry(geometry, reset_bounding_box=True)
         _look(window, arrays, index, fine)
@@ -53,7 +57,8 @@ def main(job_path: str, images_path: str | None = None) -> int:
 
 
 def _geometries(o3d: Any, arrays: dict[str, Any], index: int) -> list[Any]:
-    """Make the points of a panel, its large points as balls, and a frame that nobody sees."""
+    """Return the geometries of a panel: its points, its large points as balls, and an invisible frame."""
+    # Points of one open3d cloud have one size, so that larger ones are drawn as balls.
     points, colours, sizes = (arrays[f"{index}:{name}"] for name in ("points", "colours", "sizes"))
     plain = sizes <= 1
     vector = o3d.utility.Vector3dVector
@@ -63,8 +68,8 @@ def _geometries(o3d: Any, arrays: dict[str, Any], index: int) -> list[Any]:
     for point, colour, size in zip(points[~plain], colours[~plain], sizes[~plain], strict=True):
         ball = o3d.geometry.TriangleMesh.create_sphere(float(size * arrays[f"{index}:point_radius"]), resolution=8)
         balls += ball.translate(point.astype(float)).paint_uniform_color(colour.astype(float))
-    # open3d fits the view to the box around everything. A triangle without area gives all panels the same box, larger
-    # than balls at the edge of the sphere reach.
+    # open3d fits the view to the bounding box of all geometries. A triangle without area gives every panel the same
+    # box, large enough for balls at the edge of the unit sphere.
     corners = [[-FRAME] * 3, [FRAME] * 3, [-FRAME] * 3]
     frame = o3d.geometry.TriangleMesh(vector(corners), o3d.utility.Vector3iVector([[0, 1, 2]]))
     return [geometry for geometry in (cloud, balls, frame) if not geometry.is_empty()]

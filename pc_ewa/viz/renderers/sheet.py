@@ -1,4 +1,4 @@
-"""The sheet that a scene is drawn on: title, legend and places of the panels, which a renderer fills."""
+"""The sheet that a scene is drawn on: title, legend and an empty square for each panel, which a renderer fills."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Sheet:
     """A white figure with an empty square of pixels for each panel.
 
     Args:
-        scene: what is to be drawn.
-        side: pixels of a panel; None for 640 where there is one, 420 for two to four, 300 for more.
+        scene: the scene to draw.
+        side: pixels of a panel. None is 640 for one panel, 420 for two to four, and 300 for more.
 
     Attributes:
         figure: the matplotlib figure.
@@ -38,6 +38,7 @@ class Sheet:
         rows, columns = scene.grid
         many = len(scene.panels)
         self.side = side or (640 if many == 1 else 420 if many <= 4 else 300)
+        # All lengths are in pixels and known before drawing, so that a panel has exactly `side` pixels in the file.
         captions = [_lines(panel.title, self.side - 2 * _GAP, _CAPTION) for panel in scene.panels]
         band = _LINE * max(map(len, captions)) + 4 if any(captions) else 0
         self.width = max(columns * self.side, _SMALLEST)
@@ -71,7 +72,7 @@ class Sheet:
             self._add_legend(legend, per_line)
 
     def save(self, path: Path) -> None:
-        """Write the figure, see `save_figure`."""
+        """Write the figure to a file, see `save_figure`."""
         save_figure(self.figure, path)
 
     def _square(self, x: float, y: float) -> Any:
@@ -91,11 +92,11 @@ class Sheet:
 
 
 def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure, whole or not at all, as the ending of the name says: png, svg or pdf."""
+    """Write a figure as PNG, SVG or PDF by the extension of the name, completely or not at all."""
     from matplotlib import rc_context
 
     kind = path.suffix[1:].lower()
-    # Without a date and with fixed ids, the same scene makes the same file.
+    # Without a date and with fixed ids, the same scene gives the same bytes.
     data = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind)
     with warnings.catch_warnings(), rc_context({"svg.hashsalt": "pc-ewa"}):
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that the font lacks
@@ -103,10 +104,10 @@ def save_figure(figure: Any, path: Path) -> None:
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a name that no renderer writes, or a place that cannot be written, before anything is computed.
+    """Check, before anything is computed, that a renderer can write a file of this name in this place.
 
     Raises:
-        ConfigError: such a name or place.
+        ConfigError: an extension that no renderer writes, or a place that cannot be written.
     """
     kinds = (".png", ".svg", ".pdf", ".html")
     if path.suffix.lower() not in kinds:
@@ -117,17 +118,17 @@ def check_picture(path: Path) -> None:
 
 
 def point_pixels(count: int, side: int) -> float:
-    """Choose the diameter in pixels at which `count` points fill a panel but do not hide each other."""
+    """Return the diameter in pixels at which `count` points fill a panel without hiding each other."""
     return float(min(9.0, max(2.0, 0.5 * side / count**0.5)))
 
 
 def literal(text: str, limit: int | None = 60) -> str:
-    """Let a line be read as it is: between two $ matplotlib would read a formula."""
+    """Escape a line for matplotlib, which would read text between two $ as a formula."""
     return printable(text, limit).replace("$", r"\$")
 
 
 def _lines(title: str, width: float, size: float) -> list[str]:
-    """Break the lines of a title between words so that each is at most so many pixels wide; long words are cut."""
+    """Wrap the lines of a title between words to at most `width` pixels. A longer word is shortened."""
     lines: list[str] = []
     for given in title.split("\n"):
         line = ""
@@ -141,7 +142,7 @@ def _lines(title: str, width: float, size: float) -> list[str]:
 
 
 def _fitted(text: str, width: float, size: float) -> str:
-    """Take letters out of the middle of a text until it is at most so many pixels wide."""
+    """Shorten a text in its middle until it is at most `width` pixels wide."""
     kept, short = len(text), text
     while kept > _SHORTEST and _width(short, size) > width:
         kept -= 1
@@ -150,7 +151,7 @@ def _fitted(text: str, width: float, size: float) -> str:
 
 
 def _width(text: str, size: float) -> float:
-    """Measure a line of text in pixels."""
+    """Return the width of a line of text in pixels."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 

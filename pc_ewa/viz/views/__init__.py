@@ -1,4 +1,4 @@
-"""The views by name: a new one is a file with a record `VIEW`, and a line here."""
+"""The views by name. A new view is a file with a record `VIEW`, and a line here."""
 
 from pc_ewa.viz.view import View
 from pc_ewa.viz.views import (

@@ -1,4 +1,4 @@
-"""View `attention`: how much the class token attends to each patch."""
+"""View `attention`: the attention of the class token on each patch."""
 
 from torch import Tensor, nn
 
@@ -15,19 +15,20 @@ from pc_ewa.viz.view import View
 def attention(
     clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes: tuple[int, ...] = (0, 1, 2), layer: int = -1
 ) -> Scene:
-    """Show each patch in the colour of the attention that the class token pays it, the mean over the heads.
+    """Show each patch in the colour of the class token's attention on it, averaged over the heads.
 
-    1 is what every token gets where attention is even. The ramp ends at the largest value of all shapes.
+    Values are relative: 1 is the weight of every token under uniform attention. The ramp ends at the largest value of
+    all shapes.
 
     Args:
         clouds: the dataset.
-        model: with a class token: a classifier, or `PointBERT`.
+        model: a model with a class token: a classifier, or `PointBERT`.
         settings: the presentation of the clouds.
         shapes: positions in the dataset.
-        layer: the block, from 0; -1 is the last.
+        layer: the index of the block, from 0. -1 is the last.
 
     Raises:
-        ConfigError: a model without a class token, a block or a position that is not there.
+        ConfigError: a model without a class token, or a block or position out of range.
     """
     encoder = getattr(model, "transformer_q", model)
     if not hasattr(encoder, "cls_token"):
@@ -35,6 +36,7 @@ def attention(
     blocks = [module for module in encoder.modules() if isinstance(module, Attention)]
     if not -len(blocks) <= layer < len(blocks):
         raise ConfigError(f"layer={layer}; the model has blocks 0 to {len(blocks) - 1}, and -1 is the last")
+    # `Attention` calls a fused kernel that does not return its weights. A pre-hook computes them from the input.
     seen: list[Tensor] = []
     hook = blocks[layer].register_forward_pre_hook(lambda block, inputs: seen.append(_weights(block, inputs[0])))
     try:
@@ -45,6 +47,7 @@ def attention(
             _run(model, points, labels)
     finally:
         hook.remove()
+    # Times the number of tokens: uniform attention is then 1. Column 0 is the class token itself.
     relative = (seen[0] * seen[0].shape[1])[:, 1:].gather(1, owner).cpu().numpy()
     top = float(relative.max())
     panels = [
@@ -57,7 +60,8 @@ def attention(
 
 
 def _run(model: nn.Module, points: Tensor, labels: Tensor) -> None:
-    if hasattr(model, "transformer_q"):  # its own forward masks patches
+    # The forward pass of Point-BERT masks patches; `features` does not.
+    if hasattr(model, "transformer_q"):
         model.features(points)  # type: ignore[operator]
     elif getattr(model, "task", "") == "segment":
         model(points, labels)
@@ -66,7 +70,7 @@ def _run(model: nn.Module, points: Tensor, labels: Tensor) -> None:
 
 
 def _weights(block: nn.Module, x: Tensor) -> Tensor:
-    """Compute the attention weights (B, T) of the first token of (B, T, C), the mean over the heads."""
+    """Compute the attention weights (B, T) of the first of the tokens (B, T, C), averaged over the heads."""
     assert isinstance(block, Attention)
     batch, count, width = x.shape
     query, key, _ = block.qkv(x).view(batch, count, 3, block.num_heads, -1).unbind(2)

@@ -21,19 +21,19 @@ def augment(
     draws: int = 3,
     seed: int = 0,
 ) -> Scene:
-    """Show a row for each shape: the cloud, and several draws of its augmentation, all at one scale.
+    """Show a row for each shape: the cloud, and several random augmentations of it, all at one scale.
 
-    A point keeps the colour of its height before, so that it can be followed.
+    A point keeps the colour of its original height, so that the reader can follow it.
 
     Args:
         clouds: the dataset.
-        augmentation: changes clouds (B, P, 3) with numbers from a generator, as training does.
+        augmentation: a function of clouds (B, P, 3) and a generator that augments as in training.
         shapes: positions in the dataset.
-        draws: so many changed clouds.
-        seed: of the draws.
+        draws: number of augmented clouds per shape.
+        seed: of the random numbers.
 
     Raises:
-        ConfigError: a number below 1, or a position that is not there.
+        ConfigError: `draws` below 1, or a position out of range.
     """
     if draws < 1:
         raise ConfigError(f"draws={draws}; it must be at least 1")

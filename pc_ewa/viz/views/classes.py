@@ -1,4 +1,4 @@
-"""View `classes`: a contact sheet of a dataset, class by class."""
+"""View `classes`: a contact sheet of a dataset by class."""
 
 from pc_ewa.data import Clouds
 from pc_ewa.errors import ConfigError
@@ -13,12 +13,12 @@ def classes(clouds: Clouds, *, per_class: int = 1, columns: int | None = None, n
 
     Args:
         clouds: the dataset.
-        per_class: so many of each class; with 2 or more, a row per class unless `columns` says otherwise.
-        columns: panels in a row.
-        names: write the names of the shapes below those of their classes.
+        per_class: shapes per class. With 2 or more and without `columns`, each class has its row.
+        columns: panels in a row. None chooses.
+        names: also write the names of the shapes.
 
     Raises:
-        ConfigError: a number below 1.
+        ConfigError: `per_class` or `columns` below 1.
     """
     if per_class < 1 or (columns is not None and columns < 1):
         raise ConfigError(f"per_class={per_class}, columns={columns}; both must be at least 1")

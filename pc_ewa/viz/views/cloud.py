@@ -15,16 +15,16 @@ from pc_ewa.viz.view import View
 
 
 def cloud(files: Sequence[Path], *, points: int = 4096, up_axis: UpAxis = "y", seed: int = 0) -> Scene:
-    """Show shapes as files have them, each centred and scaled into the unit sphere, coloured by height.
+    """Show the shapes in files, each centred, scaled into the unit sphere and coloured by height.
 
     Args:
-        files: point clouds, or meshes, whose surface is sampled evenly.
-        points: at most so many of each; of a larger cloud some are drawn.
+        files: point clouds, or meshes, whose surface is sampled uniformly.
+        points: the most points of a shape. A larger cloud is subsampled at random.
         up_axis: the axis that points up in the files.
-        seed: of what is drawn.
+        seed: of the sampling.
 
     Raises:
-        ConfigError: a file of a kind that is not known.
+        ConfigError: a file whose extension is not supported.
         DataError: a file that is missing or damaged.
     """
     panels = []
@@ -36,9 +36,10 @@ def cloud(files: Sequence[Path], *, points: int = 4096, up_axis: UpAxis = "y", s
 
 def _read(path: Path, count: int, seed: int) -> Floats:
     if path.suffix.lower() not in EXTENSIONS:
-        raise ConfigError(f"{path}: the ending tells the format; known are {' '.join(EXTENSIONS)}")
+        raise ConfigError(f"{path} has an unknown extension; choose a file that ends in {' '.join(EXTENSIONS)}")
     points, faces = read_shape(path)
-    # Near the origin and of size 1 in double: float32 would round a cloud far from it, as in map coordinates.
+    # Centre and scale in float64 before the conversion: float32 would round a cloud far from the origin, such as one in
+    # map coordinates, to a few distinct values.
     middle = (points.min(0) + points.max(0)) / 2
     points = (points - middle) / (np.abs(points - middle).max() or 1.0)
     random = np.random.RandomState(seed)

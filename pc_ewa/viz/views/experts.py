@@ -1,4 +1,4 @@
-"""View `experts`: which expert each patch is dealt to in a training step, layer by layer."""
+"""View `experts`: the expert that each patch is routed to in a training step, layer by layer."""
 
 import numpy as np
 from torch import nn
@@ -23,21 +23,21 @@ def experts(
     layers: int = 4,
     seed: int = 0,
 ) -> Scene:
-    """Show a row for each shape and a picture for each mixture: patches in the colours of their experts.
+    """Show a row for each shape and a picture for each mixture, with patches in the colours of their experts.
 
-    The patches are dealt at random, as EWA does in training; with a gate, as the gate says. Visible patches only are
-    dealt in Point-MAE.
+    Routes are random, as in training with EWA. A gated mixture routes by its gate. Point-MAE routes visible patches
+    only.
 
     Args:
         clouds: the dataset.
-        model: with mixtures of experts: last.pt of a run, not the merged model.
+        model: a model with mixtures of experts: last.pt of a run, not the merged model.
         settings: the presentation of the clouds.
-        shapes: positions in the dataset; they are one batch.
-        layers: at most so many mixtures, spread evenly from the first to the last.
-        seed: of the draw.
+        shapes: positions in the dataset. They form one batch.
+        layers: the most mixtures to show, spread evenly from the first to the last.
+        seed: of the random routes.
 
     Raises:
-        ConfigError: a model without mixtures, or a position that is not there.
+        ConfigError: a model without mixtures, or a position out of range.
     """
     mixtures = expert_layers(model)
     if not mixtures:

@@ -1,4 +1,4 @@
-"""View `mistakes`: the worst mistakes of a classifier, each above the training shape that is nearest to it."""
+"""View `mistakes`: the worst mistakes of a classifier, each above its nearest training shape."""
 
 from torch import nn
 
@@ -13,19 +13,19 @@ from pc_ewa.viz.view import View
 
 
 def mistakes(clouds: Clouds, training: Clouds, model: nn.Module, settings: EvalSettings, *, count: int = 5) -> Scene:
-    """Show the shapes that were given a wrong class with the highest probability, and the nearest training shapes.
+    """Show the misclassified shapes with the highest predicted probability, and their nearest training shapes.
 
-    Nearest is by the cosine of the features in front of the head: what the model takes for most alike.
+    The nearest training shape has the largest cosine similarity of features, taken before the classification head.
 
     Args:
-        clouds: the shapes to judge.
+        clouds: the shapes to classify.
         training: the training shapes.
         model: a classifier.
         settings: the presentation of the clouds.
-        count: so many mistakes.
+        count: the most mistakes to show.
 
     Raises:
-        ConfigError: a model that is not a classifier, a count below 1, or no mistake at all.
+        ConfigError: a model that is not a classifier, a count below 1, or no mistake to show.
     """
     if count < 1:
         raise ConfigError(f"count={count}; it must be at least 1")

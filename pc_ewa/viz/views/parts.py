@@ -15,7 +15,8 @@ from pc_ewa.viz.pick import check_shapes, looking_at, titles
 from pc_ewa.viz.scene import Floats, Panel, Scene, upright
 from pc_ewa.viz.view import View
 
-_PARTS = tuple(colour for colour in KINDS if colour != VERMILION)  # which stands for what is wrong
+# VERMILION marks wrong points, so that it is not the colour of a part.
+_PARTS = tuple(colour for colour in KINDS if colour != VERMILION)
 
 
 def parts(
@@ -26,29 +27,30 @@ def parts(
     *,
     shapes: tuple[int, ...] = (0, 1, 2),
 ) -> Scene:
-    """Show a row for each shape: the true parts, the predicted ones, and the points that are wrong.
+    """Show a row for each shape: the true parts, the predicted parts, and the wrong points.
 
-    The parts of a category are counted from 1, so that few colours are enough.
+    Parts are numbered within their category, from 1, so that few colours are enough.
 
     Args:
         clouds: a dataset with parts.
-        training: its training shapes; both tell which parts a category has, unless that is published.
+        training: its training shapes. The parts of a category are published, or collected from both splits.
         model: a segmenter.
         settings: the presentation of the clouds.
         shapes: positions in the dataset.
 
     Raises:
-        ConfigError: a model that is not a segmenter, or a position that is not there.
+        ConfigError: a model that is not a segmenter, or a position out of range.
         DataError: clouds without parts.
     """
     if getattr(model, "task", "") != "segment":
-        raise ConfigError(f"{type(model).__name__} predicts no parts; choose a segmenter")
+        raise ConfigError(f"{type(model).__name__} does not predict parts; choose a segmenter")
     shapes = tuple(check_shapes(clouds, shapes))
     parts_of = parts_of_classes([clouds, training])
     device = next(model.parameters()).device
     with looking_at(model):
         stored, labels = (tensor.to(device) for tensor in clouds.batch(shapes))
         points, index = settings.present(stored)
+        # `present` samples points, so that the labels of the stored points are gathered by the same indices.
         true = clouds.part_labels(shapes).to(device).gather(1, index)
         predicted = predict_parts(model(points, labels), labels, parts_of)
     ious = shape_ious(predicted, true, labels, parts_of)
@@ -69,7 +71,8 @@ def parts(
 
 
 def _coloured(labels: Tensor, own: Sequence[int]) -> Floats:
-    """Colour labels, each a part of a category, as (N, 3): the first part of every category alike."""
+    """Return the colours (N, 3) of part labels of one category. The first part of each category has the same colour."""
+    # Position of a label among the sorted labels of its category: searchsorted is exact, as each label is one of them.
     number = np.searchsorted(np.sort(np.asarray(own)), labels.cpu().numpy())
     return np.asarray(_PARTS, dtype=np.float32)[number % len(_PARTS)]
 

@@ -1,4 +1,4 @@
-"""View `patches`: the patches that a model cuts clouds into, and their centers."""
+"""View `patches`: the patches of a model, and their centers."""
 
 import numpy as np
 from torch import nn
@@ -18,12 +18,12 @@ def patches(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes:
 
     Args:
         clouds: the dataset.
-        model: one with `num_groups` and `group_size`.
+        model: a model with `num_groups` and `group_size`.
         settings: the presentation of the clouds.
         shapes: positions in the dataset.
 
     Raises:
-        ConfigError: a model without patches, or a position that is not there.
+        ConfigError: a model without patches, or a position out of range.
     """
     panels = []
     with looking_at(model):

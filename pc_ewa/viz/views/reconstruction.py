@@ -1,4 +1,4 @@
-"""View `reconstruction`: what pre-training sees, and what it makes of it, for Point-MAE and the dVAE."""
+"""View `reconstruction`: inputs and reconstructions of Point-MAE and the dVAE."""
 
 import numpy as np
 import torch
@@ -21,12 +21,12 @@ Part = tuple[Tensor, Colour]
 def reconstruction(
     clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes: tuple[int, ...] = (0, 1, 2)
 ) -> Scene:
-    """Show a row for each shape.
+    """Show a row of three pictures for each shape.
 
-    Point-MAE: the whole cloud, hidden patches marked; the visible patches, all that the encoder gets; these with the
-    patches that the decoder predicts in place of the hidden ones. The mask is that of its validation loss.
+    For Point-MAE: the whole cloud with masked patches marked; the visible patches, which are the encoder's input; the
+    visible patches with the decoder's predictions of the masked ones. The mask is that of the validation loss.
 
-    dVAE: the whole cloud; the coarse points decoded from one word per patch; the fine ones.
+    For the dVAE: the whole cloud; the coarse points decoded from one token per patch; the fine points.
 
     Args:
         clouds: the dataset.
@@ -35,7 +35,7 @@ def reconstruction(
         shapes: positions in the dataset.
 
     Raises:
-        ConfigError: another model, or a position that is not there.
+        ConfigError: another model, or a position out of range.
     """
     if not isinstance(model, PointMAE | DiscreteVAE):
         raise ConfigError(f"{type(model).__name__} reconstructs nothing; choose a point_mae or a dvae")
@@ -65,6 +65,7 @@ def _masked(model: PointMAE, points: Tensor) -> list[dict[str, list[Part]]]:
     groups, _ = patches_of(model, points)
     outputs = model(points).outputs
     rows = []
+    # Predictions and patches are relative to their centers: add these to place them in the cloud.
     for patches, centers, mask, predicted in zip(
         groups, outputs["centers"], outputs["mask"], outputs["predicted"], strict=True
     ):

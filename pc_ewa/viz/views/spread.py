@@ -1,4 +1,4 @@
-"""View `spread`: how far apart the experts are, layer by layer, along training."""
+"""View `spread`: the distance between the experts of each layer during training."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,9 @@ _SPREAD = re.compile(r"ewa/(.*)/spread$")
 
 
 def spread(metrics: Sequence[Mapping[str, Any]]) -> Chart:
-    """Draw a line for each mixture: mean distance of its experts from their mean, in units of the mean's norm.
+    """Return a chart with a line for each mixture: the mean distance of its experts from their mean.
+
+    Distances are divided by the norm of the mean.
 
     Args:
         metrics: the lines of metrics.jsonl.
@@ -27,7 +29,7 @@ def spread(metrics: Sequence[Mapping[str, Any]]) -> Chart:
 
 
 def spread_lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, tuple[list[float], list[float]]]:
-    """Return steps and spread by the name of the mixture; none for a run without experts."""
+    """Return steps and spreads by the name of the mixture. A run without experts has none."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
     for line in metrics:
         for key, value in line.items():

@@ -1,4 +1,4 @@
-"""View `tokens`: the words that Point-BERT predicts for hidden patches, beside those of its tokenizer."""
+"""View `tokens`: the tokens that Point-BERT predicts for masked patches, beside those of its tokenizer."""
 
 import numpy as np
 import torch.nn.functional as F
@@ -15,10 +15,10 @@ from pc_ewa.viz.view import View
 
 
 def tokens(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes: tuple[int, ...] = (0, 1, 2)) -> Scene:
-    """Show a row for each shape: hidden patches marked; decoded from true and predicted words.
+    """Show a row of three pictures for each shape: its patches, and those decoded from true and from predicted tokens.
 
-    In the third picture a hidden patch is green where the predicted word is the tokenizer's, and red where it is not;
-    the words of the visible patches are the tokenizer's. The mask is that of the validation loss.
+    The first marks masked patches. In the third a masked patch is green if its predicted token is the tokenizer's, and
+    red otherwise. Visible patches have the tokenizer's tokens. The mask is that of the validation loss.
 
     Args:
         clouds: the dataset.
@@ -27,10 +27,10 @@ def tokens(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes: 
         shapes: positions in the dataset.
 
     Raises:
-        ConfigError: another model, or a position that is not there.
+        ConfigError: another model, or a position out of range.
     """
     if not isinstance(model, PointBERT):
-        raise ConfigError(f"{type(model).__name__} predicts no tokens; choose a point_bert")
+        raise ConfigError(f"{type(model).__name__} does not predict tokens; choose a point_bert")
     with looking_at(model):
         points, _ = presented(clouds, shapes, settings, model)
         groups, centers = patches_of(model, points)
@@ -57,13 +57,14 @@ def tokens(clouds: Clouds, model: nn.Module, settings: EvalSettings, *, shapes: 
 
 
 def _decoded(model: PointBERT, words: Tensor, centers: Tensor) -> Tensor:
-    """Decode words (B, G) as points (B, G, K, 3)."""
+    """Decode tokens (B, G) to points (B, G, K, 3)."""
+    # The decoder takes a distribution over tokens, as in training. A certain token is a one-hot row.
     weights = F.one_hot(words, model.dvae.num_tokens).to(centers.dtype)
     return model.dvae.decode(weights, centers)[1] + centers[:, :, None]
 
 
 def _panel(patches: Tensor, colours: Floats, title: str, clouds: Clouds) -> Panel:
-    """Draw patches (G, K, 3), each in one colour (G, 3)."""
+    """Return a panel of patches (G, K, 3), each in one colour (G, 3)."""
     each = np.repeat(colours, patches.shape[1], axis=0).astype(np.float32)
     return Panel(upright(patches.flatten(0, 1), clouds.up_axis), each, title)
 
