@@ -64,11 +64,12 @@ def _find(path: str | Path) -> Path:
         return found
     path = Path(path)
     folder = path if path.is_dir() else path.parent
-    beside = sorted(map(str, folder.glob("[!.]*.y*ml")))
-    if beside:
-        raise ConfigError(f"{path} is not a file; there are {', '.join(beside)}")
     names = bundled_configs()
     close = difflib.get_close_matches(path.with_suffix("").as_posix(), names, n=3, cutoff=0.5)
+    beside = sorted(map(str, folder.glob("[!.]*.y*ml")))
+    is_name = bool(close) and not path.suffix and path.parent == Path()  # such as quikstart
+    if beside and not is_name:
+        raise ConfigError(f"{path} is not a file; there are {', '.join(beside)}")
     choices = close or [name for name in names if "/" not in name]
     raise ConfigError(f"{path} is not a file, nor the name of a bundled config; choose {', '.join(choices)}")
 

@@ -136,7 +136,7 @@ def _variant_curves(plan: Plan, runs: Sequence[Run]) -> dict[str, list[Point]]:
 
 
 def _values(line: Mapping[str, Any], metric: Metric) -> dict[str, float]:
-    """Return the values of the curves in a line of metrics.jsonl."""
+    """Return the values of the curves in a line of a run's metrics."""
     found = {"val": line.get(f"val_{metric.key}"), "share_rate": line.get("share_rate")}
     spreads = [value for name, value in line.items() if _SPREAD.match(name)]
     found["spread"] = statistics.fmean(spreads) if spreads else None

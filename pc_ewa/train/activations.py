@@ -18,7 +18,7 @@ def checkpoint_activations(model: nn.Module) -> None:
     """Make each patch encoder and transformer block store only its input until the backward pass.
 
     The backward pass runs their forward pass a second time, with the same random numbers. Gradients are the same to
-    rounding. A step takes about a third longer, and peak memory is about half (docs/performance.md).
+    rounding. A step takes about a third longer, and peak memory is about half (docs/model-speed.md).
 
     Example:
         >>> model = pc_ewa.create_model("point_mae_classifier", num_classes=4, depth=2)

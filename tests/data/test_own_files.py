@@ -243,7 +243,7 @@ def test_what_is_no_file_and_names_that_not_every_system_can_have(folder: Path) 
     (folder / "table/folder.ply").rmdir()
     bad = os.fsencode(folder / "table") + b"/\xff.xyz"
     Path(os.fsdecode(bad)).touch()
-    with pytest.raises(DataError, match=r"'\\udcff\.xyz', which is no name on every system"):
+    with pytest.raises(DataError, match=r"'\\udcff\.xyz', which is not a valid name on every system"):
         source(folder)
     os.unlink(bad)
     put(folder, "table/e\u0301.xyz")

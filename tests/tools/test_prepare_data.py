@@ -220,7 +220,7 @@ def test_dead_mirrors(tool: Tool, server: list[str], tmp_path: Path) -> None:
     code, _, err = tool("prepare_data", "toy", "--root", tmp_path / "data", "--accept")
     assert (code, err.count("\n")) == (2, 1)
     assert err.count("HTTP 404 File not found") == 2
-    assert f"put it at {tmp_path}/data/toy/toy.zip (expected: md5:" in err
+    assert f"with a browser to {tmp_path}/data/toy/toy.zip (expected: md5:" in err
     assert err.endswith("or by hand: ask a friend\n")
 
 

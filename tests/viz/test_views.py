@@ -59,7 +59,7 @@ def test_cloud_reads_files_and_samples_meshes(tmp_path: Any) -> None:
     heights = scene.panels[0].points[:, 1]
     assert heights[1] == max(heights)
     assert scene.radius == pytest.approx(1, abs=0.05)
-    with pytest.raises(ConfigError, match="known are"):
+    with pytest.raises(ConfigError, match="unknown extension"):
         make("cloud", files=[tmp_path / "a.doc"])
     with pytest.raises(DataError):
         make("cloud", files=[tmp_path / "none.ply"])

@@ -154,7 +154,7 @@ DEFECTS = [
     ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 0 1 2\n", "counts from 1"),
     ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 -4\n", "a face has vertex -1"),
     ("a.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 " + b"9" * 40, "a.obj"),
-    ("a.stl", b"", "no STL"),
+    ("a.stl", b"", "not STL"),
     ("a.stl", stl_binary()[:-1], "ends early"),
     ("a.stl", stl_ascii()[:-30], "ends early"),
     ("a.stl", bytes(80) + b"\xff\xff\xff\xff", "ends early"),

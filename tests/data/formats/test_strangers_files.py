@@ -100,7 +100,7 @@ def test_byte_order_marks_change_nothing(tmp_path: Path, name: str, encoding: st
 
 def test_marks_where_none_can_be(tmp_path: Path) -> None:
     for name in ("little.ply", "binary.stl", "binary.pcd"):
-        refused(tmp_path, name, codecs.BOM_UTF8 + {**MESHES, **CLOUDS}[name], "mark|no STL")
+        refused(tmp_path, name, codecs.BOM_UTF8 + {**MESHES, **CLOUDS}[name], "mark|not STL")
     joined = b"v 0 0 0\n" + codecs.BOM_UTF8 + b"v 1 0 0\nv 0 1 0\n"
     assert len(read(tmp_path, "joined.obj", joined).vertices) == 3
     for kind in ("obj", "off", "xyz", "csv"):
@@ -214,7 +214,7 @@ def test_facets_of_stl_are_whole(tmp_path: Path) -> None:
 def test_las_is_refused_where_it_is_not_whole(tmp_path: Path) -> None:
     data = las()
     refused(tmp_path, "a.las", data[:-34], "early")  # one point of 34 bytes
-    refused(tmp_path, "a.las", data.replace(b"LASF", b"LAZF"), "no LAS")
+    refused(tmp_path, "a.las", data.replace(b"LASF", b"LAZF"), "not LAS")
     many = bytearray(data)
     many[100:104] = b"\xff" * 4  # records
     refused(tmp_path, "a.las", bytes(many), "records")

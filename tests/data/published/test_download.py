@@ -248,7 +248,7 @@ def test_a_bad_mirror_gives_its_reason_and_the_next_one_the_file(
     url = server("/a", reply)
     with pytest.raises(DataError, match=rf"cannot download a.zip: {url}: .*({reason})") as caught:
         download([url], tmp_path / "a.zip", digests=[MD5])
-    assert f"put it at {tmp_path}/a.zip (expected: {MD5})" in str(caught.value)
+    assert f"with a browser to {tmp_path}/a.zip (expected: {MD5})" in str(caught.value)
     assert str(caught.value).isprintable()
     assert not (tmp_path / "a.zip").exists()
     download([url, server("/b", ranged())], tmp_path / "a.zip", digests=[MD5])
@@ -267,7 +267,7 @@ def test_every_mirror_is_named_and_escape_codes_are_not_passed_on(server: Server
         download(urls, tmp_path / "a", digests=[MD5])
     assert all(url in str(caught.value) for url in urls)
     assert str(caught.value).isprintable()
-    with pytest.raises(DataError, match=r"no mirror is known; .* put it at"):
+    with pytest.raises(DataError, match=r"no mirror is known; .* with a browser to"):
         download([], tmp_path / "a", digests=[MD5])
 
 
@@ -300,9 +300,9 @@ def secure(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_https_does_not_fall_back_to_http_without_a_sha256(server: Server, secure: str, tmp_path: Path) -> None:
     server("/gone", send(b"", 404))
     urls = [f"{secure}/gone", server("/a", ranged())]
-    with pytest.raises(DataError, match=rf"HTTP 404.*; {urls[1]}: is http where https is wanted, and no SHA-256"):
+    with pytest.raises(DataError, match=rf"HTTP 404.*; {urls[1]}: is http where https is required, and no SHA-256"):
         download(urls, tmp_path / "a", digests=[MD5])
-    with pytest.raises(DataError, match="is http where https is wanted"):
+    with pytest.raises(DataError, match="is http where https is required"):
         download(urls[::-1], tmp_path / "a", digests=[MD5])
     assert {path for path, _ in server.requests} == {"/gone"}
     download(urls, tmp_path / "a", digests=[MD5, SHA])

@@ -206,13 +206,13 @@ DEFECTS: list[tuple[Change, str]] = [
     (lambda c: c["train"].pop(), r"class \d has 9 train shapes, not 10"),
     (lambda c: c["test"].append(c["test"][0]), r"class \d has 21 test shapes, not 20"),
     (lambda c: c.update(train=[]), "class 0 has 0 train shapes"),
-    (entry(None, None), r"train shape 3 is no \(points, label, original label\)"),
+    (entry(None, None), r"train shape 3 is not \(points, label, original label\)"),
     (entry(None, 5, None), "train shape 3 has label 5, allowed are 0 to 4"),
     (entry(None, "a", None), "train shape 3 has label a str"),
     (entry(None, None, 40), "train shape 3 has label 40, allowed are 0 to 39"),
     (entry(None, True, None), "train shape 3 has label a bool"),
     (entry(None, None, 39), "another class before|class before"),
-    (entry("cloud", None, None), "train shape 3 is str, no array"),
+    (entry("cloud", None, None), "train shape 3 is str, not an array"),
     (entry(np.zeros((4, 2), "f4"), None, None), r"train shape 3 is \(4, 2\) float32"),
     (entry(np.full((4, 6), np.nan, "f4"), None, None), "train shape 3: nan among"),
     (entry(np.zeros((0, 6), "f4"), None, None), "train shape 3: no points"),
@@ -233,14 +233,14 @@ def test_defects_are_named_with_the_file(tmp_path: Path, change: Change, defect:
 
 def test_a_file_that_is_no_fold_is_refused(tmp_path: Path) -> None:
     path = write_fold(tmp_path, [1, 2])
-    with pytest.raises(DataError, match="no dict"):
+    with pytest.raises(DataError, match="not a dict"):
         fewshot.load("test", tmp_path)
     path.write_bytes(pickle.dumps(fold_of(5, 10))[:-500])
     with pytest.raises(DataError, match=r"0\.pkl: not a sound pickle"):
         fewshot.load("test", tmp_path)
     path.unlink()
     path.mkdir()
-    with pytest.raises(DataError, match=r"0\.pkl is missing, or no file"):
+    with pytest.raises(DataError, match=r"0\.pkl is missing, or not a file"):
         fewshot.load("test", tmp_path)
 
 

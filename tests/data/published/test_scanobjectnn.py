@@ -268,7 +268,7 @@ def test_missing_files(folder: Path, tmp_path: Path) -> None:
     file_of(folder).unlink()
     for replace in (lambda p: None, Path.mkdir, lambda p: p.symlink_to("nowhere"), os.mkfifo):
         replace(file_of(folder))
-        with pytest.raises(DataError, match=r"scale75\.h5 is missing, or no file"):
+        with pytest.raises(DataError, match=r"scale75\.h5 is missing, or not a file"):
             scanobjectnn.load("test", tmp_path)
         if file_of(folder).is_dir():
             file_of(folder).rmdir()

@@ -259,11 +259,11 @@ def test_files_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPat
             shapenet55.source(folder)
     file_of(folder).unlink()
     file_of(folder).symlink_to("nowhere")
-    with pytest.raises(DataError, match="is missing, or no file"):
+    with pytest.raises(DataError, match="is missing, or not a file"):
         shapenet55.load("train", folder.parent)
     file_of(folder).unlink()
     os.mkfifo(file_of(folder))
-    with pytest.raises(DataError, match="is missing, or no file"):
+    with pytest.raises(DataError, match="is missing, or not a file"):
         shapenet55.load("train", folder.parent)
 
 

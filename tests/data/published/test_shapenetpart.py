@@ -189,7 +189,7 @@ BAG = "shape_data/02773838/"
 
 SET_DEFECTS: list[tuple[str, Callable[[Path], object], str]] = [
     ("no list", lambda f: (f / LIST).unlink(), "shuffled_train_file_list.json is missing"),
-    ("list is a folder", lambda f: folder_instead(f / LIST), "shuffled_train_file_list.json is missing, or no file"),
+    ("list is a folder", lambda f: folder_instead(f / LIST), "shuffled_train_file_list.json is missing, or not a file"),
     ("no table", lambda f: (f / TABLE).unlink(), "synsetoffset2category.txt is missing"),
     ("no shapes", lambda f: (f / "02773838").rename(f / "x"), "cannot list the folder .*02773838"),
     ("empty list", write(LIST, ""), "list.json is not JSON"),
@@ -276,11 +276,11 @@ def test_files_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPat
             shapenetpart.source(folder)
     file_of(folder).unlink()
     file_of(folder).symlink_to("nowhere")
-    with pytest.raises(DataError, match="is missing, or no file"):
+    with pytest.raises(DataError, match="is missing, or not a file"):
         source.clouds("train")
     file_of(folder).unlink()
     os.mkfifo(file_of(folder))
-    with pytest.raises(DataError, match="is missing, or no file"):
+    with pytest.raises(DataError, match="is missing, or not a file"):
         source.clouds("train")
 
 

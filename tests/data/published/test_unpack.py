@@ -176,12 +176,12 @@ def test_no_archive_at_all(tmp_path: Path) -> None:
         assert_refused(tmp_path / "a.zip", tmp_path / "to")
     assert_refused(tmp_path / "none.zip", tmp_path / "to", "No such file" if CHECKS_TAR else "3.11.4")
     for suffix in SUFFIXES:
-        assert_refused(make(tmp_path / f"b.{suffix}", {}), tmp_path / "to", "there is nothing in it")
+        assert_refused(make(tmp_path / f"b.{suffix}", {}), tmp_path / "to", "it is empty")
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(DataError, match=r"a\.zip: .*see that .*/file is writable"):
+    with pytest.raises(DataError, match=r"a\.zip: .*check that .*/file is writable"):
         unpack(make(tmp_path / "a.zip"), tmp_path / "file")
 
 
