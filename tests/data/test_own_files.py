@@ -224,7 +224,7 @@ def test_links_are_followed_unless_they_lead_nowhere(folder: Path, tmp_path: Pat
     (folder / "bed").symlink_to(tmp_path / "elsewhere")
     (folder / "table/link.xyz").symlink_to(tmp_path / "elsewhere/1.xyz")
     assert {"bed/1.xyz", "table/link.xyz"} < splits(source(folder)).keys()
-    for target, reason in ((folder / "table", "in a circle|lies in"), (tmp_path / "nothing", "a link to nothing")):
+    for target, reason in ((folder / "table", "in a circle|contains it"), (tmp_path / "nothing", "a link to nothing")):
         link = folder / "table/circle"
         link.symlink_to(target)
         with pytest.raises(DataError, match=rf"table/circle is .*({reason})"):
