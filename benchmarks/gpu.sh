@@ -19,6 +19,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"
 rehearse=()
 [ "${1:-}" != --rehearse ] || { rehearse=(--rehearse); shift; }
+case "${1:-}" in -h | --help) sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
 [ $# -gt 0 ] && [[ "$1" != -* ]] || { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2; }
 declare -A limit=([tests]=240 [steps]=180 [syncs]=90 [compiled]=360 [ops]=210 [train]=390)
 out="$1"; shift

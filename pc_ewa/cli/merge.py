@@ -86,7 +86,8 @@ def merge(options: argparse.Namespace, output: Path, written: Format) -> None:
     params, mixtures = restored.num_parameters, restored.mixtures
     if not mixtures and not options.format:
         raise CheckpointError(
-            f"{options.checkpoint} has no mixtures of experts: there is nothing to merge; add --format to convert it"
+            f"{options.checkpoint} has no mixtures of experts: there is nothing to merge; to convert it add "
+            "--format official or --format safetensors"
         )
     for note in restored.notes:
         print(f"note: {note}")

@@ -36,7 +36,7 @@ def load(split: str, root: Path, *, path: str | Path) -> Clouds:
     file = Path(path).expanduser()
     if file.is_dir():
         raise DataError(f"{file} is a folder; a folder of shapes is loaded with name: files, not hdf5")
-    return read_hdf5(file, split, name=file.stem, remedy="check the option path")
+    return read_hdf5(file, split, name=file.stem, remedy="check data.path, or make it with pc-ewa prepare files")
 
 
 def read_hdf5(path: Path, split: str, *, name: str, remedy: str = "check the path") -> Clouds:

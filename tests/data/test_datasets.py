@@ -49,7 +49,7 @@ def test_a_split_without_shapes_is_told_from_a_missing_file(own: Path, tmp_path:
     for absent in ("extra", "other"):
         with pytest.raises(MissingSplitError):
             load_dataset("hdf5", absent, path=own)
-    with pytest.raises(DataError, match="does not exist; check the option path") as caught:
+    with pytest.raises(DataError, match="does not exist; check data") as caught:
         load_dataset("hdf5", "val", path=tmp_path / "none.h5")
     assert not isinstance(caught.value, MissingSplitError)
 

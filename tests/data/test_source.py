@@ -143,7 +143,9 @@ def test_prepared_comes_first_then_the_published_files(tmp_path: Path) -> None:
     def load(path: Path | None = None) -> Clouds:
         return load_prepared("toy", "train", tmp_path / "toy", "toy.h5", [lambda folder: None, toy], path)
 
-    with pytest.raises(DataError, match=r"toy is not a folder; pc-ewa prepare toy gets it, or prints how"):
+    with pytest.raises(
+        DataError, match=r"toy is not a folder or a prepared file; pc-ewa prepare toy gets it, or prints how"
+    ):
         load()
     (tmp_path / "toy").mkdir()
     with pytest.raises(DataError, match=r"toy holds no toy in any published format; pc-ewa prepare toy"):

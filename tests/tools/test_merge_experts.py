@@ -66,7 +66,7 @@ def test_nothing_is_written_before_everything_is_known_to_be_right(
     code, _, err = tool("merge_experts", checkpoint, "-o", tmp_path / "none" / "merged.pt")
     assert (code, err) == (2, f"error: {tmp_path}/none is not a folder; create it or choose another -o\n")
     code, _, err = tool("merge_experts", checkpoint, "-o", output, "--split", "test", "data.path=none.h5")
-    assert (code, err) == (2, "error: none.h5 does not exist; check the option path\n")
+    assert (code, err) == (2, "error: none.h5 does not exist; check data.path, or make it with pc-ewa prepare files\n")
     merged = trained.folder / "checkpoints" / "merged_last.pt"
     code, _, err = tool("merge_experts", merged, "-o", output)
     problem = f"{merged} has no mixtures of experts: there is nothing to merge; add --format to convert it"

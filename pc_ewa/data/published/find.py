@@ -20,12 +20,14 @@ def open_source(name: str, folder: Path, formats: Sequence[Format]) -> Source:
         DataError: no format is found, or the files of one are damaged.
     """
     if not os.path.isdir(folder):
-        raise DataError(f"{folder} is not a folder; {_remedy(name)}")
+        raise DataError(f"{folder} is not a folder or a prepared file; {_remedy(name)}")
     for form in formats:
         source = form(folder)
         if source is not None:
             return source
-    raise DataError(f"{folder} holds no {name} in any published format; {_remedy(name)}")
+    others = sorted(file.name for file in folder.glob("*.h5"))
+    found = f"; if {others[0]} is a prepared file: data.path={folder / others[0]}" if others else ""
+    raise DataError(f"{folder} holds no {name} in any published format{found}; {_remedy(name)}")
 
 
 def load_prepared(

@@ -52,7 +52,7 @@ def no_larger_than(weights: Collection[Tensor], path: str | Path) -> Iterator[No
 
     def refuse() -> CheckpointError:
         has = f"{len(weights)} tensors of {sum(w.numel() for w in weights):,} numbers"
-        return CheckpointError(f"{path} does not fit the model in its config, which is far larger than its {has}")
+        return CheckpointError(f"{path} does not fit the model of the config, which is far larger than its {has}")
 
     # A parameter is registered before it is initialised. Until then its memory is reserved but not used.
     def count_numbers(module: nn.Module, name: str, value: Tensor | None) -> None:

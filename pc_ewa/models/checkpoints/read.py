@@ -131,7 +131,10 @@ def _plain(text: str) -> Any:
 
 def _check_is_file(path: Path) -> None:
     if path.is_dir():
-        raise CheckpointError(f"{path} is not a file but a folder; name one in it, in a run checkpoints/merged_last.pt")
+        raise CheckpointError(
+            f"{path} is not a file but a folder; name one in it, in a run checkpoints/last.pt or "
+            "checkpoints/merged_last.pt"
+        )
     if not path.is_file():
         raise CheckpointError(f"{path} is not a file; check the path of the checkpoint")
 

@@ -176,7 +176,7 @@ def test_denied_files_are_refused(pristine: dict[str, Path], monkeypatch: pytest
 
 
 def test_missing_data_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"modelnet40 is not a folder; pc-ewa prepare modelnet40"):
+    with pytest.raises(DataError, match=r"modelnet40 is not a folder or a prepared file; pc-ewa prepare modelnet40"):
         MODELNET40.load("train", tmp_path)
 
 
