@@ -26,18 +26,18 @@ out="$1"; shift
 parts=("$@")
 [ ${#parts[@]} -gt 0 ] || parts=(tests steps syncs compiled ops train)
 for part in "${parts[@]}"; do
-  [ -n "${limit[$part]:-}" ] || { echo "error: no part '$part'; choose from tests, steps, syncs, compiled, ops, train" >&2; exit 2; }
+  [ -n "$part" ] && [ -n "${limit[$part]:-}" ] || { echo "error: no part '$part'; choose from tests, steps, syncs, compiled, ops, train" >&2; exit 2; }
 done
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 absent="$("$python" -c 'import importlib.util as u
-print(*(n for n in "torch einops h5py numpy pydantic safetensors sklearn tqdm yaml".split() if not u.find_spec(n)))')" ||
+print(*(n for n in "torch einops h5py numpy pydantic safetensors sklearn tqdm yaml".split() if not u.find_spec(n)))' 2>/dev/null)" ||
   { echo "error: PYTHON=$python does not run; name a Python that has torch" >&2; exit 2; }
 [ -z "$absent" ] || { echo "error: $python lacks $absent; install them there, or name another with PYTHON=..." >&2; exit 2; }
 if [ ${#rehearse[@]} = 0 ] && ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
   echo "error: torch finds no CUDA device here; run this on a machine with one, or bash benchmarks/gpu.sh --rehearse OUT" >&2
   exit 2
 fi
-mkdir -p "$out" || exit 2
+mkdir -p "$out" 2>/dev/null || { echo "error: OUT=$out cannot be made; choose another folder" >&2; exit 2; }
 out="$(cd "$out" && pwd)"
 cd "$root" || exit 2
 failed=()

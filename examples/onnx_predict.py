@@ -5,14 +5,18 @@ python examples/onnx_predict.py furniture.onnx chair.xyz    # lines of x y z, or
 """
 
 import json
+import os
 import sys
 
 import numpy as np
 import onnxruntime
 
 if len(sys.argv) != 3 or not sys.argv[2].endswith((".npy", ".xyz", ".txt")):
-    sys.exit(__doc__)
+    sys.exit(f"{__doc__}\nA mesh is not read: sample points from it first, by pc-ewa prepare.")
 model, file = sys.argv[1:]
+for name in (model, file):
+    if not os.path.isfile(name):
+        sys.exit(f"{name} does not exist")
 session = onnxruntime.InferenceSession(model)
 about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
 wanted, stored = (about["preprocessing"].get(key) for key in ("num_points", "stored_points"))

@@ -18,15 +18,16 @@ esac
 source tools/setup.sh
 setup requirements.txt
 
-whole() { [[ "$2" =~ ^[1-9][0-9]*$ ]] || fail "$1=$2; give a whole number from 1 on"; }
+whole() { [[ "$2" =~ ^[1-9][0-9]{0,5}$ ]] || fail "$1=$3; give a whole number from 1 on"; }
 NODES="${NODES:-1}" RESTARTS="${RESTARTS:-0}"
 fewest="${NODES%%:*}" most="${NODES##*:}"
 [ "$NODES" = "$most" ] || [ "$NODES" = "$fewest:$most" ] || fail "NODES=$NODES; give a number, or the fewest and most as 2:4"
-whole NODES "$fewest" && whole NODES "$most"
+whole NODES "$fewest" "$NODES" && whole NODES "$most" "$NODES"
+[ "$fewest" != "$most" ] || NODES="$most"
 [ "$fewest" -le "$most" ] || fail "NODES=$NODES; give the fewest first, as 2:4"
-[[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail "RESTARTS=$RESTARTS; give a whole number from 0 on"
+[[ "$RESTARTS" =~ ^[0-9]{1,6}$ ]] || fail "RESTARTS=$RESTARTS; give a whole number from 0 on"
 GPUS="${GPUS:-$("$PYTHON" -c 'import torch; print(max(1, torch.cuda.device_count()))')}"
-whole GPUS "$GPUS"
+whole GPUS "$GPUS" "$GPUS"
 if [ "$most" = 1 ] && [ "$GPUS" = 1 ] && [ "$RESTARTS" = 0 ]; then
   exec "$PYTHON" -m pc_ewa train --report "$@"
 fi

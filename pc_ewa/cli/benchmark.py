@@ -3,6 +3,7 @@
 from __future__ import annotations  # as in package.py
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -142,6 +143,13 @@ def time_model(options: argparse.Namespace, arguments: str) -> None:
 
     fixed = [f"data.root={bundled('datasets')}", "device=cpu", "train.precision=fp32"]
     experiment = load_experiment("official_size", [*fixed, *options.overrides])
+    if experiment.model.name != "point_mae_classifier" or experiment.ewa is None:
+        raise ConfigError("benchmark model needs model.name=point_mae_classifier and an ewa section; change other keys")
+    if experiment.device != "cpu" or experiment.train.precision != "fp32":
+        raise ConfigError("benchmark model runs on the CPU, also in bf16; leave out device and train.precision")
+    cores = os.cpu_count() or 1
+    if options.threads and max(options.threads) > cores:
+        raise ConfigError(f"--threads {max(options.threads)}; this machine has {cores} cores")
     plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32))
     found = measure(experiment, plan)
     if options.save:

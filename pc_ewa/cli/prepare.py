@@ -3,6 +3,7 @@
 from __future__ import annotations  # as in package.py
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -173,7 +174,7 @@ def _files(options: argparse.Namespace) -> None:
     skipped = {name for name, _ in done.skipped}
     for note in (*shapes.notes, *copies.notes(item for item in shapes.items if item.name not in skipped)):
         print(f"\nnote: {printable(note, None)}")
-    print(f"\ntrain on it with data.name=hdf5 data.path={output}")
+    print(f"\ntrain on it: pc-ewa train own_data {shlex.quote(f'data.path={output}')}")
 
 
 def _report(path: Path) -> None:

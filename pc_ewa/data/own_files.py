@@ -208,7 +208,7 @@ def _to_convert(folder: Path) -> str:
 def _find(folder: Path) -> dict[str, Found]:
     """Return every file with a supported extension in a folder of a class, by its path from `folder`, sorted."""
     if not os.path.isdir(folder):
-        raise DataError(f"{folder} is not a folder; check the option path")
+        raise DataError(f"{folder} is not a folder; check its name")
     tops = {entry.name: entry.path for entry in entries(folder) if entry.kind == "folder"}
     paths = {name: path for top, place in tops.items() for name, path in walk(place, top, EXTENSIONS)}
     if not paths:

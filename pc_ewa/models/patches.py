@@ -58,7 +58,7 @@ class PatchEncoder(nn.Module):
             tokens = torch.cat([self._encode(part) for part in torch.split(patches, PART)])
         else:
             tokens = self._encode(patches)
-        return tokens.view(*groups.shape[:2], -1)
+        return tokens.view(*groups.shape[:2], tokens.shape[1])
 
     def _in_parts(self, patches: Tensor) -> bool:
         """Return True if encoding a few patches at a time is faster and gives the same result."""
@@ -75,7 +75,7 @@ class PatchEncoder(nn.Module):
         mix, norm, _, project = self.second_conv
         mixed, shift = _mix(mix, whole, local) if is_bare(mix, PointConv) else (mix(_concatenated(whole, local)), None)
         if is_bare(project, PointConv):
-            weight, bias = cast(PointConv, project).weight.squeeze(-1), cast(Tensor, project.bias)
+            weight, bias = cast(PointConv, project).weight.squeeze(-1), cast(PointConv, project).bias
             return norm_relu_linear_largest(mixed, shift, cast(nn.BatchNorm1d, norm), weight, bias)
         return largest(project(norm_relu(mixed, shift, cast(nn.BatchNorm1d, norm))))
 

@@ -189,6 +189,8 @@ def _nearest(x: Tensor, y: Tensor, x_lengths: Tensor | None, y_lengths: Tensor |
 
 def _call(kernel: str, cost: int, points: Tensor, *arguments: Any) -> None:
     """Call a kernel, with tensors as pointers and int as int64. It uses threads if `cost`, in distances, is high."""
+    if points.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{kernel}: {points.dtype}; the kernels read float32 and float64")
     scalar: Scalar = "float" if points.dtype == torch.float32 else "double"
     function = getattr(library(scalar), kernel)
     threads = ctypes.c_int64(torch.get_num_threads() if cost >= _WORTH_THREADS else 1)

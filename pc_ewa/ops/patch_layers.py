@@ -32,10 +32,10 @@ def norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
         >>> norm_relu(torch.randn(8, 32, 16), torch.randn(8, 16), nn.BatchNorm1d(16)).shape
         torch.Size([8, 32, 16])
     """
-    if not _is_fused(x, norm):
+    if not _is_fused(x, shift, norm):
         return plain_norm_relu(x, shift, norm)
     mean, variance = _statistics(x, shift, norm)
-    y: Tensor = _NormRelu.apply(x, shift, norm.weight, norm.bias, mean, variance, norm.eps)  # type: ignore[no-untyped-call]
+    y: Tensor = _NormRelu.apply(*_contiguous(x, shift, norm), mean, variance, norm.eps)  # type: ignore[no-untyped-call]
     return y
 
 
@@ -46,7 +46,7 @@ def plain_norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Te
 
 
 def norm_relu_linear_largest(
-    x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor
+    x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d, weight: Tensor, bias: Tensor | None
 ) -> Tensor:
     """Compute largest(linear(norm_relu(x, shift, norm))): the tail of the patch encoder, (P, K, C) to (P, D).
 
@@ -58,17 +58,19 @@ def norm_relu_linear_largest(
         shift: (P, C), added to all points of a patch; None adds nothing.
         norm: a batch norm of C channels; its statistics are those of all P · K rows.
         weight: of the linear layer, (D, C).
-        bias: of the linear layer, (D,).
+        bias: of the linear layer, (D,). None adds nothing.
 
     Example:
         >>> x, shift, norm = torch.randn(8, 32, 16), torch.randn(8, 16), nn.BatchNorm1d(16)
         >>> norm_relu_linear_largest(x, shift, norm, torch.randn(24, 16), torch.randn(24)).shape
         torch.Size([8, 24])
     """
-    if not (_is_fused(x, norm) and torch.is_grad_enabled()):
+    # Autocast would change the type between the kernels.
+    plain = torch.is_autocast_enabled("cpu") or bias is None or weight.dtype != x.dtype
+    if plain or not (_is_fused(x, shift, norm) and torch.is_grad_enabled()):
         return largest(F.linear(norm_relu(x, shift, norm), weight, bias))
     mean, variance = _statistics(x, shift, norm)
-    tokens: Tensor = _Tail.apply(x, shift, norm.weight, norm.bias, mean, variance, norm.eps, weight, bias)  # type: ignore[no-untyped-call]
+    tokens: Tensor = _Tail.apply(*_contiguous(x, shift, norm), mean, variance, norm.eps, weight, bias)  # type: ignore[no-untyped-call]
     return tokens
 
 
@@ -94,7 +96,6 @@ class _NormRelu(torch.autograd.Function):
         ctx: Any, x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor,
         eps: float,
     ) -> Tensor:  # fmt: skip
-        x, shift = x.contiguous(), None if shift is None else shift.contiguous()
         ctx.save_for_backward(x, shift, weight, bias, mean, variance)
         ctx.eps = eps
         return cpu.norm_relu(x, shift, cpu.Norm(weight, bias, mean, variance, eps))
@@ -102,8 +103,9 @@ class _NormRelu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, weight, bias, mean, variance = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: the kernels have no second derivative
-            y = _differentiable(x, shift, weight, bias, ctx.eps)
+        if _needs_torch(grad):
+            with torch.enable_grad():
+                y = _differentiable(x, shift, weight, bias, ctx.eps)
             return *_gradients(y, (x, shift, weight, bias), grad), None, None, None
         norm = cpu.Norm(weight, bias, mean, variance, ctx.eps)
         return *cpu.norm_relu_backward(grad.contiguous(), x, shift, norm), None, None, None
@@ -115,7 +117,6 @@ class _Tail(torch.autograd.Function):
         ctx: Any, x: Tensor, shift: Tensor | None, norm_weight: Tensor, norm_bias: Tensor, mean: Tensor,
         variance: Tensor, eps: float, weight: Tensor, bias: Tensor,
     ) -> Tensor:  # fmt: skip
-        x, shift = x.contiguous(), None if shift is None else shift.contiguous()
         norm = cpu.Norm(norm_weight, norm_bias, mean, variance, eps)
         parts = [cpu.largest(F.linear(_features(x, shift, norm, some), weight, bias)) for some in _parts(x)]
         values, winners = (torch.cat(results) for results in zip(*parts, strict=True))
@@ -127,9 +128,10 @@ class _Tail(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, shift, norm_weight, norm_bias, mean, variance, weight, bias, winners = ctx.saved_tensors
         size = x.shape[1]
-        if torch.is_grad_enabled():
-            features = F.linear(_differentiable(x, shift, norm_weight, norm_bias, ctx.eps), weight, bias)
-            chosen = features.gather(1, winners[:, None].long())[:, 0]
+        if _needs_torch(grad):
+            with torch.enable_grad():
+                features = F.linear(_differentiable(x, shift, norm_weight, norm_bias, ctx.eps), weight, bias)
+                chosen = features.gather(1, winners[:, None].long())[:, 0]
             first = _gradients(chosen, (x, shift, norm_weight, norm_bias, weight, bias), grad)
             return *first[:4], None, None, None, *first[4:]
         norm, grad = cpu.Norm(norm_weight, norm_bias, mean, variance, ctx.eps), grad.contiguous()
@@ -153,7 +155,7 @@ class _Largest(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (winners,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a second derivative, as above: the gradient is linear in `grad`
+        if _needs_torch(grad):
             points = torch.arange(ctx.size, device=grad.device)[:, None]
             return torch.where(winners[:, None] == points, grad[:, None], 0)
         return cpu.largest_backward(grad.contiguous(), winners, ctx.size)
@@ -165,7 +167,19 @@ def is_bare(module: nn.Module, kind: type[nn.Module]) -> bool:
     Adapters such as LoRA put another class in its place; pruning and weight norm put hooks on it.
     """
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return type(module) is kind and not any(hooks)
+    everywhere = nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks
+    return type(module) is kind and "forward" not in vars(module) and not any(hooks) and not any(everywhere)
+
+
+def _contiguous(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> tuple[Tensor | None, ...]:
+    """Return the inputs as the kernels read them: through plain pointers, without strides."""
+    # Before `apply`: inside of it the copies would not be in the graph of a second derivative.
+    return tuple(None if t is None else t.contiguous() for t in (x, shift, norm.weight, norm.bias))
+
+
+def _needs_torch(grad: Tensor) -> bool:
+    """Return True if a backward pass must be plain torch: for second derivatives, and for many gradients at once."""
+    return torch.is_grad_enabled() or bool(torch._C._functorch.is_legacy_batchedtensor(grad))
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
@@ -191,16 +205,22 @@ def _gradients(y: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> list
     return [next(found) if tensor is not None and tensor.requires_grad else None for tensor in inputs]
 
 
-def _is_fused(x: Tensor, norm: nn.BatchNorm1d) -> bool:
+def _is_fused(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> bool:
     """Return True where the kernels serve: on the CPU, for a plain batch norm that takes statistics of several rows."""
-    return _has_kernels(x) and _takes_statistics(norm) and x.shape[:2].numel() > 1
+    tensors = [shift, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    same_type = all(tensor is None or (tensor.dtype == x.dtype and not tensor.is_neg()) for tensor in tensors)
+    return _has_kernels(x) and same_type and _takes_statistics(norm) and x.shape[:2].numel() > 1
 
 
 def _has_kernels(x: Tensor) -> bool:
     """Return True for tensors that the compiled kernels can read, outside of traced code and forward-mode AD."""
     # `type(x) is Tensor`: a subclass, such as a DTensor or a fake tensor, need not have its data at data_ptr().
     readable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and type(x) is Tensor
-    return readable and not torch.compiler.is_compiling() and not forward_mode() and backend("cpu").name == "cpu"
+    readable = readable and x.dim() == 3 and not x.is_neg()
+    # A dispatch mode, such as that of make_fx, sees no kernel that is called through a pointer.
+    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    transformed = forward_mode() or torch._C._are_functorch_transforms_active()
+    return readable and not traced and not transformed and backend("cpu").name == "cpu"
 
 
 def _takes_statistics(norm: nn.BatchNorm1d) -> bool:

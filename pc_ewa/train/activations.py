@@ -1,7 +1,6 @@
 """Activation checkpointing: drop activations inside the large modules and recompute them in the backward pass."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from torch import nn
@@ -32,20 +31,29 @@ def checkpoint_activations(model: nn.Module) -> None:
             )
 
 
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], "_StatisticsStay"]:
     """Return the contexts of the first forward pass and of the recomputation."""
-    return nullcontext(), _statistics_stay(module)
+    return nullcontext(), _StatisticsStay(module)
 
 
-@contextmanager
-def _statistics_stay(module: nn.Module) -> Iterator[None]:
-    """Normalise by the statistics of the batch without updating the running statistics a second time."""
-    # In training mode `track_running_stats` decides only about the update: without it the batch is normalised the same.
-    norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
+class _StatisticsStay:
+    """Normalise by the statistics of the batch without updating the running statistics a second time.
+
+    It is entered once for each backward pass through the same forward pass (`retain_graph=True`).
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.norms: list[_BatchNorm] = []
+
+    def __enter__(self) -> None:
+        # In training mode `track_running_stats` decides only about the update: without it the batch is normalised the
+        # same.
+        norms = [norm for norm in self.module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+        self.norms = norms
         for norm in norms:
+            norm.track_running_stats = False
+
+    def __exit__(self, *error: object) -> None:
+        for norm in self.norms:
             norm.track_running_stats = True

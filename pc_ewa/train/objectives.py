@@ -82,6 +82,10 @@ class Classify(Objective):
 
     def model_arguments(self, splits: Splits) -> dict[str, int]:
         """Return one output per class."""
+        if len(set(splits.train.labels.tolist())) < 2:
+            raise ConfigError(
+                f"all {len(splits.train)} training samples are of one class; a classifier needs samples of two or more"
+            )
         return {"num_classes": splits.train.num_classes}
 
     def loss(self, model: nn.Module, batch: Batch, step: int) -> LossOutput:

@@ -171,3 +171,48 @@ def test_the_maximum_and_its_gradient_go_to_the_first_that_ties(patches, size, c
     assert torch.equal(given_x.grad, torch.zeros_like(x).scatter(1, first, weigh[:, None]))
     with torch.no_grad():
         assert torch.equal(largest(x), values)
+
+
+def as_wanted(x, shift, norm, weight, bias):
+    """Values and gradients of the fused tail, after those of plain torch were found the same."""
+    found = []
+    for function in (norm_relu_linear_largest, plain_tail):
+        own = copy.deepcopy(norm)
+        y = function(x, shift, own, weight, bias)
+        found.append((y, *torch.autograd.grad(y.square().sum(), (x, shift), create_graph=True)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    return found[0]
+
+
+def test_inputs_with_strides_are_read_right_also_for_second_derivatives():
+    torch.manual_seed(0)
+    x = torch.randn(7, 5, 6, requires_grad=True).permute(2, 1, 0)
+    shift = torch.randn(7, 6, requires_grad=True).t()
+    norm = nn.BatchNorm1d(7)
+    norm.weight = nn.Parameter(torch.arange(1.0, 15)[::2])
+    _, first, _ = as_wanted(x, shift, norm, torch.randn(4, 7), torch.randn(4))
+    assert torch.autograd.grad(first.square().sum(), x)[0].abs().sum() > 0
+
+
+def test_autocast_and_layers_without_bias_are_left_to_torch():
+    torch.manual_seed(0)
+    x, shift, norm = torch.randn(8, 4, 16), torch.randn(8, 16), norm_of(16, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm_relu_linear_largest(x.requires_grad_(), shift, norm, torch.randn(24, 16), torch.randn(24))
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    norm_relu_linear_largest(x, shift, norm, torch.randn(24, 16, requires_grad=True), None).sum().backward()
+
+
+def test_traced_and_transformed_code_does_not_reach_the_kernels():
+    torch.manual_seed(0)
+    x, norm = torch.randn(6, 4, 3), norm_of(3, torch.float32)
+    weight, bias = torch.randn(5, 3), torch.randn(5)
+
+    def call(x):
+        return norm_relu_linear_largest(x, None, copy.deepcopy(norm), weight, bias)
+
+    expected = torch.autograd.functional.jacobian(call, x)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(call, x, vectorize=True), expected)
+    torch.testing.assert_close(torch.func.jacrev(call)(x), expected)

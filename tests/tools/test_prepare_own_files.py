@@ -25,7 +25,7 @@ def test_own_files(tool: Tool, tmp_path: Path) -> None:
     assert "cup        2     1\npen        2     1\nall        4     2\n" in out
     assert "skipped 1 that cannot be used:\n" in out
     assert "bad.npy" in out
-    assert out.endswith(f"train on it with data.name=hdf5 data.path={output}\n")
+    assert out.endswith(f"train on it: pc-ewa train own_data data.path={output}\n")
     assert len(read_hdf5(output, "train", name="mine")) == 4
     assert tool(*command).err == f"error: {output} is there already; choose another -o, or add --again\n"
     assert tool(*command, "--again").code == 0

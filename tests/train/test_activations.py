@@ -33,3 +33,11 @@ def test_gradients_and_statistics_are_those_of_the_plain_model(name, gate):
             torch.testing.assert_close(other, parameter.grad, rtol=1e-10, atol=1e-12)
         for name, statistic in plain.named_buffers():
             torch.testing.assert_close(model.get_buffer(name), statistic, rtol=1e-12, atol=0)
+
+
+def test_a_graph_is_passed_through_twice():
+    model = small("point_mae_classifier").train()
+    checkpoint_activations(model)
+    loss = model(torch.randn(2, 64, 3)).square().mean()
+    loss.backward(retain_graph=True)
+    loss.backward()
