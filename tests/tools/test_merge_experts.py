@@ -69,7 +69,8 @@ def test_nothing_is_written_before_everything_is_known_to_be_right(
     assert (code, err) == (2, "error: none.h5 does not exist; check data.path, or make it with pc-ewa prepare files\n")
     merged = trained.folder / "checkpoints" / "merged_last.pt"
     code, _, err = tool("merge_experts", merged, "-o", output)
-    problem = f"{merged} has no mixtures of experts: there is nothing to merge; to convert it add --format official or --format safetensors"
+    remedy = "to convert it add --format official or --format safetensors"
+    problem = f"{merged} has no mixtures of experts: there is nothing to merge; {remedy}"
     assert (code, err) == (2, f"error: {problem}\n")
     code, _, err = tool("merge_experts", checkpoint, "-o", tmp_path / "a.safetensors", "--format", "official")
     problem = f"--format official with -o {tmp_path}/a.safetensors; the name must end in .pt or .pth"
