@@ -207,6 +207,8 @@ def _gradients(y: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> list
 
 def _is_fused(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> bool:
     """Return True where the kernels serve: on the CPU, for a plain batch norm that takes statistics of several rows."""
+    if torch.compiler.is_compiling():  # first: what follows would break the graph
+        return False
     tensors = [shift, norm.weight, norm.bias, norm.running_mean, norm.running_var]
     same_type = all(tensor is None or (tensor.dtype == x.dtype and not tensor.is_neg()) for tensor in tensors)
     return _has_kernels(x) and same_type and _takes_statistics(norm) and x.shape[:2].numel() > 1
@@ -214,11 +216,13 @@ def _is_fused(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> bool:
 
 def _has_kernels(x: Tensor) -> bool:
     """Return True for tensors that the compiled kernels can read, outside of traced code and forward-mode AD."""
+    if torch.compiler.is_compiling():  # first: what follows would break the graph
+        return False
     # `type(x) is Tensor`: a subclass, such as a DTensor or a fake tensor, need not have its data at data_ptr().
     readable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and type(x) is Tensor
     readable = readable and x.dim() == 3 and not x.is_neg()
     # A dispatch mode, such as that of make_fx, sees no kernel that is called through a pointer.
-    traced = torch.compiler.is_compiling() or torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    traced = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
     transformed = forward_mode() or torch._C._are_functorch_transforms_active()
     return readable and not traced and not transformed and backend("cpu").name == "cpu"
 

@@ -86,7 +86,7 @@ def test_the_example_needs_no_pc_ewa_and_predicts_as_evaluation_does(
     script = REPOSITORY / "examples" / "onnx_predict.py"
     nodes = ast.walk(ast.parse(script.read_text()))
     imports = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    assert imports == {"json", "sys", "numpy", "onnxruntime"}
+    assert imports == {"json", "os", "sys", "numpy", "onnxruntime"}
     clouds = load_dataset("hdf5", "test", path=trained.experiment.data.arguments["path"])
     stored, _ = clouds.batch([3])
     model = restore(trained.folder / "checkpoints" / "merged_last.pt").model.eval()

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def test_without_a_gpu_it_is_one_line_and_2(tmp_path: Path, capsys: pytest.Captu
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["--rehearse"], ["out", "stepz"], ["-h"]])
+@pytest.mark.parametrize("arguments", [[], ["--rehearse"], ["out", "stepz"], ["out", ""]])
 def test_the_script_refuses_what_it_does_not_know(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run(["bash", str(SCRIPT), *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -115,7 +116,7 @@ def test_every_part_has_its_limit_and_all_take_25_minutes_at_most() -> None:
 @pytest.mark.slow
 def test_the_script_rehearses_and_goes_on_after_a_part_that_fails(tmp_path: Path) -> None:
     """The tests are not to be had by an environment without pytest."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path)}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(tmp_path), "PYTHON": sys.executable}
     (tmp_path / "sitecustomize.py").write_text(
         "import importlib.util as u\nfind = u.find_spec\n"
         "u.find_spec = lambda name, *more: None if name == 'pytest' else find(name, *more)\n"
@@ -130,7 +131,7 @@ def test_the_script_rehearses_and_goes_on_after_a_part_that_fails(tmp_path: Path
 
 @pytest.mark.slow
 def test_the_script_without_a_gpu_is_one_line_and_2(tmp_path: Path) -> None:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHON": sys.executable}
     done = subprocess.run(
         ["bash", str(SCRIPT), str(tmp_path / "out")], env=environment, capture_output=True, text=True, check=False
     )
