@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pc_ewa.benchmark.contest import synchronize
+from pc_ewa.benchmark.flops import flops_of
 from pc_ewa.benchmark.gpu_part import Part
 from pc_ewa.benchmark.gpu_plan import Plan, Variant
 from pc_ewa.benchmark.report import Table, number
@@ -148,9 +148,8 @@ def synchronisations(step: Step, plan: Plan) -> tuple[Counter[str], list[str]]:
 
 def count_flop(plan: Plan, ewa: bool) -> int:
     """Return the number of floating-point operations of the matrix products in a training step."""
-    with prepared(plan, Variant("fp32", None, ewa)) as step, FlopCounterMode(display=False) as counter:
-        step(plan.warmup)
-    return counter.get_total_flops()
+    with prepared(plan, Variant("fp32", None, ewa)) as step:
+        return flops_of(lambda: step(plan.warmup))
 
 
 def measure_peaks(plan: Plan) -> dict[str, float]:

@@ -137,7 +137,7 @@ def time_model(options: argparse.Namespace, arguments: str) -> None:
     """Check the arguments, then time the official-size classifier."""
     check_page(options.save)
     check_counts(options, "rounds", "threads", "batch")
-    from pc_ewa.benchmark.model import Plan, measure, page
+    from pc_ewa.benchmark.model import Plan, measure
     from pc_ewa.bundled import bundled
     from pc_ewa.config import load_experiment
 
@@ -153,7 +153,7 @@ def time_model(options: argparse.Namespace, arguments: str) -> None:
     plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32))
     found = measure(experiment, plan)
     if options.save:
-        options.save.write_text(page(found, f"pc-ewa benchmark {arguments}", plan), encoding="utf-8")
+        options.save.write_text(found.page(f"pc-ewa benchmark {arguments}", plan.rounds), encoding="utf-8")
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:

@@ -69,15 +69,23 @@ class PatchEncoder(nn.Module):
 
     def _encode(self, patches: Tensor) -> Tensor:
         """Encode patches (P, K, 3) as tokens (P, C)."""
-        lift, norm, _, widen = self.first_conv
-        local = widen(norm_relu(lift(patches), None, cast(nn.BatchNorm1d, norm)))
+        lift, norm, relu, widen = self.first_conv
+        local = widen(_activated(lift(patches), None, norm, relu))
         whole = largest(local)
-        mix, norm, _, project = self.second_conv
+        mix, norm, relu, project = self.second_conv
         mixed, shift = _mix(mix, whole, local) if is_bare(mix, PointConv) else (mix(_concatenated(whole, local)), None)
-        if is_bare(project, PointConv):
+        if is_bare(project, PointConv) and is_bare(relu, nn.ReLU):
             weight, bias = cast(PointConv, project).weight.squeeze(-1), cast(PointConv, project).bias
             return norm_relu_linear_largest(mixed, shift, cast(nn.BatchNorm1d, norm), weight, bias)
-        return largest(project(norm_relu(mixed, shift, cast(nn.BatchNorm1d, norm))))
+        return largest(project(_activated(mixed, shift, norm, relu)))
+
+
+def _activated(x: Tensor, shift: Tensor | None, norm: nn.Module, relu: nn.Module) -> Tensor:
+    """Return relu(norm(x + shift)) for x (P, K, C) and shift (P, C), by whatever stands in the places of the two."""
+    if is_bare(relu, nn.ReLU):
+        return norm_relu(x, shift, cast(nn.BatchNorm1d, norm))
+    moved = x if shift is None else x + shift[:, None]
+    return relu(norm(moved.flatten(0, 1))).view(x.shape)
 
 
 def _mix(mix: nn.Module, whole: Tensor, local: Tensor) -> tuple[Tensor, Tensor]:

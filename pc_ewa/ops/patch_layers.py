@@ -207,11 +207,10 @@ def _gradients(y: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> list
 
 def _is_fused(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> bool:
     """Return True where the kernels serve: on the CPU, for a plain batch norm that takes statistics of several rows."""
-    if torch.compiler.is_compiling():  # first: what follows would break the graph
+    if not (_has_kernels(x) and _takes_statistics(norm) and x.shape[:2].numel() > 1):
         return False
-    tensors = [shift, norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    same_type = all(tensor is None or (tensor.dtype == x.dtype and not tensor.is_neg()) for tensor in tensors)
-    return _has_kernels(x) and same_type and _takes_statistics(norm) and x.shape[:2].numel() > 1
+    tensors = (shift, norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return all(tensor is None or (tensor.dtype == x.dtype and not tensor.is_neg()) for tensor in tensors)
 
 
 def _has_kernels(x: Tensor) -> bool:
@@ -230,8 +229,7 @@ def _has_kernels(x: Tensor) -> bool:
 def _takes_statistics(norm: nn.BatchNorm1d) -> bool:
     """Return True for a plain batch norm without hooks that normalises by the statistics of its batch."""
     # The kernel replaces the call of the module, so a subclass (SyncBatchNorm) or a hook would be ignored.
-    takes = norm.training or norm.running_mean is None
-    return takes and is_bare(norm, nn.BatchNorm1d) and norm.affine
+    return is_bare(norm, nn.BatchNorm1d) and norm.affine and (norm.training or norm.running_mean is None)
 
 
 @torch.no_grad()

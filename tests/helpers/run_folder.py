@@ -12,7 +12,6 @@ from pc_ewa.data import Clouds
 from pc_ewa.eval import EvalSettings
 from pc_ewa.eval.pretraining import PretrainingLoss
 from pc_ewa.train import objectives
-from pc_ewa.train.run_folder import Checkpoints
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
@@ -31,17 +30,6 @@ class Measured:
             return PretrainingLoss({"loss": losses[self.sizes.count(3) - 1] if len(clouds) == 3 else 5.0}, len(clouds))
 
         monkeypatch.setattr(objectives, "evaluate_pretraining", measured)
-
-
-def stop_after_saving(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    save = Checkpoints.save
-
-    def save_and_stop(self: Checkpoints, content: Any, at: int, best: bool) -> None:
-        save(self, content, at, best)
-        if at == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "save", save_and_stop)
 
 
 # What differs from one run of the same experiment to the next.

@@ -210,3 +210,21 @@ def test_layers_of_the_encoder_that_were_replaced_or_hooked_are_called(layer: st
         torch.testing.assert_close(replaced, 2 * plain)
     else:  # batch norm takes the factor out again
         torch.testing.assert_close(replaced, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("layer", "other"),
+    [("first_conv.1", nn.Identity()), ("second_conv.1", nn.LayerNorm(16)), ("first_conv.2", nn.GELU()),
+     ("second_conv.2", nn.GELU()), ("second_conv.1", nn.BatchNorm1d(16, affine=False))],
+)  # fmt: skip
+def test_other_norms_and_activations_are_called(layer: str, other: nn.Module, training: bool) -> None:
+    """Folding takes batch norm out, and others put their own in: the encoder is still the sum of its layers."""
+    torch.manual_seed(0)
+    encoder = PatchEncoder(8, 4).double().train(training)
+    encoder.set_submodule(layer, other.double().train(training))
+    groups = torch.randn(2, 3, 5, 3).double()
+    rows = encoder.first_conv(groups.flatten(0, 2)).view(6, 5, 8)
+    both = torch.cat([rows.amax(1, keepdim=True).expand_as(rows), rows], dim=2)
+    expected = encoder.second_conv(both.flatten(0, 1)).view(6, 5, 8).amax(1).view(2, 3, 8)
+    torch.testing.assert_close(encoder(groups), expected)

@@ -71,15 +71,14 @@ def test_nan_is_not_hidden():
     assert largest(x.requires_grad_())[1, 0].isnan()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_sums_do_not_depend_on_the_number_of_threads(threads):
+def test_sums_do_not_depend_on_the_number_of_threads():
     torch.manual_seed(0)
     x, shift, norm = torch.randn(700, 32, 20), torch.randn(700, 20), norm_of(20, torch.float32)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone, _ = both(x, shift, norm)
-        torch.set_num_threads(threads)
+        torch.set_num_threads(2)
         shared, _ = both(x, shift, norm)
     finally:
         torch.set_num_threads(before)
@@ -181,17 +180,17 @@ def as_wanted(x, shift, norm, weight, bias):
         y = function(x, shift, own, weight, bias)
         found.append((y, *torch.autograd.grad(y.square().sum(), (x, shift), create_graph=True)))
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     return found[0]
 
 
 def test_inputs_with_strides_are_read_right_also_for_second_derivatives():
     torch.manual_seed(0)
-    x = torch.randn(7, 5, 6, requires_grad=True).permute(2, 1, 0)
-    shift = torch.randn(7, 6, requires_grad=True).t()
-    norm = nn.BatchNorm1d(7)
-    norm.weight = nn.Parameter(torch.arange(1.0, 15)[::2])
-    _, first, _ = as_wanted(x, shift, norm, torch.randn(4, 7), torch.randn(4))
+    x = torch.randn(7, 5, 6, dtype=torch.float64, requires_grad=True).permute(2, 1, 0)
+    shift = torch.randn(7, 6, dtype=torch.float64, requires_grad=True).t()
+    norm = nn.BatchNorm1d(7, dtype=torch.float64)
+    norm.weight = nn.Parameter(torch.arange(1.0, 15, dtype=torch.float64)[::2])
+    _, first, _ = as_wanted(x, shift, norm, torch.randn(4, 7).double(), torch.randn(4).double())
     assert torch.autograd.grad(first.square().sum(), x)[0].abs().sum() > 0
 
 

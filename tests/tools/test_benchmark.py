@@ -143,9 +143,21 @@ def test_the_model_is_timed_beside_the_official_style(
     assert {row[0] for row in training.rows} >= {model.OFFICIAL, model.DENSE, model.EWA}
     assert "matrix products" in {row[0] for row in where.rows}
     assert {target.bound for target in found.targets} >= {1.45, 1.35, 1.05, 1}
-    page = model.page(found, "pc-ewa benchmark model", plan)
+    page = found.page("pc-ewa benchmark model", 1)
     assert all(target.describe() in page for target in found.targets)
     capsys.readouterr()
+
+
+def test_the_official_style_trains_too(module: Callable[[str], Any], toy_config: Path) -> None:
+    from pc_ewa.config import load_experiment
+    from pc_ewa.train.distributed import World
+    from pc_ewa.train.loop import train_step
+
+    experiment, world = load_experiment(toy_config, ["device=cpu", "ewa=null"]), World(0, 1, torch.device("cpu"))
+    setup = module("model_steps").official_setup(experiment, world)
+    before = {name: parameter.clone() for name, parameter in setup.model.named_parameters()}
+    train_step(setup, experiment, world, setup.model, 1)
+    assert not any(torch.equal(parameter, before[name]) for name, parameter in setup.model.named_parameters())
 
 
 def test_an_unknown_backend_is_one_line(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:

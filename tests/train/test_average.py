@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_folder import Measured, stop_after_saving
+from cut_off import run_until_saved
+from run_folder import Measured
 from torch import Tensor, nn
 
 import pc_ewa
@@ -227,10 +228,7 @@ def test_a_run_resumes_exactly_before_and_after_averaging_begins(
     summary = run(whole)
     assert summary is not None
     for step in (3, 5, 7):
-        with monkeypatch.context() as patch:
-            stop_after_saving(step, patch)
-            with pytest.raises(KeyboardInterrupt):
-                run(cut)
+        run_until_saved(step, cut, monkeypatch)
     again = run(cut)
     assert again is not None
     for name in ("last.pt", "best.pt", "merged_last.pt", "merged_best.pt"):

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_folder import Measured, metrics, stop_after_saving
+from cut_off import run_until_saved
+from run_folder import Measured, metrics
 
 from pc_ewa.config import Experiment
 from pc_ewa.models.checkpoints.read import read_checkpoint
@@ -66,10 +67,7 @@ def test_a_run_without_a_validation_part_resumes(
     tiny: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = tiny("point_mae", "data.val_fraction=0")
-    with monkeypatch.context() as patch:
-        stop_after_saving(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            run(made)
+    run_until_saved(2, made, monkeypatch)
     summary = run(made)
     assert summary is not None
     assert (summary["steps"], summary["best_step"]) == (4, None)

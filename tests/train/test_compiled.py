@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_folder import assert_equal, repeatable_metrics, stop_after_saving
+from cut_off import run_until_saved
+from run_folder import assert_equal, repeatable_metrics
 
 from pc_ewa.config import Experiment, load_experiment
 from pc_ewa.errors import ConfigError
@@ -40,10 +41,7 @@ def test_a_compiled_run_resumes_exactly_and_is_the_plain_one_to_rounding(
     whole, cut = (experiment(*rare, "train.compile=default", f"output={tmp_path}/{name}") for name in ("whole", "cut"))
     run(plain)
     run(whole)
-    with monkeypatch.context() as patch:
-        stop_after_saving(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            run(cut)
+    run_until_saved(2, cut, monkeypatch)
     run(cut)
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]

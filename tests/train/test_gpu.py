@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folder import repeatable_metrics, stop_after_saving
+from cut_off import run_until_saved
+from run_folder import repeatable_metrics
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import TrainingError
@@ -73,10 +74,7 @@ def test_a_resumed_run_is_the_undisturbed_one(
     """To rounding: some kernels of CUDA add up in any order."""
     whole, cut = (experiment("device=cuda", f"train.compile={mode}", f"output={tmp_path}/{n}") for n in ("a", "b"))
     run(whole)
-    with monkeypatch.context() as patch:
-        stop_after_saving(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            run(cut)
+    run_until_saved(2, cut, monkeypatch)
     run(cut)
     first, second = (torch.load(tmp_path / n / "checkpoints" / "last.pt", map_location="cpu") for n in ("a", "b"))
     assert first["model"].keys() == second["model"].keys()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_folder import stop_after_saving
+from cut_off import run_until_saved
 
 from pc_ewa.config import Experiment
 from pc_ewa.train import loop, run
@@ -51,9 +51,7 @@ def test_a_run_that_was_cut_off_keeps_the_peak_of_before(
         with monkeypatch.context() as patch:
             patch.setattr(loop, "peak_memory", lambda device, peak=peak: peak)
             if step:
-                stop_after_saving(step, patch)
-                with pytest.raises(KeyboardInterrupt):
-                    run(experiment())
+                run_until_saved(step, experiment(), patch)
             else:
                 summary = run(experiment())
     assert summary is not None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folder import stop_after_saving
+from cut_off import run_until_saved
 from torch import Tensor
 from two_processes import train_in_two
 
@@ -67,10 +67,7 @@ def test_stopped_after_any_checkpoint_a_run_ends_the_same(
     assert whole is not None
     for step in (1, 2) if len(overrides) == 1 else (2,):  # one variant after any checkpoint
         cut = tiny(model, *overrides, *own, f"output={tmp_path}/cut{step}")
-        with monkeypatch.context() as patch:
-            stop_after_saving(step, patch)
-            with pytest.raises(KeyboardInterrupt):
-                run(cut)
+        run_until_saved(step, cut, monkeypatch)
         torch.manual_seed(step)  # what else the process draws plays no part
         again = run(cut)
         assert again is not None
@@ -92,10 +89,7 @@ def test_the_schedule_of_the_dvae_follows_the_steps_that_are_done(
     asked: list[int] = []
     temperature_at = DiscreteVAE.temperature_at
     monkeypatch.setattr(DiscreteVAE, "temperature_at", lambda self, n: asked.append(n) or temperature_at(self, n))
-    with monkeypatch.context() as patch:
-        stop_after_saving(2, patch)
-        with pytest.raises(KeyboardInterrupt):
-            run(tiny("dvae"))
+    run_until_saved(2, tiny("dvae"), monkeypatch)
     assert asked == [0, 1]
     run(tiny("dvae"))
     assert asked == [0, 1, 2, 3]  # evaluation asks for none: it takes the likeliest word

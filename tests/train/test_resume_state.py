@@ -10,7 +10,8 @@ from typing import Any
 import h5py
 import pytest
 import torch
-from run_folder import assert_equal, repeatable_metrics, repeatable_summary, stop_after_saving
+from cut_off import run_until_saved
+from run_folder import assert_equal, repeatable_metrics, repeatable_summary
 
 from pc_ewa.config import Experiment
 from pc_ewa.errors import CheckpointError
@@ -45,10 +46,7 @@ def test_variants_resume_exactly(
     whole = experiment(*overrides, f"output={tmp_path}/whole")
     cut = experiment(*overrides, f"output={tmp_path}/cut")
     run(whole)
-    stop_after_saving(2, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run(cut)
-    monkeypatch.undo()
+    run_until_saved(2, cut, monkeypatch)
     torch.manual_seed(123)  # what else the process draws plays no part
     run(cut)
     for name in ("last.pt", "merged_best.pt"):
@@ -65,10 +63,7 @@ def test_metrics_of_steps_on_both_sides_of_a_kill_are_those_of_the_undisturbed_r
     """Means are recorded every 10 steps; the checkpoint after step 3 holds the first three of them."""
     rare = ("train.steps=12", "train.save_every=3", "train.eval_every=99")
     run(experiment(*rare, f"output={tmp_path}/whole"))
-    stop_after_saving(3, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run(experiment(*rare, f"output={tmp_path}/cut"))
-    monkeypatch.undo()
+    run_until_saved(3, experiment(*rare, f"output={tmp_path}/cut"), monkeypatch)
     run(experiment(*rare, f"output={tmp_path}/cut"))
     assert repeatable_metrics(tmp_path / "cut") == repeatable_metrics(tmp_path / "whole")
     assert len(repeatable_metrics(tmp_path / "cut")) >= 2
@@ -77,10 +72,7 @@ def test_metrics_of_steps_on_both_sides_of_a_kill_are_those_of_the_undisturbed_r
 def test_a_run_goes_on_where_its_folder_was_moved_to(
     experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stop_after_saving(2, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run(experiment())
-    monkeypatch.undo()
+    run_until_saved(2, experiment(), monkeypatch)
     (tmp_path / "run").rename(tmp_path / "moved")
     summary = run(experiment(f"output={tmp_path}/moved"))
     assert "resuming after step 2" in capsys.readouterr().out
@@ -98,10 +90,7 @@ def test_a_run_does_not_go_on_with_other_data(
     """Under the same path, which is all that the config says."""
     path = tmp_path / "mine.h5"
     shutil.copy(toy_file, path)
-    stop_after_saving(2, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run(experiment(f"data.path={path}"))
-    monkeypatch.undo()
+    run_until_saved(2, experiment(f"data.path={path}"), monkeypatch)
     with h5py.File(path, "a") as file:
         if change == "labels":
             file["label"][:] = (file["label"][:] + 1) % 3
@@ -134,10 +123,7 @@ def test_progress_that_no_run_leaves_is_told_in_one_line(
     experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: object
 ) -> None:
     made = experiment()
-    stop_after_saving(1, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run(made)
-    monkeypatch.undo()
+    run_until_saved(1, made, monkeypatch)
     path = tmp_path / "run" / "checkpoints" / "step-00000001.pt"
     content = torch.load(path, weights_only=True)
     content["progress"][key] = value
@@ -167,9 +153,7 @@ def test_a_checkpoint_that_does_not_fit_the_run_is_told_in_one_line(
     experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[Any], object]
 ) -> None:
     made = experiment()
-    stop_after_saving(1, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run(made)
+    run_until_saved(1, made, monkeypatch)
     path = tmp_path / "run" / "checkpoints" / "step-00000001.pt"
     content = torch.load(path, weights_only=True)
     damage(content)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from run_folder import stop_after_saving
+from cut_off import run_until_saved
 
 from pc_ewa.compare.results import collect_folders
 from pc_ewa.config import Experiment
@@ -79,10 +79,7 @@ def test_a_damaged_config_is_one_line(tmp_path: Path, experiment: MakeExperiment
 def test_a_damaged_config_heals_from_the_newest_checkpoint(
     experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
-    stop_after_saving(2, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        run(experiment())
-    monkeypatch.undo()
+    run_until_saved(2, experiment(), monkeypatch)
     (tmp_path / "run" / "config.yaml").write_text(content)
     with pytest.raises(ConfigError, match="seed=0 there, 1 asked"):
         run(experiment("seed=1"))

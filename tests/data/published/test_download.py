@@ -1,128 +1,20 @@
-"""Downloads from a server on this machine that does all that servers do wrong."""
+"""Downloads from a server that does all that servers do wrong: each file arrives whole, or a reason does."""
 
 import contextlib
 import hashlib
 import socket
-import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
-import requests
+from bad_server import BODY, MD5, SHA, Reply, Server, ranged, redirect, send, stalling
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pc_ewa.data.published.download import download
 from pc_ewa.errors import DataError
 
-BODY = bytes(range(256)) * 40
-MD5 = f"md5:{hashlib.md5(BODY).hexdigest()}"
-SHA = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 TIMEOUT = 0.15
-
-Reply = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Server:
-    """Paths and what they do; the requests that came."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self.replies: dict[str, Reply] = {}
-        self.requests: list[tuple[str, str | None]] = []
-        self.stop = threading.Event()
-
-    def __call__(self, path: str, *replies: Reply) -> str:
-        """Serve these replies at a path, one after the other, the last again and again; return the url."""
-        waiting = list(replies)
-        self.replies[path] = lambda request: (waiting.pop(0) if len(waiting) > 1 else waiting[0])(request)
-        return f"{self.address}{path}"
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr("pc_ewa.data.published.download._CHUNK", 500)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            ours.requests.append((self.path, self.headers.get("Range")))
-            self.close_connection = True
-            with contextlib.suppress(OSError):  # the client has gone
-                ours.replies[self.path](self)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    ours = Server(f"http://127.0.0.1:{http.server_address[1]}")
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield ours
-    ours.stop.set()
-    http.shutdown()
-    thread.join()
-    http.server_close()
-
-
-def send(body: bytes, code: int = 200, length: int | str | None = None, **headers: str) -> Reply:
-    """Reply once, with a `length` announced that may be a lie."""
-
-    def reply(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(code)
-        request.send_header("Connection", "close")
-        if length != "none":
-            request.send_header("Content-Length", str(len(body) if length is None else length))
-        for name, value in headers.items():
-            request.send_header(name.replace("_", "-"), value)
-        request.end_headers()
-        request.wfile.write(body)
-
-    return reply
-
-
-def ranged(body: bytes = BODY, cut: int | None = None, tag: str = '"one"', checks: bool = True) -> Reply:
-    """Reply as a good server: ranges, If-Range; `cut` closes the connection after so many bytes."""
-
-    def reply(request: BaseHTTPRequestHandler) -> None:
-        wanted = request.headers.get("Range")
-        valid = not checks or request.headers.get("If-Range") in (None, tag)
-        if wanted is None or not valid:
-            send(body[:cut], length=len(body), ETag=tag)(request)
-            return
-        begin = int(wanted.removeprefix("bytes=").removesuffix("-"))
-        if begin >= len(body):
-            send(b"", 416)(request)
-            return
-        rest = body[begin:]
-        span = f"bytes {begin}-{len(body) - 1}/{len(body)}"
-        send(rest[:cut], 206, len(rest), ETag=tag, Content_Range=span)(request)
-
-    return reply
-
-
-def stalling(server: Server, sent: bytes, drip: bytes = b"") -> Reply:
-    """Send something, then nothing, or a drip now and then, until the test is over."""
-
-    def reply(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(200)
-        request.send_header("Content-Length", str(len(BODY)))
-        request.end_headers()
-        request.wfile.write(sent)
-        while not server.stop.wait(0.02 if drip else None):
-            request.wfile.write(drip)
-
-    return reply
-
-
-def redirect(to: str, code: int = 302) -> Reply:
-    return send(b"moved", code, Location=to)
 
 
 def left(folder: Path) -> list[str]:
@@ -278,59 +170,6 @@ def test_redirects_are_followed_and_keep_the_range(server: Server, tmp_path: Pat
     server("/c", redirect(f"{server.address}/files/b b", 308))
     download([url], tmp_path / "a", digests=[MD5])
     assert server.requests[-1] == ("/files/b%20b", "bytes=9000-")
-
-
-@pytest.fixture
-def secure(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a server of https, which answers as the one of http does at the same paths."""
-    plain = requests.adapters.HTTPAdapter.send
-
-    def answered(self: requests.adapters.HTTPAdapter, request: requests.PreparedRequest, **options: Any) -> Any:
-        assert request.url is not None
-        asked = request.url
-        request.url = asked.replace("https://secure.example", server.address)
-        response = plain(self, request, **options)
-        request.url = response.url = asked
-        return response
-
-    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", answered)
-    return "https://secure.example"
-
-
-def test_https_does_not_fall_back_to_http_without_a_sha256(server: Server, secure: str, tmp_path: Path) -> None:
-    server("/gone", send(b"", 404))
-    urls = [f"{secure}/gone", server("/a", ranged())]
-    with pytest.raises(DataError, match=rf"HTTP 404.*; {urls[1]}: is http where https is required, and no SHA-256"):
-        download(urls, tmp_path / "a", digests=[MD5])
-    with pytest.raises(DataError, match="is http where https is required"):
-        download(urls[::-1], tmp_path / "a", digests=[MD5])
-    assert {path for path, _ in server.requests} == {"/gone"}
-    download(urls, tmp_path / "a", digests=[MD5, SHA])
-    assert (tmp_path / "a").read_bytes() == BODY
-
-
-@pytest.mark.parametrize("hops", [1, 3])
-def test_https_is_not_redirected_to_http_without_a_sha256(
-    server: Server, secure: str, tmp_path: Path, hops: int
-) -> None:
-    target = server("/file", ranged())
-    for hop in range(hops):
-        server(f"/{hop}", redirect(target.replace("http:", "HTTP:") if hop == 0 else f"{hop - 1}"))
-    url = f"{secure}/{hops - 1}"
-    with pytest.raises(DataError, match=r"redirects to HTTP://127.*, which is http where") as caught:
-        download([url], tmp_path / "a", digests=[MD5])
-    assert "/file" not in {path for path, _ in server.requests}  # nothing was asked for there
-    assert str(caught.value).isprintable()
-    download([url], tmp_path / "a", digests=[MD5, SHA])
-    assert (tmp_path / "a").read_bytes() == BODY
-
-
-def test_redirects_from_https_to_https_are_followed(server: Server, secure: str, tmp_path: Path) -> None:
-    server("/a", redirect(f"{secure}/b"))
-    server("/b", redirect("//secure.example/c"))
-    server("/c", ranged(cut=6000))
-    download([f"{secure}/a"], tmp_path / "a", digests=[MD5])
-    assert (tmp_path / "a").read_bytes() == BODY
 
 
 def test_what_came_by_http_must_fit_the_sha256_where_one_is_known(server: Server, tmp_path: Path) -> None:
