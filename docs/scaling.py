@@ -10,11 +10,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from pc_ewa.benchmark.data import Size, write
 from pc_ewa.benchmark.memory import peak_of
@@ -22,6 +22,7 @@ from pc_ewa.config import load_experiment
 from pc_ewa.data import Clouds, read_hdf5
 from pc_ewa.data.digest import digest
 from pc_ewa.ewa import upcycle
+from pc_ewa.flops import flops_of
 from pc_ewa.models import create_model
 from pc_ewa.train.batches import Batches
 
@@ -51,14 +52,14 @@ def models() -> list[Model]:
     found = []
     for experts, layers in ((1, ""), (2, "every-2"), (4, "every-2"), (8, "every-2"), (4, "all"), (8, "all")):
         model = create_model("point_mae_classifier", num_classes=40).eval()
-        with FlopCounterMode(display=False) as counter, torch.no_grad():  # experts deal the same tokens: same FLOPs
-            model(torch.rand(1, 1024, 3))
+        with torch.no_grad():
+            flops = flops_of(partial(model, torch.rand(1, 1024, 3)))  # experts deal the same tokens: same FLOPs
         if experts > 1:
             upcycle(model, num_experts=experts, layers=layers)
         in_experts = sum(p.numel() for name, p in model.named_parameters() if ".experts." in name)
         name = f"{experts} experts, {layers}" if experts > 1 else "dense"
         total = sum(p.numel() for p in model.parameters())
-        found.append(Model(name, total, in_experts, counter.get_total_flops()))
+        found.append(Model(name, total, in_experts, flops))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from pc_ewa.benchmark.contest import synchronize
-from pc_ewa.benchmark.flops import flops_of
+from pc_ewa.flops import flops_of
 from pc_ewa.benchmark.gpu_part import Part
 from pc_ewa.benchmark.gpu_plan import Plan, Variant
 from pc_ewa.benchmark.report import Table, number

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa.benchmark.contest import PAUSE, Contender, Score, Verdict, compete
-from pc_ewa.benchmark.flops import flops_of
+from pc_ewa.flops import flops_of
 from pc_ewa.benchmark.latency import threads_set
 from pc_ewa.benchmark.memory import can_weigh
 from pc_ewa.benchmark.model_page import memory_table, page, profile_table

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from pc_ewa.compare.machine import hardware
 from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.config import Experiment
+from pc_ewa.flops import flops_of
 from pc_ewa.trackers import TRACKERS
 from pc_ewa.train.distributed import World, join_world
 from pc_ewa.train.loop import train_step
@@ -65,11 +64,8 @@ def measure_costs(plan: Plan, runs: Mapping[str, Sequence[Run]], known: Mapping[
 
 def count_flops(model: nn.Module, inputs: Sequence[Tensor]) -> int:
     """Count the FLOPs of a forward pass: matrix products and convolutions, with two FLOPs for a multiply-add."""
-    # FlopCounterMode has no formula for the fused attention kernel of CPUs. The math backend computes the same
-    # attention by matrix products, which it counts.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(*inputs)
-    return counter.get_total_flops()
+    with torch.no_grad():
+        return flops_of(lambda: model(*inputs))
 
 
 def _measure(experiments: Mapping[str, Experiment], baseline: str, world: World) -> dict[str, dict[str, Any]]:
