@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from pc_ewa.benchmark.contest import synchronize
-from pc_ewa.flops import flops_of
 from pc_ewa.benchmark.gpu_part import Part
 from pc_ewa.benchmark.gpu_plan import Plan, Variant
 from pc_ewa.benchmark.report import Table, number
+from pc_ewa.flops import flops_of
 from pc_ewa.train.compiled import compiled
 from pc_ewa.train.distributed import World
 from pc_ewa.train.loop import train_step

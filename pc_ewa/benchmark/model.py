@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from pc_ewa.benchmark.contest import PAUSE, Contender, Score, Verdict, compete
-from pc_ewa.flops import flops_of
 from pc_ewa.benchmark.latency import threads_set
 from pc_ewa.benchmark.memory import can_weigh
 from pc_ewa.benchmark.model_page import memory_table, page, profile_table
@@ -28,6 +27,7 @@ from pc_ewa.benchmark.model_steps import (
 from pc_ewa.benchmark.report import Table, Target, as_text, hardware, number
 from pc_ewa.config import Experiment
 from pc_ewa.ewa import merge_experts, upcycle
+from pc_ewa.flops import flops_of
 from pc_ewa.heap import give_freed_memory_back, keep_freed_memory
 from pc_ewa.train.distributed import World
 from pc_ewa.train.setup import build

@@ -51,7 +51,7 @@ def create_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(prog="pc-ewa evaluate", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument(
-        "checkpoint", help='a file of ours (last.pt, merged_last.pt, ...), an official one, or "random"'
+        "checkpoint", help='a run folder, a file of ours (last.pt, best.pt, ...), an official one, or "random"'
     )
     add_config_overrides(parser, "change keys of the config, as in data.root=/data")
     parser.add_argument("--config", metavar="CONFIG", help="the experiment, for checkpoints that do not hold one")
@@ -79,6 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, evaluate, print."""
     options = create_parser().parse_intermixed_args(arguments)
     check(options)
+    if options.checkpoint != "random":
+        from pc_ewa.train.run_folder import checkpoint_of
+
+        options.checkpoint = str(checkpoint_of(Path(options.checkpoint)))
     result: FewShot | Score
     if options.protocol == "fewshot":
         title, result, place = fewshot(options)

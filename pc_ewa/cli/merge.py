@@ -32,7 +32,9 @@ ENDINGS: dict[str, Format] = {".pt": "official", ".pth": "official", ".safetenso
 def create_parser() -> Parser:
     """Return the parser of the command."""
     parser = Parser(prog="pc-ewa merge", description=DESCRIPTION, epilog=EPILOG)
-    parser.add_argument("checkpoint", help="a checkpoint with mixtures of experts: last.pt, best.pt, step-N.pt")
+    parser.add_argument(
+        "checkpoint", help="a checkpoint with mixtures of experts: last.pt, best.pt, step-N.pt; or a run folder"
+    )
     add_config_overrides(parser, "change keys of its config, as in data.root=/data")
     parser.add_argument("-o", "--output", required=True, metavar="OUT", help="where to write the merged model")
     parser.add_argument(
@@ -81,8 +83,10 @@ def choose_format(asked: Format | None, output: Path) -> Format:
 def merge(options: argparse.Namespace, output: Path, written: Format) -> None:
     """Merge, write, and print the number of parameters, and the metric if a split is given."""
     from pc_ewa.train.restore import restore
+    from pc_ewa.train.run_folder import checkpoint_of
 
-    restored = restore(options.checkpoint, options.config, options.overrides, class_names(options))
+    place = checkpoint_of(Path(options.checkpoint), merged=False)
+    restored = restore(place, options.config, options.overrides, class_names(options))
     params, mixtures = restored.num_parameters, restored.mixtures
     if not mixtures and not options.format:
         raise CheckpointError(

@@ -34,6 +34,25 @@ class Confusion(NamedTuple):
     samples: int
 
 
+def uncertainty(correct: int, samples: int) -> str:
+    """Return the binomial standard error of an accuracy as text, or what all samples right, or none, prove at 95 %.
+
+    The standard error of 0 and of 100 % is 0, so it says nothing there; Wilson's interval does.
+
+    Example:
+        >>> uncertainty(7, 8)
+        'standard error 11.69%'
+        >>> uncertainty(8, 8)
+        '95 % interval from 67.56%'
+    """
+    bound = samples / (samples + 1.96**2)
+    if correct == samples:
+        return f"95 % interval from {bound:.2%}"
+    if correct == 0:
+        return f"95 % interval to {1 - bound:.2%}"
+    return f"standard error {math.sqrt(correct * (samples - correct) / samples**3):.2%}"
+
+
 @dataclass(frozen=True)
 class Accuracy:
     """A confusion matrix and the metrics derived from it.
@@ -131,7 +150,7 @@ class Accuracy:
         lines = [
             *voted,
             f"overall accuracy     {self.overall:.2%} "
-            f"({self.correct}/{self.samples}, standard error {self.standard_error:.2%})",
+            f"({self.correct}/{self.samples}, {uncertainty(self.correct, self.samples)})",
             f"mean class accuracy  {self.mean_class:.2%}",
         ]
         shown = [printable(name) for name in self._names]

@@ -18,7 +18,7 @@ from pc_ewa.models.base import PointModel
 from pc_ewa.trackers import TRACKERS
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.restore import Restored, restore
-from pc_ewa.train.run_folder import RunFolder
+from pc_ewa.train.run_folder import RunFolder, checkpoint_of
 
 Precision = Literal["fp32", "bf16"]
 
@@ -121,15 +121,18 @@ def find(source: str | Path) -> Path:
     path, name = Path(os.path.expanduser(source)), str(source)
     if os.path.isfile(path) or os.path.isfile(path / CONFIG):
         return path
-    run = RunFolder(path)
-    for checkpoint in (run.merged("last"), run.checkpoints.last):
-        if os.path.isfile(checkpoint):
-            return checkpoint
+    checkpoint = checkpoint_of(path)
+    if checkpoint != path:
+        return checkpoint
     if name in bundled_models():  # before other folders: one of that name may hold scans
         return bundled_models()[name]
     if os.path.isdir(path):
-        raise CheckpointError(f"{path} has neither checkpoints/{run.merged('last').name} of a run nor {CONFIG}")
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and path.suffix.lower() not in _FILES:
+        raise CheckpointError(
+            f"{path} has neither checkpoints/{RunFolder(path).merged('last').name} of a run nor {CONFIG}"
+        )
+    # "runs/typo", where there is a folder runs, is a path, and not a repository of somebody called "runs".
+    may_be_on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not os.path.isdir(path.parent)
+    if may_be_on_hub and path.suffix.lower() not in _FILES:
         return download(name)
     raise CheckpointError(
         f"{name} is not a file or a folder; give a checkpoint, a run folder, a folder of save_pretrained, owner/name "

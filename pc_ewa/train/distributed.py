@@ -50,7 +50,7 @@ def place_among_processes() -> Place:
     """Read RANK, LOCAL_RANK and WORLD_SIZE. Without them there is one process.
 
     Raises:
-        ConfigError: values that are not whole numbers, or a RANK outside of WORLD_SIZE.
+        ConfigError: values that are not whole numbers, a RANK outside of WORLD_SIZE, or several processes without RANK.
     """
     defaults = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     texts = {key: os.environ.get(key, default) for key, default in defaults.items()}
@@ -59,6 +59,8 @@ def place_among_processes() -> Place:
     if not all(text.isascii() and text.isdigit() for text in texts.values()):
         raise ConfigError(f"{told}: expected whole numbers; {remedy}")
     place = Place(*map(int, texts.values()))
+    if place.size > 1 and "RANK" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE={place.size} without RANK; {remedy}")
     if place.rank >= place.size:
         raise ConfigError(f"{told}: RANK counts from 0 to WORLD_SIZE - 1; {remedy}")
     return place

@@ -310,6 +310,6 @@ def _divergence_told(experiment: Experiment, step: int) -> Iterator[None]:
 
 def _diverged(experiment: Experiment, step: int, what: str) -> TrainingError:
     return TrainingError(
-        f"step {step}: {what}: not finite; the checkpoints before it are whole: lower train.lr (now "
+        f"step {step}: {what}: not finite; no checkpoint holds this step: lower train.lr (now "
         f"{experiment.train.lr:g}) or use train.precision=fp32"
     )

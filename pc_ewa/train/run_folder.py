@@ -30,6 +30,22 @@ _RENAMED = {
 }
 
 
+def checkpoint_of(place: Path, *, merged: bool = True) -> Path:
+    """Return the checkpoint of the last step if `place` is the folder of a run; else `place` itself.
+
+    Args:
+        place: a run folder, a file, or anything else.
+        merged: True for merged_last.pt if there is one, and else last.pt; False the other way round.
+
+    Example:
+        >>> checkpoint_of(Path("model.pt")).name
+        'model.pt'
+    """
+    run = RunFolder(place)
+    files = [run.merged("last"), run.checkpoints.last]
+    return next((file for file in (files if merged else reversed(files)) if os.path.isfile(file)), place)
+
+
 class RunFolder:
     """The folder of a run: config.yaml, environment.json, log.txt, metrics.jsonl, checkpoints/, summary.json.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pc_ewa import package
 from pc_ewa.config import Data
+from pc_ewa.eval.accuracy import uncertainty
 from pc_ewa.models import MODELS
 from pc_ewa.models.next_step import NextStep
 from pc_ewa.train.objectives import metric_of
@@ -64,10 +65,13 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     metric, lines = metric_of(summary["main_metric"]), []
     if summary.get("average"):
         lines.append(f"scores are those of the averaged weights ({summary['average']}), once there are any")
-    error = summary.get("test_standard_error_merged")
+    error, correct = (summary.get(f"test_{name}_merged") for name in ("standard_error", "correct"))
     if error is not None:
         samples = summary["test_samples"]
-        lines.append(f"a test {metric.title} on {samples} samples has a standard error of {error:.1%}")
+        doubt = f"standard error of {error:.1%}"
+        if correct in (0, samples):  # where that is 0
+            doubt = uncertainty(correct, samples)
+        lines.append(f"a test {metric.title} on {samples} samples has a {doubt}")
     if "test_svm_accuracy_merged" in summary:
         lines.append(f"linear SVM on the features, test samples: {summary['test_svm_accuracy_merged']:.1%}")
     if summary["val_samples"] == 0:

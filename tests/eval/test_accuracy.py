@@ -202,3 +202,11 @@ def test_mixtures_are_measured_merged_or_routed(toy_file: Path) -> None:
         assert not torch.allclose(measured(model, seed=2), routed, atol=1e-4)
     assert not torch.allclose(routed, merged, atol=1e-4)
     assert torch.equal(measured(model), merged)
+
+
+@pytest.mark.parametrize(("correct", "text"), [(12, "95 % interval from 75.75%"), (0, "95 % interval to 24.25%")])
+def test_all_right_or_none_right_is_not_certain(correct: int, text: str) -> None:
+    """Wilson's interval, as statsmodels has it: 0.7575 to 1 for 12 of 12."""
+    found = Accuracy(torch.tensor([[correct, 12 - correct], [0, 0]]))
+    assert f"({correct}/12, {text})" in found.table()
+    assert found.standard_error == 0

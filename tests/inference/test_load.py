@@ -172,6 +172,16 @@ def test_a_folder_of_scans_does_not_hide_the_bundled_model(tmp_path: Path, monke
     assert load.find("furniture") == Path("furniture")
 
 
+def test_a_run_folder_with_a_typing_error_is_not_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    monkeypatch.setattr(load, "download", lambda name: pytest.fail(f"{name} was looked up"))
+    with pytest.raises(CheckpointError, match="runs/quikstart is not a file or a folder"):
+        load.find("runs/quikstart")
+
+
 def test_a_damaged_summary_does_not_matter(trained: Any, tmp_path: Path) -> None:
     run = tmp_path / "run" / "checkpoints"
     run.mkdir(parents=True)

@@ -1,6 +1,7 @@
 """`pc-ewa evaluate`: what it measures, and on what."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import pc_ewa
+from pc_ewa.eval.accuracy import uncertainty
 from pc_ewa.train.distributed import World
 from pc_ewa.train.setup import build
 
@@ -22,7 +24,7 @@ def test_it_prints_what_the_summary_holds(tool: Tool, trained: Any, name: str, s
     assert (code, err) == (0, "")
     summary = trained.summary
     correct = summary[f"test_correct_merged{suffix}"]
-    assert f"overall accuracy     {correct / 12:.2%} ({correct}/12, standard error " in out
+    assert f"overall accuracy     {correct / 12:.2%} ({correct}/12, {uncertainty(correct, 12)})" in out
     assert f"mean class accuracy  {summary[f'test_mean_class_accuracy_merged{suffix}']:.2%}" in out
     lines = out.splitlines()
     at = next(i for i, line in enumerate(lines) if line.startswith("mean class accuracy"))
@@ -30,6 +32,14 @@ def test_it_prints_what_the_summary_holds(tool: Tool, trained: Any, name: str, s
     assert [row[0] for row in rows] == ["sphere", "cube", "torus"]
     assert sum(int(row[-1].strip("()").split("/")[0]) for row in rows) == correct
     assert all(row[-1].endswith("/4)") for row in rows)
+
+
+def test_a_run_folder_is_its_merged_model(tool: Tool, trained: Any, tmp_path: Path) -> None:
+    found = tmp_path / "found.json"
+    assert tool("evaluate", trained.folder, "--json", found).code == 0
+    content = json.loads(found.read_text())
+    assert content["checkpoint"] == str(trained.folder / "checkpoints" / "merged_last.pt")
+    assert content["correct"] == trained.summary["test_correct_merged"]
 
 
 def test_the_validation_part_is_the_one_that_training_held_out(tool: Tool, trained: Any) -> None:

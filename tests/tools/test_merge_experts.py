@@ -41,6 +41,15 @@ def test_the_output_loads_strictly_and_holds_the_mean_of_the_experts(
     assert content["class_names"] == ["sphere", "cube", "torus"]
 
 
+def test_a_run_folder_is_its_checkpoint_with_mixtures(
+    tool: Tool, trained: Any, checkpoint: Path, tmp_path: Path
+) -> None:
+    for source, output in ((trained.folder, "folder.pt"), (checkpoint, "file.pt")):
+        assert tool("merge_experts", source, "-o", tmp_path / output).code == 0
+    one, two = (torch.load(tmp_path / name, weights_only=True)["base_model"] for name in ("folder.pt", "file.pt"))
+    assert all(torch.equal(one[key], two[key]) for key in two)
+
+
 def test_it_measures_before_and_after(tool: Tool, trained: Any, checkpoint: Path, tmp_path: Path) -> None:
     code, out, _ = tool("merge_experts", checkpoint, "-o", tmp_path / "merged.pt", "--split", "test")
     assert code == 0

@@ -145,6 +145,7 @@ def test_running_statistics_become_the_mean_of_all_processes(monkeypatch: pytest
         ({"WORLD_SIZE": "0"}, "counts from 0"),
         ({"WORLD_SIZE": "2", "RANK": "2"}, "counts from 0"),
         ({"RANK": "1"}, "counts from 0"),
+        ({"WORLD_SIZE": "2"}, "without RANK"),
         ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR and MASTER_PORT"),
     ],
 )
