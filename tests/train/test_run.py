@@ -25,6 +25,7 @@ from pc_ewa.train.distributed import World
 from pc_ewa.train.run import check
 from pc_ewa.train.setup import build
 from pc_ewa.train.splits import load_splits
+from pc_ewa.train.summary import describe_summary
 
 MakeExperiment = Callable[..., Experiment]
 
@@ -120,6 +121,12 @@ def test_the_log_tells_what_the_terminal_told(
         "standard error",
     ):
         assert part in printed.out
+
+
+def test_the_table_says_what_all_right_or_none_right_proves(trained: Any) -> None:
+    for correct, proven in ((12, "12 samples has a 95 % interval from 75.75%"), (0, "has a 95 % interval to 24.25%")):
+        assert proven in describe_summary({**trained.summary, "test_correct_merged": correct})
+    assert "a standard error of" in describe_summary({**trained.summary, "test_correct_merged": 5})
 
 
 def test_a_second_start_retrains_nothing_and_shows_the_table_again(
