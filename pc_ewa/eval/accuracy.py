@@ -50,7 +50,18 @@ def uncertainty(correct: int, samples: int) -> str:
         return f"95 % interval from {bound:.2%}"
     if correct == 0:
         return f"95 % interval to {1 - bound:.2%}"
-    return f"standard error {math.sqrt(correct * (samples - correct) / samples**3):.2%}"
+    return f"standard error {binomial_error(correct, samples):.2%}"
+
+
+def binomial_error(correct: int, samples: int) -> float:
+    """Return the binomial standard error of the share `correct / samples`.
+
+    Example:
+        >>> round(binomial_error(5, 10), 3)
+        0.158
+    """
+    share = correct / samples
+    return math.sqrt(share * (1 - share) / samples)
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Accuracy:
     @property
     def standard_error(self) -> float:
         """Binomial standard error of `overall` for this number of samples."""
-        return math.sqrt(self.overall * (1 - self.overall) / self.samples)
+        return binomial_error(self.correct, self.samples)
 
     @property
     def per_class(self) -> tuple[ClassCount, ...]:

@@ -167,7 +167,9 @@ def is_bare(module: nn.Module, kind: type[nn.Module]) -> bool:
     Adapters such as LoRA put another class in its place; pruning and weight norm put hooks on it.
     """
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    everywhere = nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks
+    of_all = nn.modules.module
+    everywhere = of_all._global_forward_hooks, of_all._global_forward_pre_hooks
+    everywhere += of_all._global_backward_hooks, of_all._global_backward_pre_hooks
     return type(module) is kind and "forward" not in vars(module) and not any(hooks) and not any(everywhere)
 
 

@@ -84,7 +84,7 @@ def _score(summary: Mapping[str, Any], metric: Metric, state: str) -> str:
     value, error = (summary.get(f"test_{name}_{state}") for name in (metric.key, "standard_error"))
     if value is None:
         return "not measured"
-    return metric.format(value) + (f" ± {metric.format(error)}" if error is not None else "")
+    return metric.format(value) + (f" ± {metric.format(error)}" if error else "")
 
 
 def curves(lines: Sequence[Mapping[str, Any]], metric: Metric) -> Iterator[tuple[Chart, bool]]:

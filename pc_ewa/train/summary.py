@@ -68,10 +68,8 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
     error, correct = (summary.get(f"test_{name}_merged") for name in ("standard_error", "correct"))
     if error is not None:
         samples = summary["test_samples"]
-        doubt = f"standard error of {error:.1%}"
-        if correct in (0, samples):  # where that is 0
-            doubt = uncertainty(correct, samples)
-        lines.append(f"a test {metric.title} on {samples} samples has a {doubt}")
+        doubt = f"standard error {error:.2%}" if correct is None else uncertainty(correct, samples)
+        lines.append(f"test {metric.title} on {samples} samples: {doubt}")
     if "test_svm_accuracy_merged" in summary:
         lines.append(f"linear SVM on the features, test samples: {summary['test_svm_accuracy_merged']:.1%}")
     if summary["val_samples"] == 0:

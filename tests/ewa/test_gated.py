@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pc_ewa.ewa import Gate, GatedFFN, balance_loss, upcycle
+from pc_ewa.flops import flops_of
 from pc_ewa.models.transformer import Mlp
 
 Build = Callable[..., nn.Module]
@@ -214,9 +214,7 @@ def test_flops_are_those_of_one_ffn_times_the_capacity_factor_in_training(
     gated_mixture: Mixture,
 ) -> None:
     def flops(module: nn.Module) -> int:
-        with FlopCounterMode(display=False) as counter:
-            module(torch.randn(3, 8, 5).double())
-        return counter.get_total_flops()
+        return flops_of(lambda: module(torch.randn(3, 8, 5).double()))
 
     layer, gate = gated_mixture(4, capacity_factor=1.5), 2 * 24 * 5 * 4
     one = flops(Mlp(5, 10).double())

@@ -1,5 +1,6 @@
 """The backends that this machine has; law tests run once on each."""
 
+import importlib.util
 from collections.abc import Iterator
 
 import pytest
@@ -14,3 +15,17 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PC_EWA_OPS", request.param)
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def needs_compiler() -> None:
+    """Skip where the optional C++ compiler is missing."""
+    if problem := cpu.unavailable("cpu"):
+        pytest.skip(f"the kernels need an optional C++ compiler: {problem}")
+
+
+@pytest.fixture(scope="session")
+def needs_triton() -> None:
+    """Skip where the optional package triton is missing: CPU builds of torch come without it."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("the optional package triton is not installed")

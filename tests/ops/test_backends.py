@@ -55,13 +55,6 @@ def some_lengths(draw: st.DataObject, batch: int, count: int, least: int = 1) ->
     return None if lengths is None else torch.tensor(lengths)
 
 
-@pytest.fixture(scope="module")
-def needs_compiler() -> None:
-    problem = cpu.unavailable("cpu")
-    if problem:
-        pytest.skip(f"the kernels need an optional C++ compiler: {problem}")
-
-
 def assert_same(actual: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     for one, other in zip(actual, expected, strict=True):
         assert one.dtype == other.dtype

@@ -154,6 +154,18 @@ def test_hooks_of_the_norm_are_called():
     assert seen == [(32, 3)]
 
 
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
+def test_hooks_of_all_modules_are_called(kind):
+    """As profilers, flop counters and trackers of modules register them."""
+    x, norm, seen = torch.randn(4, 8, 3, requires_grad=True), nn.BatchNorm1d(3), []
+    handle = getattr(nn.modules.module, f"register_module_{kind}")(lambda module, *rest: seen.append(module))
+    try:
+        norm_relu(x, None, norm).sum().backward()
+    finally:
+        handle.remove()
+    assert seen == [norm]
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     patches=st.integers(1, 9), size=st.integers(1, 40), channels=st.integers(1, 20), seed=st.integers(0, 99),

@@ -18,8 +18,6 @@ from pc_ewa.ops import dispatch, reference, triton_backend
 
 Call = Callable[..., Any]
 
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-
 
 @pytest.fixture(scope="module")
 def in_interpreter() -> Iterator[Call]:
@@ -77,7 +75,7 @@ def padded(points: Tensor, lengths: Tensor) -> Tensor:
     return points.masked_fill((torch.arange(points.shape[1]) >= lengths[:, None])[..., None], torch.nan)
 
 
-@needs_triton
+@pytest.mark.usefixtures("needs_triton")
 class TestFarthestPointSample:
     @pytest.mark.parametrize("kind", KINDS)
     def test_every_point_of_any_cloud(self, backend: Call, kind: str) -> None:
@@ -114,7 +112,7 @@ class TestFarthestPointSample:
         check(actual, reference.farthest_point_sample(points, 8, start, lengths, skip))
 
 
-@needs_triton
+@pytest.mark.usefixtures("needs_triton")
 class TestKnn:
     @pytest.mark.parametrize("kind", KINDS)
     def test_all_neighbours_of_points_of_the_cloud(self, backend: Call, kind: str) -> None:
@@ -144,7 +142,7 @@ class TestKnn:
         check(backend("knn", queries, points, 1, None), reference.knn(queries, points, 1, None))
 
 
-@needs_triton
+@pytest.mark.usefixtures("needs_triton")
 class TestBallQuery:
     @pytest.mark.parametrize(("kind", "k"), [*((kind, 4) for kind in KINDS), ("grid", 1), ("grid", 50)])
     def test_any_cloud(self, backend: Call, kind: str, k: int) -> None:
@@ -166,7 +164,7 @@ class TestBallQuery:
         check(backend("ball_query", queries, points, 0.5, k, None), reference.ball_query(queries, points, 0.5, k, None))
 
 
-@needs_triton
+@pytest.mark.usefixtures("needs_triton")
 class TestNearest:
     @pytest.mark.parametrize(
         ("kind", "x_count", "y_count"),
@@ -218,7 +216,7 @@ def test_what_the_backend_leaves_to_the_next(monkeypatch: pytest.MonkeyPatch) ->
     assert triton_backend.nearest_backward(grad, grad, points, points, index, index) is NotImplemented
 
 
-@needs_triton
+@pytest.mark.usefixtures("needs_triton")
 def test_the_public_ops_ask_it_and_then_the_reference(in_interpreter: Call) -> None:
     assert in_interpreter(dispatch.backend, "cpu").name == "triton"
     queries, points = cloud("random", 1, 1), cloud("random", 1, 9, seed=1)

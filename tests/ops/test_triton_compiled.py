@@ -1,6 +1,5 @@
 """The Triton kernels, compiled for GPUs that need not be there, to see what becomes of them."""
 
-import importlib.util
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +9,6 @@ import pytest
 import torch
 
 from pc_ewa.ops import triton_backend
-
-needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
 
 
 @pytest.fixture
@@ -40,7 +37,7 @@ def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     return kernels
 
 
-@needs_triton
+@pytest.mark.usefixtures("needs_triton")
 @pytest.mark.parametrize("compiled", [90], indirect=True)
 @pytest.mark.slow
 def test_compiled_kernels_neither_contract_nor_spill(compiled: list[Any]) -> None:
@@ -70,7 +67,7 @@ def test_compiled_kernels_neither_contract_nor_spill(compiled: list[Any]) -> Non
             assert instruction not in kernel.asm["sass"], f"{instruction} in {kernel.metadata.name}"
 
 
-@needs_triton
+@pytest.mark.usefixtures("needs_triton")
 @pytest.mark.parametrize("compiled", [90], indirect=True)
 def test_arguments_of_one_compile_too(compiled: list[Any]) -> None:
     """Triton takes a 1 for a constant, and compiles another kernel for it."""

@@ -124,9 +124,9 @@ def test_the_log_tells_what_the_terminal_told(
 
 
 def test_the_table_says_what_all_right_or_none_right_proves(trained: Any) -> None:
-    for correct, proven in ((12, "12 samples has a 95 % interval from 75.75%"), (0, "has a 95 % interval to 24.25%")):
+    for correct, proven in ((12, "12 samples: 95 % interval from 75.75%"), (0, ": 95 % interval to 24.25%")):
         assert proven in describe_summary({**trained.summary, "test_correct_merged": correct})
-    assert "a standard error of" in describe_summary({**trained.summary, "test_correct_merged": 5})
+    assert "12 samples: standard error 14.23%" in describe_summary({**trained.summary, "test_correct_merged": 5})
 
 
 def test_a_second_start_retrains_nothing_and_shows_the_table_again(
