@@ -42,7 +42,8 @@ def norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
 def plain_norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Tensor:
     """Compute `norm_relu` in plain torch."""
     moved = x if shift is None else x + shift[:, None]
-    return F.relu(norm(moved.flatten(0, 1)), inplace=True).view(x.shape)
+    # A hook may keep the output of the norm, and torch forbids to change it under a backward hook.
+    return F.relu(norm(moved.flatten(0, 1)), inplace=not _has_hooks(norm)).view(x.shape)
 
 
 def norm_relu_linear_largest(
@@ -166,11 +167,16 @@ def is_bare(module: nn.Module, kind: type[nn.Module]) -> bool:
 
     Adapters such as LoRA put another class in its place; pruning and weight norm put hooks on it.
     """
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return type(module) is kind and "forward" not in vars(module) and not _has_hooks(module)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return True if calling the module calls more than its forward: hooks of its own, or of all modules."""
+    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
     of_all = nn.modules.module
-    everywhere = of_all._global_forward_hooks, of_all._global_forward_pre_hooks
-    everywhere += of_all._global_backward_hooks, of_all._global_backward_pre_hooks
-    return type(module) is kind and "forward" not in vars(module) and not any(hooks) and not any(everywhere)
+    forward = of_all._global_forward_hooks, of_all._global_forward_pre_hooks
+    backward = of_all._global_backward_hooks, of_all._global_backward_pre_hooks
+    return any(own) or any(forward) or any(backward)
 
 
 def _contiguous(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> tuple[Tensor | None, ...]:

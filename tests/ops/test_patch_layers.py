@@ -147,23 +147,25 @@ def test_norms_that_are_frozen_or_in_evaluation_are_left_to_torch():
     assert all(torch.equal(one, other) for one, other in zip(fused, plain, strict=True))
 
 
-def test_hooks_of_the_norm_are_called():
-    x, norm, seen = torch.randn(4, 8, 3), nn.BatchNorm1d(3), []
-    norm.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    norm_relu(x, None, norm)
-    assert seen == [(32, 3)]
-
-
 @pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"])
-def test_hooks_of_all_modules_are_called(kind):
-    """As profilers, flop counters and trackers of modules register them."""
+@pytest.mark.parametrize("of_all", [False, True])
+def test_hooks_are_called(of_all, kind):
+    """Hooks of the norm, and of all modules, as profilers and flop counters register them."""
     x, norm, seen = torch.randn(4, 8, 3, requires_grad=True), nn.BatchNorm1d(3), []
-    handle = getattr(nn.modules.module, f"register_module_{kind}")(lambda module, *rest: seen.append(module))
+    register = getattr(nn.modules.module, f"register_module_{kind}") if of_all else getattr(norm, f"register_{kind}")
+    handle = register(lambda module, *rest: seen.append(module))
     try:
         norm_relu(x, None, norm).sum().backward()
     finally:
         handle.remove()
     assert seen == [norm]
+
+
+def test_a_hook_may_keep_the_output_of_the_norm():
+    x, norm, kept = torch.randn(4, 8, 3), nn.BatchNorm1d(3), []
+    norm.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    norm_relu(x, None, norm)
+    assert kept[0].min() < 0
 
 
 @settings(deadline=None, max_examples=40)
