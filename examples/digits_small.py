@@ -9,6 +9,7 @@ command goes on, on another day or machine. Two processes share the work, each w
 import argparse
 import hashlib
 import json
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,13 @@ def few_digits(images: int) -> dict[str, Part]:
     return data | {"train": (points[few], labels[few])}
 
 
-def train(data: Part, arm: Arm, lr: float, seed: int, epochs: int) -> nn.Module:
-    """Train one model; returns the one to measure: merged, averaged, or with its gates."""
+def train(
+    data: Part, arm: Arm, lr: float, seed: int, epochs: int, watch: Callable[[int, nn.Module], None] | None = None
+) -> nn.Module:
+    """Train one model; returns the one to measure: merged, averaged, or with its gates.
+
+    `watch` is called with the number of finished epochs and the model as it trains.
+    """
     images, labels = data
     torch.manual_seed(seed)
     model: nn.Module = ViTForImageClassification(ViTConfig(**SIZE))
@@ -90,7 +96,7 @@ def train(data: Part, arm: Arm, lr: float, seed: int, epochs: int) -> nn.Module:
         pc_ewa.ExpertAverager(model, total_steps=steps, **arm["averaging"]).attach(optimizer)
     ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(arm["decay"])) if "decay" in arm else None
     order = torch.Generator().manual_seed(seed)  # the same batches for all: the default one deals the tokens
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
         for batch in torch.randperm(len(labels), generator=order).tensor_split(batches):
             optimizer.zero_grad()
             loss = model(pixel_values=images[batch], labels=labels[batch]).loss
@@ -99,6 +105,8 @@ def train(data: Part, arm: Arm, lr: float, seed: int, epochs: int) -> nn.Module:
             schedule.step()
             if ema:
                 ema.update_parameters(model)
+        if watch:
+            watch(epoch, model)
     model = ema.module if ema else model
     return (model if has_gate(model) else pc_ewa.merge_experts(model)).eval().requires_grad_(False)
 

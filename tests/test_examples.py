@@ -9,6 +9,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+
+import pc_ewa
 
 FIGURES = ("mean", "deviations", "identity", "spread", "merging")
 
@@ -167,3 +170,30 @@ def test_docs_of_the_theory_show_every_figure(repository: Path) -> None:
     for figure in FIGURES:
         assert f"(theory/{figure}.png)" in text
         assert (repository / "docs" / "theory" / f"{figure}.png").is_file()
+
+
+def test_mechanism_measures_the_models_that_it_trained(
+    toy_vit: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mechanism = importlib.import_module("mechanism")
+    mechanism.main(["--seeds", "2", "--epochs", "2", "--output", str(tmp_path)])
+    assert "dense models of two seeds agree on" in capsys.readouterr().out
+    found = json.loads((tmp_path / "mechanism.json").read_text())
+    for name, runs in found["runs"].items():
+        for run, dense in zip(runs, found["runs"]["dense"], strict=True):
+            assert run["ball_train"][0] == pytest.approx(run["train_loss"])
+            assert run["line_test"][found["along"].index(0)] == pytest.approx(dense["test_loss"])
+            assert run["line_test"][found["along"].index(1)] == pytest.approx(run["test_loss"])
+            assert run["distance"][-1] == pytest.approx(run["distance_at_end"])
+            assert len(run["spread"]) == (0 if name in ("dense", "slow") else 2)
+    for figure in ("sharpness", "distance", "agreement"):
+        assert (tmp_path / f"{figure}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_model_of_one_expert_is_that_expert(toy_vit: ModuleType) -> None:
+    mechanism, lab = importlib.import_module("mechanism"), importlib.import_module("theory_lab")
+    model = lab.build(0, 4, "independent")
+    expert = dict(mechanism.one_expert(model, 2).named_parameters())
+    layer, stacked = next(iter(pc_ewa.ewa.expert_layers(model).items()))
+    for name, stack in stacked.named_parameters():
+        assert any(torch.equal(stack[2], value) for value in expert.values()), (layer, name)

@@ -1,7 +1,10 @@
 """Torchrun starts all processes again when one of them, or a host, is lost; nothing of the result is."""
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,27 @@ def ran(folder: Path, toy_config: Path) -> Ran:
     )
 
 
+@pytest.fixture
+def namespaces() -> Iterator[tuple[str, str]]:
+    """Two network namespaces, joined by a cable: 10.9.0.1 and 10.9.0.2 are on devices of their names."""
+    names = f"a{os.getpid()}", f"b{os.getpid()}"
+    ip = shutil.which("ip")
+    if ip is None or subprocess.run([ip, "netns", "add", names[0]], capture_output=True, check=False).returncode:
+        pytest.skip("network namespaces need iproute2 and root")
+    try:
+        for command in (
+            f"netns add {names[1]}",
+            f"link add {names[0]} netns {names[0]} type veth peer name {names[1]} netns {names[1]}",
+            *(f"-n {name} addr add 10.9.0.{number}/24 dev {name}" for number, name in enumerate(names, 1)),
+            *(f"-n {name} link set {device} up" for name in names for device in ("lo", name)),
+        ):
+            subprocess.run([ip, *command.split()], check=True)
+        yield names
+    finally:
+        for name in names:
+            subprocess.run([ip, "netns", "del", name], capture_output=True, check=False)
+
+
 def last(run_folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(run_folder / "checkpoints" / "last.pt", weights_only=True)
     return content
@@ -85,6 +109,20 @@ def test_a_lost_host_costs_nothing_of_the_result(ran: Ran, folder: Path) -> None
     assert "resuming after step 2\neach process takes 4 of 4 parts of a batch" in log
     assert json.loads((folder / "hosts" / "environment.json").read_text())["processes"] == 1
     assert_same_losses(records(folder / "hosts"), records(folder / "two"))
+
+
+@pytest.mark.slow
+def test_a_host_without_its_cable_is_given_up(
+    namespaces: tuple[str, str], ran: Ran, folder: Path, toy_config: Path, tmp_path: Path
+) -> None:
+    """No connection is closed: the other host hears nothing, until its patience ends."""
+    train = [str(toy_config), f"output={tmp_path}/cut", "train.accumulate=2", *TOY]
+    addresses = "10.9.0.1", "10.9.0.2"
+    hosts = two_hosts("--max-restarts", 1, train=train, addresses=addresses)
+    done = under_torchrun(tmp_path, ("host", hosts), namespaces=namespaces)
+    assert done.codes == [[0, -9]], done.err
+    assert "resuming after step 2\neach process takes 4 of 4 parts" in (tmp_path / "cut" / "log.txt").read_text()
+    assert_same_losses(records(tmp_path / "cut"), records(folder / "two"))
 
 
 @pytest.mark.slow

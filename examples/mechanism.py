@@ -1,0 +1,237 @@
+"""Why EWA does or does not help: where training goes, how flat it is there, and how far apart the experts are.
+
+    python examples/mechanism.py     # 100 digits, 200 epochs, 10 seeds, 5 arms: a quarter of an hour on one core
+
+Trains arms of digits_small.py at one learning rate, the best of dense and EWA there, and measures them on the way and
+at the end. Writes docs/theory/mechanism.json and three figures beside it; docs/theory.md explains them.
+"""
+
+import argparse
+import copy
+import json
+import statistics
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from digits import Part
+from digits_small import ARMS, few_digits, train
+from theory_lab import build, loss, stacks
+from torch import Tensor, nn
+
+import pc_ewa
+from pc_ewa.compare.machine import hardware
+from pc_ewa.files import write_text
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+SHOWN = ("dense", "slow", "rup", "ewa", "ewa_constant")
+LR, IMAGES, DIRECTIONS = 5e-4, 100, 10
+RADII = [k / 20 for k in range(11)]  # of the norm of each row of weights
+ALONG = [k / 10 for k in range(-5, 16)]  # 0 is the dense model, 1 the other
+Record = dict[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Train, measure, write, draw, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--output", type=Path, default=Path("docs/theory"), help="folder of the figures")
+    options = parser.parse_args(arguments)
+    data = few_digits(IMAGES)
+    runs: dict[str, list[Record]] = {name: [] for name in SHOWN}
+    predictions = []
+    for seed in range(options.seeds):
+        found = {name: trained(data, name, seed, options.epochs) for name in SHOWN}
+        start, dense = weights(build(seed)), found["dense"][0]
+        predictions.append(classes(dense, data["test"]))
+        for name, (model, curves) in found.items():
+            runs[name].append({"seed": seed, **curves, **measured(model, dense, start, data)})
+        scores = (f"{name} {runs[name][-1]['test_accuracy']:.1%}" for name in SHOWN)
+        print(f"seed {seed}: {', '.join(scores)}", flush=True)
+    others = [agreement(a, b) for i, a in enumerate(predictions) for b in predictions[:i]]
+    result = {
+        "command": f"python examples/mechanism.py --seeds {options.seeds} --epochs {options.epochs}",
+        **{"date": date.today().isoformat(), "hardware": hardware(), "torch": torch.__version__},
+        **{"lr": LR, "images": IMAGES, "radii": RADII, "along": ALONG},
+        "titles": {name: ARMS[name]["title"] for name in SHOWN},
+        "agreement_of_dense_seeds": statistics.fmean(others) if others else None,
+        "runs": runs,
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    write_text(options.output / "mechanism.json", json.dumps(rounded(result)) + "\n")
+    draw(result, options.output)
+    show(result)
+
+
+def trained(data: dict[str, Part], name: str, seed: int, epochs: int) -> tuple[nn.Module, Record]:
+    """Train one arm. Returns the merged model, and curves of distance, spread and agreement of the experts."""
+    curves: Record = {"epoch": [], "distance": [], "spread": [], "experts_agree": [], "experts_lose": []}
+    start = weights(build(seed))
+
+    def watch(epoch: int, model: nn.Module) -> None:
+        if epoch % max(1, epochs // 40):
+            return
+        merged = pc_ewa.merge_experts(copy.deepcopy(model)).eval().requires_grad_(False)
+        curves["epoch"].append(epoch)
+        curves["distance"].append((weights(merged) - start).norm().item())
+        if not any(True for _ in stacks(model)):
+            return
+        parted = [
+            (stack - stack.mean(0)).norm() / (stack.mean(0).norm() * len(stack) ** 0.5) for stack in stacks(model)
+        ]
+        curves["spread"].append(torch.stack(parted).mean().item())
+        alone = [one_expert(model, expert) for expert in range(4)]
+        said = [classes(expert, data["test"]) for expert in alone]
+        pairs = [agreement(said[i], said[j]) for i in range(4) for j in range(i)]
+        curves["experts_agree"].append(statistics.fmean(pairs))
+        labels = data["test"][1]
+        lost = agreement(classes(merged, data["test"]), labels) - statistics.fmean(agreement(s, labels) for s in said)
+        curves["experts_lose"].append(lost)
+
+    return train(data["train"], ARMS[name], LR, seed, epochs, watch), curves
+
+
+def one_expert(model: nn.Module, expert: int) -> nn.Module:
+    """Build the dense model that has this expert of every mixture as its FFN."""
+    model = copy.deepcopy(model)
+    with torch.no_grad():
+        for stack in stacks(model):
+            stack.copy_(stack[expert].clone().expand_as(stack))
+    return pc_ewa.merge_experts(model).eval().requires_grad_(False)
+
+
+def measured(model: nn.Module, dense: nn.Module, start: Tensor, data: dict[str, Part]) -> Record:
+    """Measure a merged model: losses, distances, and the losses around it and on the line from dense to it."""
+    here, there = weights(model), weights(dense)
+    train_part, test_part = data["train"], data["test"]
+    around = [directions(model, seed) for seed in range(DIRECTIONS)]
+    probe = copy.deepcopy(model)
+
+    def loss_at(place: Tensor, part: Part) -> float:
+        nn.utils.vector_to_parameters(place, probe.parameters())
+        return loss(probe, *part).item()
+
+    def ball(part: Part) -> list[float]:
+        return [statistics.fmean(loss_at(here + r * way, part) for way in around) for r in RADII]
+
+    return {
+        **{"train_loss": loss(model, *train_part).item(), "test_loss": loss(model, *test_part).item()},
+        "test_accuracy": agreement(classes(model, test_part), test_part[1]),
+        "agrees_with_dense": agreement(classes(model, test_part), classes(dense, test_part)),
+        "distance_at_end": (here - start).norm().item(),
+        "from_dense": (here - there).norm().item(),
+        **{"ball_train": ball(train_part), "ball_test": ball(test_part)},
+        "line_train": [loss_at(there + t * (here - there), train_part) for t in ALONG],
+        "line_test": [loss_at(there + t * (here - there), test_part) for t in ALONG],
+    }
+
+
+def directions(model: nn.Module, seed: int) -> Tensor:
+    """Draw a random direction, each row as long as the row of weights that it changes; none for biases and norms.
+
+    Without that a model with larger weights would look flatter: Li et al., "Visualizing the Loss Landscape of Neural
+    Nets", section 4.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for parameter in model.parameters():
+        way = torch.randn(parameter.shape, generator=generator)
+        rows = parameter.dim() > 1
+        scale = parameter.flatten(1).norm(dim=1) / way.flatten(1).norm(dim=1) if rows else torch.zeros(1)
+        parts.append((way.flatten(1) * scale[:, None]).flatten() if rows else way * 0)
+    return torch.cat(parts)
+
+
+def weights(model: nn.Module) -> Tensor:
+    """Return a copy of all parameters as one vector."""
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def classes(model: nn.Module, part: Part) -> Tensor:
+    """Predict the class of each image."""
+    found: Tensor = model(pixel_values=part[0]).logits.argmax(1)
+    return found
+
+
+def agreement(first: Tensor, second: Tensor) -> float:
+    """Return the share of images to which both give the same class."""
+    return (first == second).double().mean().item()
+
+
+def draw(result: Record, folder: Path) -> None:
+    """Draw the three figures."""
+    runs, titles = result["runs"], result["titles"]
+
+    def mean(name: str, key: str) -> Tensor:
+        return torch.tensor([run[key] for run in runs[name]]).mean(0)
+
+    left, right = plt.subplots(1, 2, figsize=(9.5, 3.8))[1]
+    for color, name in enumerate(SHOWN):
+        for axis, part in ((left, "train"), (right, "test")):
+            axis.semilogy(RADII, mean(name, f"ball_{part}"), color=f"C{color}", label=titles[name])
+    left.set(title="Loss on the training images", xlabel="radius, of the norm of each row of weights")
+    right.set(title="Loss on the test images", xlabel="radius")
+    save(folder / "sharpness.png")
+
+    left, middle, right = plt.subplots(1, 3, figsize=(13, 3.8))[1]
+    for color, name in enumerate(SHOWN):
+        left.plot(runs[name][0]["epoch"], mean(name, "distance"), color=f"C{color}", label=titles[name])
+        if name != "dense":
+            middle.semilogy(ALONG, mean(name, "line_train"), color=f"C{color}", label=titles[name])
+            right.plot(ALONG, mean(name, "line_test"), color=f"C{color}", label=titles[name])
+    left.set(title="Distance from the start", xlabel="epoch")
+    middle.set(title="Training loss from dense (0) to the other (1)", xlabel="place on the line")
+    right.set(title="Test loss from dense (0) to the other (1)", xlabel="place on the line")
+    save(folder / "distance.png")
+
+    left, middle, right = plt.subplots(1, 3, figsize=(13, 3.8))[1]
+    for color, name in enumerate(SHOWN):
+        if runs[name][0]["spread"]:
+            epochs = runs[name][0]["epoch"]
+            left.semilogy(epochs, mean(name, "spread"), color=f"C{color}", label=titles[name])
+            middle.plot(epochs, 100 * mean(name, "experts_agree"), color=f"C{color}", label=titles[name])
+            right.plot(epochs, 100 * mean(name, "experts_lose"), color=f"C{color}", label=titles[name])
+    left.set(title="Spread of the experts", xlabel="epoch")
+    middle.set(title="Test images on which two experts agree, %", xlabel="epoch")
+    right.set(title="Merged above the experts, points of test accuracy", xlabel="epoch")
+    save(folder / "agreement.png")
+
+
+def save(path: Path) -> None:
+    """Add legends and write the figure to its file."""
+    for axis in plt.gcf().axes:
+        axis.legend(fontsize=7)
+    plt.tight_layout()
+    plt.savefig(path, dpi=110)
+    plt.close()
+
+
+def show(result: Record) -> None:
+    """Print the table of docs/theory.md: mean and deviation over the seeds."""
+    keys = ("test_accuracy", "train_loss", "test_loss", "distance_at_end", "from_dense", "agrees_with_dense")
+    print(f"| | {' | '.join(keys)} | training loss at radius 0.3 |\n|---|{'---|' * (len(keys) + 1)}")
+    for name in SHOWN:
+        runs = result["runs"][name]
+        rows = [[run[key] for run in runs] for key in keys] + [[run["ball_train"][RADII.index(0.3)] for run in runs]]
+        told = [f"{statistics.fmean(row):.3g} ± {statistics.stdev(row) if len(row) > 1 else 0:.1g}" for row in rows]
+        print(f"| {result['titles'][name]} | {' | '.join(told)} |")
+    if result["agreement_of_dense_seeds"] is not None:
+        print(f"dense models of two seeds agree on {result['agreement_of_dense_seeds']:.1%} of the test images")
+
+
+def rounded(value: Any) -> Any:
+    """Keep six digits of each number: what noise is needs no room in the file."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list) else value
+
+
+if __name__ == "__main__":
+    main()
