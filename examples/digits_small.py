@@ -36,6 +36,7 @@ Arm = dict[str, Any]
 RATES, SWEEP_SEEDS, EXTEND = (5e-4, 1e-3, 2e-3, 4e-3), 5, 3
 BATCH, LAYERS = 50, "every-2"
 CONSTANT, NAIVE = {"schedule": "constant"}, {"gate": True, "init": "independent"}
+INDEPENDENT = {"init": "independent"}
 FOLLOWS: Arm = {"share_rate": 0.75, "schedule": "lr", "alpha": 3e-3}
 # What pc_ewa.upcycle ("experts") and pc_ewa.ExpertAverager ("averaging") get, or what else is done to a dense model.
 ARMS: dict[str, Arm] = {
@@ -50,6 +51,9 @@ ARMS: dict[str, Arm] = {
         "experts": NAIVE,
         "averaging": {"stop": 0.5},
     },
+    # Not in the plan at first: see "After 100 digits" there.
+    "independent": {"title": "EWA, linear, independent experts", "experts": INDEPENDENT, "averaging": {}},
+    "mean_start": {"title": "dense, FFNs start as means of 4", "mean_of": 4},
     "ema": {"title": "dense + EMA", "decay": 0.99},
     "slow": {"title": "dense, FFNs at 0.66 of the rate", "factor": 0.66},
     "rup": {"title": "RUP, β = 0: merged only at the end", "experts": {}, "averaging": {"share_rate": 0.0}},
@@ -84,6 +88,8 @@ def train(
     images, labels = data
     torch.manual_seed(seed)
     model: nn.Module = ViTForImageClassification(ViTConfig(**SIZE))
+    if "mean_of" in arm:  # an FFN that is the mean of independent ones starts at 1/√N of its size, as under EWA
+        model = pc_ewa.merge_experts(pc_ewa.upcycle(model, arm["mean_of"], LAYERS, "independent"))
     if "experts" in arm:
         gate = Gate(balance_weight=0.01) if arm["experts"].get("gate") else None
         pc_ewa.upcycle(model, **{"num_experts": 4, "layers": LAYERS, **arm["experts"], "gate": gate})

@@ -18,6 +18,7 @@ import matplotlib
 import torch
 from digits import Part
 from digits_small import ARMS, few_digits, train
+from scipy.stats import t
 from theory_lab import build, loss, stacks
 from torch import Tensor, nn
 
@@ -41,12 +42,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--output", type=Path, default=Path("docs/theory"), help="folder of the figures")
+    parser.add_argument("--draw", action="store_true", help="train nothing: draw and print what mechanism.json says")
     options = parser.parse_args(arguments)
+    file = options.output / "mechanism.json"
+    if not options.draw:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(rounded(measure_all(options.seeds, options.epochs))) + "\n")
+    result = json.loads(file.read_text())
+    draw(result, options.output)
+    show(result)
+
+
+def measure_all(seeds: int, epochs: int) -> Record:
+    """Train and measure each arm with each seed."""
     data = few_digits(IMAGES)
     runs: dict[str, list[Record]] = {name: [] for name in SHOWN}
     predictions = []
-    for seed in range(options.seeds):
-        found = {name: trained(data, name, seed, options.epochs) for name in SHOWN}
+    for seed in range(seeds):
+        found = {name: trained(data, name, seed, epochs) for name in SHOWN}
         start, dense = weights(build(seed)), found["dense"][0]
         predictions.append(classes(dense, data["test"]))
         for name, (model, curves) in found.items():
@@ -54,18 +67,14 @@ def main(arguments: list[str] | None = None) -> None:
         scores = (f"{name} {runs[name][-1]['test_accuracy']:.1%}" for name in SHOWN)
         print(f"seed {seed}: {', '.join(scores)}", flush=True)
     others = [agreement(a, b) for i, a in enumerate(predictions) for b in predictions[:i]]
-    result = {
-        "command": f"python examples/mechanism.py --seeds {options.seeds} --epochs {options.epochs}",
+    return {
+        "command": f"python examples/mechanism.py --seeds {seeds} --epochs {epochs}",
         **{"date": date.today().isoformat(), "hardware": hardware(), "torch": torch.__version__},
         **{"lr": LR, "images": IMAGES, "radii": RADII, "along": ALONG},
         "titles": {name: ARMS[name]["title"] for name in SHOWN},
         "agreement_of_dense_seeds": statistics.fmean(others) if others else None,
         "runs": runs,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    write_text(options.output / "mechanism.json", json.dumps(rounded(result)) + "\n")
-    draw(result, options.output)
-    show(result)
 
 
 def trained(data: dict[str, Part], name: str, seed: int, epochs: int) -> tuple[nn.Module, Record]:
@@ -126,8 +135,8 @@ def measured(model: nn.Module, dense: nn.Module, start: Tensor, data: dict[str, 
         "distance_at_end": (here - start).norm().item(),
         "from_dense": (here - there).norm().item(),
         **{"ball_train": ball(train_part), "ball_test": ball(test_part)},
-        "line_train": [loss_at(there + t * (here - there), train_part) for t in ALONG],
-        "line_test": [loss_at(there + t * (here - there), test_part) for t in ALONG],
+        "line_train": [loss_at(there + k * (here - there), train_part) for k in ALONG],
+        "line_test": [loss_at(there + k * (here - there), test_part) for k in ALONG],
     }
 
 
@@ -170,23 +179,28 @@ def draw(result: Record, folder: Path) -> None:
     def mean(name: str, key: str) -> Tensor:
         return torch.tensor([run[key] for run in runs[name]]).mean(0)
 
-    left, right = plt.subplots(1, 2, figsize=(9.5, 3.8))[1]
+    left, *others = plt.subplots(1, 3, figsize=(13, 3.8))[1]
     for color, name in enumerate(SHOWN):
-        for axis, part in ((left, "train"), (right, "test")):
-            axis.semilogy(RADII, mean(name, f"ball_{part}"), color=f"C{color}", label=titles[name])
-    left.set(title="Loss on the training images", xlabel="radius, of the norm of each row of weights")
-    right.set(title="Loss on the test images", xlabel="radius")
+        left.semilogy(RADII, mean(name, "ball_train"), color=f"C{color}", label=titles[name])
+        for axis, key in zip(others, ("ball_train", "ball_test"), strict=True):
+            if name != "dense":
+                middle, half = against_dense(runs, name, key)
+                axis.plot(RADII, middle, color=f"C{color}", label=titles[name])
+                axis.fill_between(RADII, middle - half, middle + half, color=f"C{color}", alpha=0.15, lw=0)
+    left.set(title="Training loss around the model", xlabel="radius, of the norm of each row of weights")
+    others[0].set(title="Training loss there, less that of dense", xlabel="radius")
+    others[1].set(title="Test loss there, less that of dense", xlabel="radius")
     save(folder / "sharpness.png")
 
     left, middle, right = plt.subplots(1, 3, figsize=(13, 3.8))[1]
     for color, name in enumerate(SHOWN):
         left.plot(runs[name][0]["epoch"], mean(name, "distance"), color=f"C{color}", label=titles[name])
         if name != "dense":
-            middle.semilogy(ALONG, mean(name, "line_train"), color=f"C{color}", label=titles[name])
+            middle.plot(ALONG, mean(name, "line_train"), color=f"C{color}", label=titles[name])
             right.plot(ALONG, mean(name, "line_test"), color=f"C{color}", label=titles[name])
     left.set(title="Distance from the start", xlabel="epoch")
-    middle.set(title="Training loss from dense (0) to the other (1)", xlabel="place on the line")
-    right.set(title="Test loss from dense (0) to the other (1)", xlabel="place on the line")
+    middle.set(title="Training loss on the line", xlabel="from dense (0) to the other (1)")
+    right.set(title="Test loss on the line", xlabel="from dense (0) to the other (1)")
     save(folder / "distance.png")
 
     left, middle, right = plt.subplots(1, 3, figsize=(13, 3.8))[1]
@@ -198,8 +212,17 @@ def draw(result: Record, folder: Path) -> None:
             right.plot(epochs, 100 * mean(name, "experts_lose"), color=f"C{color}", label=titles[name])
     left.set(title="Spread of the experts", xlabel="epoch")
     middle.set(title="Test images on which two experts agree, %", xlabel="epoch")
-    right.set(title="Merged above the experts, points of test accuracy", xlabel="epoch")
+    right.set(title="Test accuracy: merged less experts, points", xlabel="epoch")
     save(folder / "agreement.png")
+
+
+def against_dense(runs: dict[str, list[Record]], name: str, key: str) -> tuple[Tensor, Tensor]:
+    """Return the mean difference from dense, paired by seed, and half of its 95 % t interval (0 for one seed)."""
+    own, dense = (torch.tensor([run[key] for run in runs[arm]]) for arm in (name, "dense"))
+    apart = own - dense
+    count = len(apart)
+    half = apart.std(0) * float(t.ppf(0.975, count - 1)) / count**0.5 if count > 1 else apart[0] * 0
+    return apart.mean(0), half
 
 
 def save(path: Path) -> None:
@@ -220,6 +243,10 @@ def show(result: Record) -> None:
         rows = [[run[key] for run in runs] for key in keys] + [[run["ball_train"][RADII.index(0.3)] for run in runs]]
         told = [f"{statistics.fmean(row):.3g} ± {statistics.stdev(row) if len(row) > 1 else 0:.1g}" for row in rows]
         print(f"| {result['titles'][name]} | {' | '.join(told)} |")
+    for name in SHOWN[1:]:
+        for key in ("test_accuracy", "test_loss"):
+            middle, half = (float(value) for value in against_dense(result["runs"], name, key))
+            print(f"{result['titles'][name]}: {key} {middle:+.4f} ({middle - half:+.4f} to {middle + half:+.4f})")
     if result["agreement_of_dense_seeds"] is not None:
         print(f"dense models of two seeds agree on {result['agreement_of_dense_seeds']:.1%} of the test images")
 

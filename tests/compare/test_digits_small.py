@@ -21,7 +21,7 @@ def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.import_module("digits_small")
     monkeypatch.setattr(module, "RATES", (1e-3, 2e-3))
     monkeypatch.setattr(module, "EXTEND", 1)
-    kinds = ("dense", "ewa", "naive", "naive_ewa", "ema", "slow", "ewa_lr")  # one arm of each
+    kinds = ("dense", "ewa", "naive", "naive_ewa", "mean_start", "ema", "slow", "ewa_lr")  # one arm of each
     monkeypatch.setattr(module, "ARMS", {name: module.ARMS[name] for name in kinds})
     return module
 
