@@ -106,6 +106,11 @@ def build(experiment: Experiment, world: World) -> Setup:
         f"{extra}) on {world.size} x {world.device.type}{sharded}"
         f"{f', compiled ({train.compile})' if train.compile else ''}"
     )
+    if 20 * (left := len(splits.train) % train.batch_size) > len(splits.train):
+        notes.append(
+            f"{left} of {len(splits.train)} training samples sit out each epoch, others in each: "
+            f"train.batch_size={train.batch_size} leaves no whole batch for them"
+        )
     backend = ops.backend(world.device)
     notes.append(f"ops: {backend.name} ({backend.reason})")
     rate: Callable[[int], float] = (

@@ -82,7 +82,7 @@ def _remarks(summary: dict[str, Any]) -> list[str]:
 
 def next_commands(summary: dict[str, Any]) -> list[str]:
     """Return the next commands, each with its reason."""
-    output, seed = shlex.quote(summary["output"]), summary["seed"] + 1
+    seed = summary["seed"] + 1
     again = f"{package.command()} train {shlex.quote(str(RunFolder(summary['output']).config_path))}"
     rival = ("ewa=null", "dense", "without EWA") if summary["mixtures"] else ("ewa.num_experts=4", "ewa", "with EWA")
     if summary.get("gated"):
@@ -98,10 +98,15 @@ def next_commands(summary: dict[str, Any]) -> list[str]:
     if starts_another and not summary.get("gated"):  # nothing starts from gated mixtures
         commands[_next_training(summary, model_class.next_step)] = model_class.next_step.why
     if summary["ffns_merged"]:
-        commands[f"{again} {rival[0]} output={output}_{rival[1]}"] = f"the same run {rival[2]}"
-    commands[f"{again} seed={seed} output={output}_seed{seed}"] = "another seed"
+        commands[f"{again} {rival[0]} {_output(summary, rival[1])}"] = f"the same run {rival[2]}"
+    commands[f"{again} seed={seed} {_output(summary, f'seed{seed}')}"] = "another seed"
     width = min(max(map(len, commands)), 100)
     return [f"{command:<{width}}   # {why}" for command, why in commands.items()]
+
+
+def _output(summary: dict[str, Any], suffix: str) -> str:
+    """Name the run folder of another run beside this one, quoted for a shell."""
+    return shlex.quote(f"output={summary['output']}_{suffix}")
 
 
 def _next_training(summary: dict[str, Any], step: NextStep) -> str:
@@ -121,7 +126,7 @@ def _next_training(summary: dict[str, Any], step: NextStep) -> str:
     if root != Data.model_fields["root"].default:
         sections = ["data", *(["probe.data"] if chosen.get("probe") else [])]
         changes += [f"{section}.root={shlex.quote(root)}" for section in sections]
-    changes.append(f"output={shlex.quote(summary['output'])}_{step.model}")
+    changes.append(_output(summary, step.model))
     return f"{package.command()} train {name} {flag}{_merged(summary)} {' '.join(changes)}"
 
 

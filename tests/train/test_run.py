@@ -111,6 +111,7 @@ def test_the_log_tells_what_the_terminal_told(
     for part in (
         "data: 21 train, 3 validation, 12 test samples, 3 classes",
         "plan: 4 steps of 8 samples (2 epochs) on 1 x cpu",
+        "5 of 21 training samples sit out each epoch",
         "step 2/4 (epoch 1): validation accuracy",
         "with experts",
         "test accuracy, last step",
