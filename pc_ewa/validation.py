@@ -73,7 +73,10 @@ def check_arguments(
 def arguments_model(
     name: str, function: Callable[..., object] | Sequence[Callable[..., object]], skip: Iterable[str] = ()
 ) -> "type[pydantic.BaseModel]":
-    """Return the pydantic model of the keyword arguments that `check_arguments` checks."""
+    """Build the pydantic model that `check_arguments` validates with: a field for each keyword argument.
+
+    It refuses unknown names, NaN, infinity, and true or false for a number.
+    """
     import pydantic
 
     fields: Any = _fields(function, skip)

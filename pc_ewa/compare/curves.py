@@ -104,7 +104,7 @@ class Curves:
 
 
 def make_curves(plan: Plan, runs: Mapping[str, Sequence[Run]]) -> Curves:
-    """Compute the curves over the seeds.
+    """Average the curves of each variant over its runs: one for each seed, or for each seed and fold.
 
     Args:
         plan: the comparison.

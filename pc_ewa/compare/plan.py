@@ -20,7 +20,11 @@ from pc_ewa.yaml_config import apply_overrides, read_yaml
 
 
 class Run(NamedTuple):
-    """One training run. `value` is None without a sweep, `fold` is None without cross-validation."""
+    """One training run of a variant, with the value of the swept key and the number of the fold.
+
+    `value` is None without a sweep, `fold` is None without cross-validation. `overrides` are the changes of the
+    shared config, as `key=value`.
+    """
 
     variant: str
     value: Number | None
@@ -42,6 +46,7 @@ class Run(NamedTuple):
     @property
     def title(self) -> str:
         """Its name in progress lines."""
+        # The end of the folder: the variant, then the value and the fold if there are any, then the seed.
         return " ".join(self.folder.parts[-2 - (self.value is not None) - (self.fold is not None) :])
 
 

@@ -89,9 +89,10 @@ def collect(
 
 
 def collect_folders(folders: Sequence[Path]) -> dict[str, Any]:
-    """Collect finished runs by their folders, as `collect` does. The first setting is the baseline.
+    """Collect the content of results.json from the folders of finished runs, without the keys that need a plan.
 
-    Runs whose configs differ only in seed, output and trackers are one setting.
+    Runs whose configs differ only in seed, output and trackers are one setting. That of the first folder is the
+    baseline.
 
     Raises:
         CheckpointError: a folder without a finished run, or with a damaged one.

@@ -36,15 +36,15 @@ class Clouds:
     """N shapes of P points each.
 
     Attributes:
-        points: (M, P, 3) in the stored type: float32, float16 or int16. Points of a file in our layout are
-            memory-mapped, so that shapes that are never drawn take no memory.
+        points: the M stored clouds, (M, P, 3), in the stored type: float32, float16 or int16. M is N unless `rows`
+            selects some. Contiguous points of a file are memory-mapped: shapes that are never read take no memory.
         scale: coordinates are points / scale for int16. None for the other types.
         labels: (N,) int64, positions in `class_names`.
         class_names: name of every class, including classes without a shape here.
         up_axis: the axis that points up, "x", "y" or "z".
         name: name of the dataset, for logs and reports.
         shape_names: one name per shape. None if the dataset has no names.
-        rows: (N,) int64, the index among the M stored clouds of each shape. None selects all, in order.
+        rows: (N,) int64, for each shape its index among the M stored clouds. None selects all, in order.
         parts: (M, P) uint8, the part label of each point, mapped like the points. None without part labels.
         file: the file that points and parts are mapped from. None if they are in memory. It is checked before and
             after each read; a change by another process raises DataError.

@@ -70,6 +70,7 @@ class Layout:
         if "split" in file:
             self.splits = self._positions("split", "split_names", self.split_names)
         self.shape_names = self._shape_names() if "name" in file else None
+        # `in file`, not `in self.arrays`, which has no groups: a group of this name is an error, not absent.
         if "part" in file:
             self._check_parts()
         self.up_axis = self._checked_up_axis()
@@ -183,7 +184,7 @@ class Layout:
         remedy = "set data.attrs['scale'] to a number above 0 (coordinates = data / scale)"
         if scale is None:
             self.fail("data is int16 without an attribute scale", remedy)
-        if not isinstance(scale, np.number) or not (math.isfinite(scale) and scale > 0):
+        if not isinstance(scale, np.integer | np.floating) or not (math.isfinite(scale) and scale > 0):
             self.fail(f"data has scale {scale}", remedy)
         return float(scale)
 

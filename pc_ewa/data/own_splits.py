@@ -171,7 +171,7 @@ def _groups(found: Mapping[str, Found], group_by: str | None) -> dict[str, list[
 
 
 def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str, str]) -> list[str]:
-    """Compare the classes of the splits, and return notes for the user, one per line.
+    """Check the classes, and return notes for the user: names alike but for case, one class, no test shape.
 
     Raises:
         DataError: a class without a training shape.

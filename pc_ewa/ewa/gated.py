@@ -212,4 +212,5 @@ def _first_come(chosen: Tensor, num_experts: int, capacity: int) -> tuple[Partit
     everyone = torch.arange(len(chosen), device=chosen.device)
     taken = everyone.new_full((num_experts * capacity + 1,), len(chosen)).scatter_(0, slots, everyone)
     grid = taken[:-1].view(1, num_experts, capacity)
+    # A dropped token reads the last slot, whoever has it: `_within_capacity` replaces its output by 0.
     return Partition(grid, slots.clamp(max=num_experts * capacity - 1)[None]), kept

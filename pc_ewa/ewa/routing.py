@@ -79,7 +79,7 @@ def combine(groups: Tensor, partition: Partition) -> Tensor:
         True
     """
     # A gather by `slots`, not a scatter by `tokens`: no index occurs twice, so the backward is deterministic, and an
-    # empty slot gets no gradient.
+    # empty slot gets no gradient. Only tokens that a gate drops share an index, and their gradient is 0.
     rows, _, size = partition.tokens.shape
     expert, slot = partition.slots // size, partition.slots % size
     flat = expert * (rows * size) + _row_offsets(rows, size, groups.device)[..., 0] + slot

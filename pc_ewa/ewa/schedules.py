@@ -86,5 +86,6 @@ class ShareRate:
         """Return the β for which γ = min(γ_max, (lr / alpha)^power), where γ = β N/(N-1)."""
         if lr is None or self.alpha is None:
             raise ValueError("schedule='lr' needs the learning rate of the step; attach(optimizer), or step(lr=...)")
+        # β = γ (N-1)/N rises with γ, so the smaller γ has the smaller β.
         limit = (self.num_experts - 1) / self.num_experts
         return min(self.peak, limit * (lr / self.alpha) ** self.power)

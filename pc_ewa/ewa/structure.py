@@ -109,6 +109,8 @@ def _is_there_and_back(sizes: list[_Map], any_width: bool) -> bool:
         first, last = sizes
         hidden_sizes = [last.inputs, 2 * last.inputs]
     elif len(sizes) == 3 and len(set(sizes)) <= 2:
+        # The size that occurs twice is C -> H, of the gate and the layer that it gates; the other is H -> C.
+        # If C = H all three are equal, and `others` is empty.
         (first, _), *others = Counter(sizes).most_common()
         last = others[0][0] if others else first
         hidden_sizes = [last.inputs]

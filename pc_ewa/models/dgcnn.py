@@ -42,7 +42,7 @@ def edge_convolution(layer: nn.Sequential, own: Tensor, features: Tensor, index:
     edges = mapped + F.linear(own, centre - difference)[:, :, None]
     normed = norm(rearrange(edges, "b m k d -> b d m k"))
     # The activation is increasing, so it commutes with the maximum. Applied after it, it runs once per query, not once
-    # per edge.
+    # per edge. The norm must come first: its statistics are over all edges, and its weights may be negative.
     return activation(normed.max(dim=3).values).transpose(1, 2)
 
 

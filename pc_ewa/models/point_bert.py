@@ -233,6 +233,7 @@ class PointBERT(PointModel):
         if self._keys:
             keys, self._keys = torch.cat(self._keys), []
             enqueue(self.queue, self.queue_ptr, keys)
+        # Parameters, not buffers: the batch norms of `transformer_k` have the statistics of its own forwards.
         for name, value in merged_parameters(self.transformer_q):
             self.transformer_k.get_parameter(name).mul_(self.momentum).add_(value, alpha=1 - self.momentum)
 

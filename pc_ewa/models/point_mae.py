@@ -174,6 +174,7 @@ class _Decoder(nn.Module):
         """Map all tokens (B, G, C), and return the last `count` of each sample, those of the masked patches."""
         for block in self.blocks:
             x = block(x + position)
+        # `count` is at least 1, as every mask hides a patch: -0 would return all tokens.
         return self.norm(x[:, -count:])
 
 

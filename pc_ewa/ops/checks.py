@@ -16,9 +16,10 @@ class NotFiniteError(ValueError):
 
 @contextmanager
 def noting_in(note: Tensor | None) -> Iterator[None]:
-    """Set a flag if coordinates are not finite, in a `with` block, instead of raising `NotFiniteError`.
+    """Set a flag for coordinates that are not finite, instead of raising `NotFiniteError`, within a `with` block.
 
-    So nothing waits for the GPU. The ops run on zeros in place of such coordinates, because kernels must not read NaN.
+    Raising would have to read the result of the check, which waits for the GPU. Of nested blocks only the innermost
+    sets its flag. The ops run on zeros in place of such coordinates, because kernels must not read NaN.
     CUDA graphs captured inside of the block need such a block with the same flag whenever they run. `lengths` are still
     read.
 
@@ -32,7 +33,8 @@ def noting_in(note: Tensor | None) -> Iterator[None]:
     try:
         yield
     finally:
-        _notes.remove(note)
+        # By identity: `remove` compares with ==, and of two nested flags that are equal would take the outer one.
+        del _notes[next(i for i, flag in enumerate(_notes) if flag is note)]
 
 
 def check_cloud(name: str, points: Tensor) -> Tensor:

@@ -109,6 +109,7 @@ class _NormRelu(torch.autograd.Function):
                 y = _differentiable(x, shift, weight, bias, ctx.eps)
             return *_gradients(y, (x, shift, weight, bias), grad), None, None, None
         norm = cpu.Norm(weight, bias, mean, variance, ctx.eps)
+        # None for mean and variance: both depend on x and shift, whose gradients already contain that part.
         return *cpu.norm_relu_backward(grad.contiguous(), x, shift, norm), None, None, None
 
 
@@ -227,6 +228,7 @@ def _has_kernels(x: Tensor) -> bool:
         return False
     # `type(x) is Tensor`: a subclass, such as a DTensor or a fake tensor, need not have its data at data_ptr().
     readable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and type(x) is Tensor
+    # A tensor with the negative bit is a view of memory with the opposite numbers, also after contiguous().
     readable = readable and x.dim() == 3 and not x.is_neg()
     # A dispatch mode, such as that of make_fx, sees no kernel that is called through a pointer.
     traced = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0

@@ -71,6 +71,7 @@ def ball_query(queries: Tensor, points: Tensor, squared_radius: float, k: int, l
         inside = torch.where(squared < squared_radius, index, count)
         first = inside.topk(min(k, count), largest=False, sorted=True).values
         first = torch.nn.functional.pad(first, (0, k - first.shape[2]), value=count)
+        # `% count` leaves a first index as it is, and makes 0 of `count`, which stands where no point is inside.
         found[:, rows] = torch.where(first < count, first, first[..., :1] % count)
     return found
 

@@ -104,6 +104,7 @@ def farthest_point_sample_streaming(planes, nearest, start, chosen, count, n, TI
         last_x, last_y, last_z = _point(planes + last, count)
         # The best key of each column over all tiles, so that the threads wait for each other only in one reduction per
         # round. Its barrier also makes the stores of this round visible to all threads in the next.
+        # -_LAST_KEY is below every key, also below those of -1, whose bits are a negative integer.
         best = tl.full([TILE], -_LAST_KEY, tl.int64)
         for begin in range(0, count, TILE):
             index = begin + tl.arange(0, TILE)
@@ -231,6 +232,7 @@ def nearest(x, y, x_lengths, y_lengths, distances, indices, x_count, y_count, RO
     for begin in range(0, length, TILE):
         new_x, new_y, new_z = _load(y, begin + column, begin + column < length, float("inf"))
         new = _squared_norm(row_x - new_x, row_y - new_y, row_z - new_z)
+        # Not <=: indices rise from tile to tile, so each column keeps the lowest index of equal distances.
         index = tl.where(new < distance, begin + column, index)
         distance = tl.minimum(distance, new)
     key = tl.where(inside, tl.min(_key(distance, index), 1), 0)

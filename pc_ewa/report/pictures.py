@@ -60,7 +60,7 @@ class Pictures:
         return score if isinstance(score, Segmentation) else None
 
     def scenes(self) -> Iterator[tuple[str, Scene]]:
-        """Yield titles and scenes for the kind of model."""
+        """Yield title and scene of each picture that suits the model. Without a checkpoint there is none."""
         if not self.has_model:
             return
         subjects = self._subjects

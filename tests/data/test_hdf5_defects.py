@@ -76,6 +76,7 @@ DEFECTS: list[tuple[str, Change, str, str]] = [
     ("no scale", scale(None), "int16 without an attribute scale", "set data.attrs"),
     ("zero scale", scale(0.0), "data has scale 0.0", "set data.attrs.* above 0"),
     ("NaN scale", scale(float("nan")), "data has scale nan", "set data.attrs"),
+    ("complex scale", scale(np.complex64(2 + 1j)), r"data has scale \(2\+1j\)", "set data.attrs"),
     ("text scale", scale("big"), "data has scale big", "set data.attrs"),
     ("NaN", floats(bad_points(np.nan)), r"shape 4 of data has nan \(1 such shape of 6\)", "remove or repair"),
     ("infinity", floats(bad_points(-np.inf)), "shape 4 of data has -inf", "remove or repair"),

@@ -161,3 +161,16 @@ def test_noted_coordinates_are_taken_for_zeros() -> None:
         assert torch.equal(noted, call(clean))
         with pytest.raises(ValueError, match="NaN or inf"):
             call(bad)
+
+
+def test_nested_flags_are_set_by_the_innermost_block() -> None:
+    outer, inner, bad = torch.tensor(False), torch.tensor(False), torch.full((1, 4, 3), torch.nan)
+    with noting_in(outer):
+        with noting_in(inner):  # equal to the outer one
+            ops.farthest_point_sample(bad, 2)
+        assert inner
+        assert not outer
+        ops.farthest_point_sample(bad, 2)
+        assert outer
+    with pytest.raises(ValueError, match="NaN or inf"):
+        ops.farthest_point_sample(bad, 2)
