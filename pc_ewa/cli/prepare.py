@@ -156,6 +156,7 @@ def _files(options: argparse.Namespace) -> None:
     from pc_ewa.data.convert import convert
     from pc_ewa.data.near_copies import NearCopies
     from pc_ewa.data.own_files import source as own_source
+    from pc_ewa.data.own_splits import lost_classes
 
     copies = NearCopies()
     shapes = own_source(
@@ -172,7 +173,8 @@ def _files(options: argparse.Namespace) -> None:
     _report_skipped(done)
     _report_ignored(folder)
     skipped = {name for name, _ in done.skipped}
-    for note in (*shapes.notes, *copies.notes(item for item in shapes.items if item.name not in skipped)):
+    kept = [item for item in shapes.items if item.name not in skipped]
+    for note in (*shapes.notes, *lost_classes(shapes.items, kept, shapes.class_names), *copies.notes(kept)):
         print(f"\nnote: {printable(note, None)}")
     print(f"\ntrain on it: pc-ewa train own_data {shlex.quote(f'data.path={output}')}")
 

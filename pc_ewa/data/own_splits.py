@@ -4,13 +4,14 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pc_ewa.data.folders import entries
+from pc_ewa.data.source import Item
 from pc_ewa.data.split_names import SPLITS, listed, refuse_hidden_lists, refuse_hidden_splits
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.text import printable
@@ -168,6 +169,16 @@ def _groups(found: Mapping[str, Found], group_by: str | None) -> dict[str, list[
     if len(groups) == 1:
         raise ConfigError(f"group_by is {group_by!r:.60}, which puts all shapes into one group; correct it")
     return {name: groups[key] for name, key in keys.items()}
+
+
+def lost_classes(items: Sequence[Item], kept: Sequence[Item], class_names: Sequence[str]) -> list[str]:
+    """Return a note for each split in which a class has lost all of its shapes, as none could be read."""
+    before, after = ({(item.split, class_names[item.label]) for item in some} for some in (items, kept))
+    lost = {split: sorted(label for part, label in before - after if part == split) for split, _ in before - after}
+    return [
+        f"no {split} shape of {listed(labels)} is left, as none can be read; correct the files and prepare again"
+        for split, labels in sorted(lost.items())
+    ]
 
 
 def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str, str]) -> list[str]:

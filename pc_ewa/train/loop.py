@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pc_ewa.config import Experiment
 from pc_ewa.data import describe_change
+from pc_ewa.data.digest import Digest
 from pc_ewa.errors import CheckpointError, OutputError, Stopped, TrainingError
 from pc_ewa.ewa.sharding import local_part
 from pc_ewa.ops.checks import NotFiniteError, noting_in
@@ -52,6 +53,14 @@ class Progress:
     meter: dict[str, Any] | None = None  # sums since metrics were last recorded, see `Meter.state`
 
 
+def refuse_other_data(content: Mapping[str, Any], data: Digest, checkpoints: Checkpoints) -> None:
+    """Raise CheckpointError if the run of a checkpoint was trained on other data than these."""
+    if change := describe_change(content.get("data"), data):
+        raise CheckpointError(
+            f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or choose another output"
+        )
+
+
 def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
     """Load the newest checkpoint of the run folder, if there is one.
 
@@ -61,10 +70,7 @@ def resume(setup: Setup, checkpoints: Checkpoints) -> Progress:
     content = checkpoints.newest()
     if content is None:
         return Progress()
-    if change := describe_change(content.get("data"), setup.data):
-        raise CheckpointError(
-            f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or choose another output"
-        )
+    refuse_other_data(content, setup.data, checkpoints)
     try:
         load_model(setup.model, content["model"])
         load_optimizer(setup.optimizer, content["optimizer"])

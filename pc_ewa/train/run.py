@@ -13,7 +13,7 @@ from torch import nn
 from pc_ewa.config import Experiment
 from pc_ewa.data import Clouds
 from pc_ewa.data.digest import short
-from pc_ewa.errors import CheckpointError
+from pc_ewa.errors import CheckpointError, Error
 from pc_ewa.eval import Accuracy, Score
 from pc_ewa.eval.right import pack_right
 from pc_ewa.ewa import expert_layers, has_gate, whole_copy
@@ -22,11 +22,12 @@ from pc_ewa.models.checkpoints.read import read_weights
 from pc_ewa.text import printable
 from pc_ewa.train.distributed import World, alone, is_main_process, join_world, others_wait
 from pc_ewa.train.hand_over import Report, hand_over
-from pc_ewa.train.loop import Progress, resume, train
+from pc_ewa.train.loop import Progress, refuse_other_data, resume, train
 from pc_ewa.train.meter import reset_peak_memory
 from pc_ewa.train.restored import at_inference, evaluate_routed, save_merged
 from pc_ewa.train.run_folder import RunFolder
-from pc_ewa.train.setup import Setup, build
+from pc_ewa.train.setup import Setup, build, digest_of
+from pc_ewa.train.splits import load_splits
 from pc_ewa.train.summary import describe_summary
 from pc_ewa.train.tracking import Tracker, check_trackers
 
@@ -48,6 +49,7 @@ def run(experiment: Experiment, report: Report | None = None) -> dict[str, Any]:
     folder = RunFolder(experiment.output, experiment.train.keep)
     folder.check(experiment)
     if summary := folder.summary():
+        _check_data(experiment, folder)
         if is_main_process():
             print(_finished(folder, summary))
             if report:
@@ -62,6 +64,19 @@ def run(experiment: Experiment, report: Report | None = None) -> dict[str, Any]:
             setup = build(experiment, world)
         with folder.lock() if world.is_main else nullcontext():
             return _Run(experiment, folder, setup, world).to_its_end(began, report)
+
+
+def _check_data(experiment: Experiment, folder: RunFolder) -> None:
+    """Refuse a finished run whose data have changed: its scores would pass for those of the data of now.
+
+    Data or checkpoints that are gone, or that cannot be read, change nothing: a finished run needs neither.
+    """
+    try:
+        content, data = folder.checkpoints.newest(), digest_of(load_splits(experiment.data, experiment.seed))
+    except Error:
+        return
+    if content is not None:
+        refuse_other_data(content, data, folder.checkpoints)
 
 
 def check(experiment: Experiment, processes: int = 1) -> str:

@@ -59,6 +59,11 @@ class Setup(NamedTuple):
         return whole_copy(model) if is_sharded(model) else model
 
 
+def digest_of(splits: Splits) -> Digest:
+    """Return the digest of the splits that a run uses."""
+    return digest({"train": splits.train, "test": splits.test, **({"val": splits.val} if splits.val else {})})
+
+
 def build(experiment: Experiment, world: World) -> Setup:
     """Load the data, build the model, put experts into it, create the optimizer and the averager.
 
@@ -76,7 +81,7 @@ def build(experiment: Experiment, world: World) -> Setup:
     check_initial_weights(experiment)
     check_compile(experiment, world)
     splits = load_splits(experiment.data, experiment.seed)
-    seen = digest({"train": splits.train, "test": splits.test, **({"val": splits.val} if splits.val else {})})
+    seen = digest_of(splits)
     batches = Batches(to_device_if_it_fits(splits.train, world.device), experiment, slots, world.device)
     if batches.steps_per_epoch == 0:
         raise ConfigError(

@@ -11,6 +11,17 @@ from pc_ewa.data.hdf5 import read_hdf5
 Tool = Callable[..., Any]
 
 
+def test_a_class_whose_test_shapes_cannot_be_read_is_named(tool: Tool, tmp_path: Path) -> None:
+    for i, name in enumerate(["train/cup/1", "train/pen/1", "test/cup/1", "test/pen/1"]):
+        path = tmp_path / "mine" / f"{name}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, np.random.RandomState(i).uniform(size=(50, 3)))
+    path.write_bytes(b"no numpy")
+    out = tool("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5", "--points", 40).out
+    assert "pen        1     0\n" in out
+    assert "note: no test shape of pen is left, as none can be read" in out
+
+
 def test_own_files(tool: Tool, tmp_path: Path) -> None:
     for i, name in enumerate(["cup/1", "cup/2", "cup/3", "pen/1", "pen/2", "pen/3"]):
         path = tmp_path / "mine" / f"{name}.npy"

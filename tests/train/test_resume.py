@@ -192,7 +192,7 @@ def test_killed_in_the_middle_of_writing_the_run_ends_the_same(
 def test_killed_again_and_again_the_run_ends_the_same(server: Server, reference: Reference, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     starts = 0
-    while server.finetune(folder, deadly=26).code == -signal.SIGKILL:
+    while server.finetune(folder, deadly=27).code == -signal.SIGKILL:
         starts += 1
         assert starts < 20
     assert starts >= 3, "killed too late to matter"

@@ -83,6 +83,23 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(
     assert f"{tmp_path}/moved" not in printed
 
 
+def test_a_finished_run_is_not_told_as_one_on_other_data(
+    experiment: MakeExperiment, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.h5"
+    shutil.copy(toy_file, path)
+    asked = experiment(f"data.path={path}", "train.steps=1")
+    summary = run(asked)
+    with h5py.File(path, "a") as file:
+        file["label"][:] = (file["label"][:] + 1) % 3
+    with pytest.raises(CheckpointError, match="holds a run on other data: "):
+        run(asked)
+    path.unlink()
+    assert run(asked) == summary
+    shutil.copy(toy_file, path)
+    assert run(asked) == summary
+
+
 @pytest.mark.parametrize("change", ["labels", "points", "class_names"])
 def test_a_run_does_not_go_on_with_other_data(
     experiment: MakeExperiment, toy_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
