@@ -1,8 +1,10 @@
 """Floating-point operations of what runs, as torch's formulas count them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -11,7 +13,9 @@ from torch.utils.flop_counter import flop_registry
 def flops_of(call: Callable[[], object]) -> int:
     """Call, and return the number of floating-point operations of its matrix products, convolutions and attention.
 
-    A multiply-add is two operations. Modules run as they do without being counted.
+    A multiply-add is two operations. Modules run as they do without being counted. These are not counted: what torch
+    has no formula for (products of a matrix and a vector, `addbmm`, LSTM, `Bilinear`), other threads, and attention for
+    which the call chooses a backend itself.
 
     Example:
         >>> a, b = torch.ones(2, 3), torch.ones(3, 4)
@@ -20,9 +24,20 @@ def flops_of(call: Callable[[], object]) -> int:
     """
     # There is no formula for the fused attention kernel of CPUs. The math backend computes the same attention by matrix
     # products, which have one.
-    with sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
+    with sdpa_kernel(SDPBackend.MATH), _no_fast_path(), _Counter() as counter:
         call()
     return counter.total
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Let torch's attention modules call products that have a formula, which their fast path at inference hides."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -33,3 +33,12 @@ def test_a_convolution_is_counted_and_its_result_is_the_same() -> None:
     layer, x, found = nn.Conv1d(3, 4, 2), torch.randn(1, 3, 7), []
     assert flops_of(lambda: found.append(layer(x))) == 2 * 6 * 4 * 3 * 2
     torch.testing.assert_close(found[0], layer(x))
+
+
+def test_the_fast_path_of_attention_modules_is_counted_too() -> None:
+    layer, x = nn.TransformerEncoderLayer(16, 4, 32, batch_first=True).eval(), torch.randn(2, 7, 16)
+    counted = flops_of(lambda: layer(x))
+    with torch.no_grad():
+        assert flops_of(lambda: layer(x)) == counted
+    assert counted == 2 * (2 * 7 * 16 * (4 * 16 + 2 * 32)) + 2 * (2 * 2 * 7 * 7 * 16)
+    assert torch.backends.mha.get_fastpath_enabled()

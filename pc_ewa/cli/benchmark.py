@@ -13,6 +13,8 @@ from typing import Any
 from pc_ewa.cli.command import Parser, add_config_overrides, command
 from pc_ewa.errors import ConfigError
 
+LARGEST_BATCH = 4096  # clouds in a call; 32 take 1 GB when the official size trains
+
 DESCRIPTION = """\
 Time `step`, a training step with and without EWA; `model`, the official-size classifier beside the same model written
 as in the official code; `latency`, a trained model in several inference runtimes; `ops`, the point-cloud ops beside
@@ -147,9 +149,6 @@ def time_model(options: argparse.Namespace, arguments: str) -> None:
         raise ConfigError("benchmark model needs model.name=point_mae_classifier and an ewa section; change other keys")
     if experiment.device != "cpu" or experiment.train.precision != "fp32":
         raise ConfigError("benchmark model runs on the CPU, also in bf16; leave out device and train.precision")
-    cores = os.cpu_count() or 1
-    if options.threads and max(options.threads) > cores:
-        raise ConfigError(f"--threads {max(options.threads)}; this machine has {cores} cores")
     plan = Plan(options.rounds, options.threads or (1, 2), options.batch or (1, 32))
     found = measure(experiment, plan)
     if options.save:
@@ -157,12 +156,17 @@ def time_model(options: argparse.Namespace, arguments: str) -> None:
 
 
 def check_counts(options: argparse.Namespace, *names: str) -> None:
-    """Raise ConfigError for a number below 1."""
+    """Raise ConfigError for a number below 1, for more threads than cores, and for a batch that no memory holds."""
+    cores = os.cpu_count() or 1
     for name in names:
         value = getattr(options, name)
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number < 1:
                 raise ConfigError(f"--{name} {number}; give at least 1")
+            if number is not None and name == "threads" and number > cores:
+                raise ConfigError(f"--threads {number}; this machine has {cores} cores")
+            if number is not None and name == "batch" and number > LARGEST_BATCH:
+                raise ConfigError(f"--batch {number}; give at most {LARGEST_BATCH} clouds")
 
 
 def time_latency(options: argparse.Namespace, arguments: str) -> None:

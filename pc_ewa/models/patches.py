@@ -5,6 +5,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pc_ewa.ops.patch_layers import PART, is_bare, largest, norm_relu, norm_relu_linear_largest
 
@@ -62,9 +63,11 @@ class PatchEncoder(nn.Module):
 
     def _in_parts(self, patches: Tensor) -> bool:
         """Return True if encoding a few patches at a time is faster and gives the same result."""
-        # Batch norm in training has statistics over all patches, so they must pass through it together. On a GPU small
-        # batches are slower. torch.compile would unroll the loop for one number of patches.
-        takes_statistics = any(isinstance(m, nn.BatchNorm1d) and m.training for m in self.modules())
+        # Batch norm in training, or without running statistics, has statistics over all patches, so they must pass
+        # through it together. On a GPU small batches are slower. torch.compile would unroll the loop for one number of
+        # patches.
+        norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
+        takes_statistics = any(norm.training or norm.running_mean is None for norm in norms)
         return patches.device.type == "cpu" and not takes_statistics and not torch.compiler.is_compiling()
 
     def _encode(self, patches: Tensor) -> Tensor:

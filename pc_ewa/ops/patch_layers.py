@@ -188,7 +188,9 @@ def _contiguous(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> tuple[
 
 def _needs_torch(grad: Tensor) -> bool:
     """Return True if a backward pass must be plain torch: for second derivatives, and for many gradients at once."""
-    return torch.is_grad_enabled() or bool(torch._C._functorch.is_legacy_batchedtensor(grad))
+    # `is_grads_batched` wraps gradients in one way, torch.vmap in another. Neither has memory for a kernel to read.
+    wrapped = torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad)
+    return torch.is_grad_enabled() or bool(wrapped)
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
@@ -218,6 +220,8 @@ def _is_fused(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> bool:
     """Return True where the kernels serve: on the CPU, for a plain batch norm that takes statistics of several rows."""
     if not (_has_kernels(x) and _takes_statistics(norm) and x.shape[:2].numel() > 1):
         return False
+    if shift is not None and shift.shape != (x.shape[0], x.shape[2]):
+        return False  # plain torch broadcasts it, or says that it cannot; a kernel would read beyond its end
     tensors = (shift, norm.weight, norm.bias, norm.running_mean, norm.running_var)
     return all(tensor is None or (tensor.dtype == x.dtype and not tensor.is_neg()) for tensor in tensors)
 

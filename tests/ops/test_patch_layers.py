@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from pc_ewa.models.patches import PatchEncoder
 from pc_ewa.ops.patch_layers import largest, norm_relu, norm_relu_linear_largest, plain_norm_relu
 
 DTYPES = (torch.float32, torch.float64)
@@ -229,3 +230,37 @@ def test_traced_and_transformed_code_does_not_reach_the_kernels():
     expected = torch.autograd.functional.jacobian(call, x)
     torch.testing.assert_close(torch.autograd.functional.jacobian(call, x, vectorize=True), expected)
     torch.testing.assert_close(torch.func.jacrev(call)(x), expected)
+
+
+def test_gradients_of_many_outputs_at_once_by_vmap() -> None:
+    x = torch.randn(4, 5, 6, requires_grad=True)
+    for call in (largest, lambda x: x.max(1).values):
+        y = call(x).flatten()
+        rows = torch.vmap(lambda g, y=y: torch.autograd.grad(y, x, g, retain_graph=True)[0])(torch.eye(len(y)))
+        one = [torch.autograd.grad(y[i], x, retain_graph=True)[0] for i in range(len(y))]
+        assert torch.equal(rows, torch.stack(one))
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (4, 1)])
+def test_a_shift_of_another_shape_is_broadcast_as_in_plain_torch(shape: tuple[int, int]) -> None:
+    x, shift = torch.randn(4, 5, 6), torch.randn(shape)
+    torch.testing.assert_close(norm_relu(x, shift, nn.BatchNorm1d(6)), plain_norm_relu(x, shift, nn.BatchNorm1d(6)))
+    with pytest.raises(RuntimeError):
+        norm_relu(x, torch.randn(3, 6), nn.BatchNorm1d(6))
+
+
+def test_norms_that_take_statistics_of_the_batch_see_all_patches_together() -> None:
+    """More patches than are encoded at a time, by norms of other classes and without running statistics."""
+    encoder, groups = PatchEncoder(16, 8), torch.randn(4, 64, 8, 3)
+    tokens = encoder(groups)
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(encoder))
+    torch.testing.assert_close(synced(groups), encoder(groups))
+    assert int(synced.first_conv[1].num_batches_tracked) == 2
+    for norm in (module for module in encoder.modules() if isinstance(module, nn.BatchNorm1d)):
+        norm.track_running_stats, norm.running_mean, norm.running_var, norm.num_batches_tracked = (
+            False,
+            None,
+            None,
+            None,
+        )
+    torch.testing.assert_close(encoder.eval()(groups), tokens)

@@ -2,6 +2,7 @@
 
 import datetime
 import importlib
+import os
 import re
 import sys
 import time
@@ -121,6 +122,8 @@ def test_wrong_arguments_are_one_line(tool: Tool, arguments: list[str], message:
     [
         (["--rounds", "0"], "--rounds 0; give at least 1"),
         (["--threads", "1", "--threads", "0"], "--threads 0; give at least 1"),
+        (["--threads", "3000000000"], f"--threads 3000000000; this machine has {os.cpu_count()} cores"),
+        (["--batch", "1000000000000"], "--batch 1000000000000; give at most 4096 clouds"),
         (["--batch", "-1"], "--batch -1; give at least 1"),
         (["--save", "none/page.md"], "--save none/page.md: there is no folder none; make it, or choose another"),
     ],

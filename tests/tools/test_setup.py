@@ -135,3 +135,26 @@ def test_run_train_explains_itself_without_setting_anything_up(tmp_path: Path) -
     assert (done.returncode, done.stderr) == (0, "")
     for part in ("run_train.sh [CONFIG.yaml] [key=value ...]", "GPUS=", "NODES=", "NODE_RANK=", "MASTER="):
         assert part in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"NODES": "2", "NODE_RANK": "5", "MASTER": "127.0.0.1"}, "NODE_RANK=5; give 0 to 1"),
+        ({"NODES": "2", "NODE_RANK": "x", "MASTER": "127.0.0.1"}, "NODE_RANK=x; give 0 to 1"),
+        (
+            {"NODES": "2", "NODE_RANK": "0", "MASTER": "127.0.0.1", "PORT": "99999"},
+            "PORT=99999; give a number from 1 to",
+        ),
+        ({"NODES": "1:2", "MASTER": "no.such.host.invalid"}, "MASTER=no.such.host.invalid; no host of this name"),
+    ],
+)
+def test_a_wrong_place_among_nodes_is_one_line(repository: Path, variables: dict[str, str], message: str) -> None:
+    """Torchrun would wait for it in silence."""
+    command = ["bash", "tools/run_train.sh", "output=never", "train.steps=1"]
+    environment = os.environ | variables | {"GPUS": "1"}
+    done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (repository / "never").exists()
