@@ -11,23 +11,22 @@ import copy
 import json
 import statistics
 from datetime import date
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import torch
-from digits import Part
+from digits import Part, accuracy
 from digits_small import ARMS, few_digits, train
-from scipy.stats import t
+from mechanism_figures import draw, tell
 from theory_lab import build, loss, stacks
 from torch import Tensor, nn
 
 import pc_ewa
 from pc_ewa.compare.machine import hardware
+from pc_ewa.ewa import expert_layers
+from pc_ewa.ewa.statistics import measure
 from pc_ewa.files import write_text
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 SHOWN = ("dense", "slow", "rup", "ewa", "ewa_constant")
 LR, IMAGES, DIRECTIONS = 5e-4, 100, 10
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_text(file, json.dumps(rounded(measure_all(options.seeds, options.epochs))) + "\n")
     result = json.loads(file.read_text())
     draw(result, options.output)
-    show(result)
+    tell(result)
 
 
 def measure_all(seeds: int, epochs: int) -> Record:
@@ -59,14 +58,15 @@ def measure_all(seeds: int, epochs: int) -> Record:
     runs: dict[str, list[Record]] = {name: [] for name in SHOWN}
     predictions = []
     for seed in range(seeds):
-        found = {name: trained(data, name, seed, epochs) for name in SHOWN}
-        start, dense = weights(build(seed)), found["dense"][0]
+        start = weights(build(seed))
+        found = {name: trained(data, name, seed, epochs, start) for name in SHOWN}
+        dense = found["dense"][0]
         predictions.append(classes(dense, data["test"]))
         for name, (model, curves) in found.items():
             runs[name].append({"seed": seed, **curves, **measured(model, dense, start, data)})
         scores = (f"{name} {runs[name][-1]['test_accuracy']:.1%}" for name in SHOWN)
         print(f"seed {seed}: {', '.join(scores)}", flush=True)
-    others = [agreement(a, b) for i, a in enumerate(predictions) for b in predictions[:i]]
+    others = [agreement(a, b) for a, b in combinations(predictions, 2)]
     return {
         "command": f"python examples/mechanism.py --seeds {seeds} --epochs {epochs}",
         **{"date": date.today().isoformat(), "hardware": hardware(), "torch": torch.__version__},
@@ -77,10 +77,17 @@ def measure_all(seeds: int, epochs: int) -> Record:
     }
 
 
-def trained(data: dict[str, Part], name: str, seed: int, epochs: int) -> tuple[nn.Module, Record]:
+def trained(
+    data: dict[str, Part], name: str, seed: int, epochs: int, start: Tensor
+) -> tuple[nn.Module, dict[str, list[float]]]:
     """Train one arm. Returns the merged model, and curves of distance, spread and agreement of the experts."""
-    curves: Record = {"epoch": [], "distance": [], "spread": [], "experts_agree": [], "experts_lose": []}
-    start = weights(build(seed))
+    curves: dict[str, list[float]] = {
+        "epoch": [],
+        "distance": [],
+        "spread": [],
+        "experts_agree": [],
+        "merging_gains": [],
+    }
 
     def watch(epoch: int, model: nn.Module) -> None:
         if epoch % max(1, epochs // 40):
@@ -88,19 +95,14 @@ def trained(data: dict[str, Part], name: str, seed: int, epochs: int) -> tuple[n
         merged = pc_ewa.merge_experts(copy.deepcopy(model)).eval().requires_grad_(False)
         curves["epoch"].append(epoch)
         curves["distance"].append((weights(merged) - start).norm().item())
-        if not any(True for _ in stacks(model)):
+        if not (layers := expert_layers(model).values()):
             return
-        parted = [
-            (stack - stack.mean(0)).norm() / (stack.mean(0).norm() * len(stack) ** 0.5) for stack in stacks(model)
-        ]
-        curves["spread"].append(torch.stack(parted).mean().item())
-        alone = [one_expert(model, expert) for expert in range(4)]
-        said = [classes(expert, data["test"]) for expert in alone]
-        pairs = [agreement(said[i], said[j]) for i in range(4) for j in range(i)]
-        curves["experts_agree"].append(statistics.fmean(pairs))
-        labels = data["test"][1]
-        lost = agreement(classes(merged, data["test"]), labels) - statistics.fmean(agreement(s, labels) for s in said)
-        curves["experts_lose"].append(lost)
+        experts = [one_expert(model, expert) for expert in range(4)]
+        said = [classes(expert, data["test"]) for expert in experts]
+        curves["spread"].append(statistics.fmean(measure(layer, 0).spread for layer in layers))
+        curves["experts_agree"].append(statistics.fmean(agreement(a, b) for a, b in combinations(said, 2)))
+        alone = statistics.fmean(accuracy(expert, *data["test"]) for expert in experts)
+        curves["merging_gains"].append(accuracy(merged, *data["test"]) - alone)
 
     return train(data["train"], ARMS[name], LR, seed, epochs, watch), curves
 
@@ -130,7 +132,7 @@ def measured(model: nn.Module, dense: nn.Module, start: Tensor, data: dict[str, 
 
     return {
         **{"train_loss": loss(model, *train_part).item(), "test_loss": loss(model, *test_part).item()},
-        "test_accuracy": agreement(classes(model, test_part), test_part[1]),
+        "test_accuracy": accuracy(model, *test_part),
         "agrees_with_dense": agreement(classes(model, test_part), classes(dense, test_part)),
         "distance_at_end": (here - start).norm().item(),
         "from_dense": (here - there).norm().item(),
@@ -170,85 +172,6 @@ def classes(model: nn.Module, part: Part) -> Tensor:
 def agreement(first: Tensor, second: Tensor) -> float:
     """Return the share of images to which both give the same class."""
     return (first == second).double().mean().item()
-
-
-def draw(result: Record, folder: Path) -> None:
-    """Draw the three figures."""
-    runs, titles = result["runs"], result["titles"]
-
-    def mean(name: str, key: str) -> Tensor:
-        return torch.tensor([run[key] for run in runs[name]]).mean(0)
-
-    left, *others = plt.subplots(1, 3, figsize=(13, 3.8))[1]
-    for color, name in enumerate(SHOWN):
-        left.semilogy(RADII, mean(name, "ball_train"), color=f"C{color}", label=titles[name])
-        for axis, key in zip(others, ("ball_train", "ball_test"), strict=True):
-            if name != "dense":
-                middle, half = against_dense(runs, name, key)
-                axis.plot(RADII, middle, color=f"C{color}", label=titles[name])
-                axis.fill_between(RADII, middle - half, middle + half, color=f"C{color}", alpha=0.15, lw=0)
-    left.set(title="Training loss around the model", xlabel="radius, of the norm of each row of weights")
-    others[0].set(title="Training loss there, less that of dense", xlabel="radius")
-    others[1].set(title="Test loss there, less that of dense", xlabel="radius")
-    save(folder / "sharpness.png")
-
-    left, middle, right = plt.subplots(1, 3, figsize=(13, 3.8))[1]
-    for color, name in enumerate(SHOWN):
-        left.plot(runs[name][0]["epoch"], mean(name, "distance"), color=f"C{color}", label=titles[name])
-        if name != "dense":
-            middle.plot(ALONG, mean(name, "line_train"), color=f"C{color}", label=titles[name])
-            right.plot(ALONG, mean(name, "line_test"), color=f"C{color}", label=titles[name])
-    left.set(title="Distance from the start", xlabel="epoch")
-    middle.set(title="Training loss on the line", xlabel="from dense (0) to the other (1)")
-    right.set(title="Test loss on the line", xlabel="from dense (0) to the other (1)")
-    save(folder / "distance.png")
-
-    left, middle, right = plt.subplots(1, 3, figsize=(13, 3.8))[1]
-    for color, name in enumerate(SHOWN):
-        if runs[name][0]["spread"]:
-            epochs = runs[name][0]["epoch"]
-            left.semilogy(epochs, mean(name, "spread"), color=f"C{color}", label=titles[name])
-            middle.plot(epochs, 100 * mean(name, "experts_agree"), color=f"C{color}", label=titles[name])
-            right.plot(epochs, 100 * mean(name, "experts_lose"), color=f"C{color}", label=titles[name])
-    left.set(title="Spread of the experts", xlabel="epoch")
-    middle.set(title="Test images on which two experts agree, %", xlabel="epoch")
-    right.set(title="Test accuracy: merged less experts, points", xlabel="epoch")
-    save(folder / "agreement.png")
-
-
-def against_dense(runs: dict[str, list[Record]], name: str, key: str) -> tuple[Tensor, Tensor]:
-    """Return the mean difference from dense, paired by seed, and half of its 95 % t interval (0 for one seed)."""
-    own, dense = (torch.tensor([run[key] for run in runs[arm]]) for arm in (name, "dense"))
-    apart = own - dense
-    count = len(apart)
-    half = apart.std(0) * float(t.ppf(0.975, count - 1)) / count**0.5 if count > 1 else apart[0] * 0
-    return apart.mean(0), half
-
-
-def save(path: Path) -> None:
-    """Add legends and write the figure to its file."""
-    for axis in plt.gcf().axes:
-        axis.legend(fontsize=7)
-    plt.tight_layout()
-    plt.savefig(path, dpi=110)
-    plt.close()
-
-
-def show(result: Record) -> None:
-    """Print the table of docs/theory.md: mean and deviation over the seeds."""
-    keys = ("test_accuracy", "train_loss", "test_loss", "distance_at_end", "from_dense", "agrees_with_dense")
-    print(f"| | {' | '.join(keys)} | training loss at radius 0.3 |\n|---|{'---|' * (len(keys) + 1)}")
-    for name in SHOWN:
-        runs = result["runs"][name]
-        rows = [[run[key] for run in runs] for key in keys] + [[run["ball_train"][RADII.index(0.3)] for run in runs]]
-        told = [f"{statistics.fmean(row):.3g} ± {statistics.stdev(row) if len(row) > 1 else 0:.1g}" for row in rows]
-        print(f"| {result['titles'][name]} | {' | '.join(told)} |")
-    for name in SHOWN[1:]:
-        for key in ("test_accuracy", "test_loss"):
-            middle, half = (float(value) for value in against_dense(result["runs"], name, key))
-            print(f"{result['titles'][name]}: {key} {middle:+.4f} ({middle - half:+.4f} to {middle + half:+.4f})")
-    if result["agreement_of_dense_seeds"] is not None:
-        print(f"dense models of two seeds agree on {result['agreement_of_dense_seeds']:.1%} of the test images")
 
 
 def rounded(value: Any) -> Any:

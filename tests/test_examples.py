@@ -177,7 +177,7 @@ def test_mechanism_measures_the_models_that_it_trained(
 ) -> None:
     mechanism = importlib.import_module("mechanism")
     mechanism.main(["--seeds", "2", "--epochs", "2", "--output", str(tmp_path)])
-    assert "dense models of two seeds agree on" in capsys.readouterr().out
+    assert "dense models of two seeds give the same class to" in capsys.readouterr().out
     found = json.loads((tmp_path / "mechanism.json").read_text())
     for name, runs in found["runs"].items():
         for run, dense in zip(runs, found["runs"]["dense"], strict=True):

@@ -69,10 +69,10 @@ def remarks(results: Results) -> list[str]:
 def provenance(results: Results) -> str:
     """Return command, seeds, date, hardware and versions in one line."""
     versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
-    seeds = ", ".join(map(str, results.get("seeds") or []))
+    seeds = results.get("seeds") or []
     parts = [
         f"`{results['command']}`" if results.get("command") else "",
-        f"seeds {seeds}" if seeds else "",
+        _seeds_in_words(seeds) if seeds else "",
         _days(results),
         results.get("hardware") or "",
         versions,
@@ -141,6 +141,13 @@ def _costs(results: Results) -> list[str]:
     return [*table(rows), "", f"- {note}"]
 
 
+def _seeds_in_words(seeds: Sequence[int]) -> str:
+    """Write seeds as "seed 3", "seeds 0, 1, 4" or, if many follow each other, "seeds 0 to 39"."""
+    if len(seeds) > 5 and [*seeds] == [*range(seeds[0], seeds[0] + len(seeds))]:
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return ("seeds " if len(seeds) > 1 else "seed ") + ", ".join(map(str, seeds))
+
+
 def _about_seeds(results: Results) -> list[str]:
     expected, folds = len(results.get("seeds") or []), results.get("folds") or 1
     lines = []
@@ -182,7 +189,7 @@ def _about_sweep(results: Results) -> list[str]:
     if not sweep:
         return []
     values = ", ".join(f"{value:g}" for value in sorted(sweep["values"]))
-    seeds = ("seeds " if len(sweep["seeds"]) > 1 else "seed ") + ", ".join(map(str, sweep["seeds"]))
+    seeds = _seeds_in_words(sweep["seeds"])
     lines = [
         f"{sweep['key']} was chosen for each variant from {values}, by the best mean validation "
         f"{_metric(results).title} after the last step, {seeds}. Test played no part."

@@ -21,7 +21,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def needs_compiler() -> None:
     """Skip where the optional C++ compiler is missing."""
     if problem := cpu.unavailable("cpu"):
-        pytest.skip(f"the kernels need an optional C++ compiler: {problem}")
+        pytest.skip(f"the optional package g++: {problem}")
 
 
 @pytest.fixture(scope="session")

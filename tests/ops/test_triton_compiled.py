@@ -15,7 +15,7 @@ from pc_ewa.ops import triton_backend
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
     """Compile what the backend would launch on a device of a compute capability, and list it."""
     if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("the interpreter compiles nothing")
+        pytest.skip("the optional package triton interprets here (TRITON_INTERPRET=1), and compiles nothing")
     from triton.backends.compiler import GPUTarget
     from triton.runtime.driver import driver
     from triton.runtime.jit import JITFunction

@@ -125,7 +125,7 @@ def test_nothing_is_loaded_from_elsewhere(page: str) -> None:
         assert (attributes.get("href") or "#").startswith("#")
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="the optional package chromium is not installed")
 @pytest.mark.parametrize("width", [1280, 500])
 def test_it_works_in_a_browser(page: str, width: int, tmp_path: Path) -> None:
     """No error, no sideways scroll; a cloud turns by pointer and by keys. Headless Chromium is at least 500 wide."""

@@ -106,7 +106,7 @@ def test_the_example_needs_no_pc_ewa_and_predicts_as_evaluation_does(
         )
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.skipif(shutil.which("node") is None, reason="the optional package nodejs is not installed")
 def test_the_page_presents_a_ply_as_evaluation_does(exported: Path, trained: Any, tmp_path: Path) -> None:
     clouds = load_dataset("hdf5", "test", path=trained.experiment.data.arguments["path"])
     stored, _ = clouds.batch([3])

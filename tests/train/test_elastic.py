@@ -54,7 +54,7 @@ def namespaces() -> Iterator[tuple[str, str]]:
     names = f"a{os.getpid()}", f"b{os.getpid()}"
     ip = shutil.which("ip")
     if ip is None or subprocess.run([ip, "netns", "add", names[0]], capture_output=True, check=False).returncode:
-        pytest.skip("network namespaces need iproute2 and root")
+        pytest.skip("the optional package iproute2 is not installed, or may not make network namespaces (not root)")
     try:
         for command in (
             f"netns add {names[1]}",

@@ -84,7 +84,7 @@ def test_a_run_goes_on_where_its_folder_was_moved_to(
 
 
 def test_a_finished_run_is_not_told_as_one_on_other_data(
-    experiment: MakeExperiment, toy_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    experiment: MakeExperiment, toy_file: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.h5"
     shutil.copy(toy_file, path)

@@ -36,7 +36,7 @@ NUMBERS = (
 )
 LAYERS = ("spread/blocks.1", "spread/mean", "cosine/blocks.1", "cosine/mean")  # every other block has experts
 needs_tensorboard = pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed"
+    importlib.util.find_spec("tensorboard") is None, reason="the optional package tensorboard is not installed"
 )
 
 
