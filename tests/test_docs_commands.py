@@ -53,7 +53,7 @@ PROGRAMS = {
 FEWER = {
     r"train .* train\.epochs=": ["train.epochs=1"],
     r"train .*=point_bert_segmenter": ["model.levels=[16,12]", "model.encoder_dim=12", "model.encoder_width=8"],
-    r"prepare files": ["--points", "64", "--again"],
+    r"prepare files": ["--points", "64", "--overwrite"],
     r"benchmark step": ["--pairs", "1"],
     r"evaluate .*--protocol fewshot": ["--folds", "1", "--setting", "5x10"],
     r"compare \S*compare/(?!.*--check)": ["--no-costs", "--only", "dense,ewa"],

@@ -89,7 +89,7 @@ def compete(
     pause: float = PAUSE,
 ) -> list[Score]:
     """Judge each contender by its first result, then time all of them round by round."""
-    scores = [_introduce(contender, device, judge) for contender in contenders]
+    scores = [_introduce(contender, device, judge) for contender in progress(contenders, "first calls")]
     running = [score for score in scores if not score.problem]
     for number in progress(range(rounds), "timing"):
         # Rotate the order: each contender then runs after each other one, with its caches and its heat.

@@ -52,7 +52,7 @@ def create_parser() -> Parser:
     parser.add_argument("--from", dest="folder", metavar="FOLDER", help="convert files that are there, in any format")
     parser.add_argument("--archive", metavar="FILE", help="which archive to download, where there are several")
     parser.add_argument("--accept", action="store_true", help="consent to the terms, to download without a question")
-    parser.add_argument("--again", action="store_true", help="convert again what is prepared already")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is prepared already")
     parser.add_argument(
         "--points", type=_count, metavar="N", help="points per shape (default: as published; files: 2048)"
     )
@@ -105,8 +105,8 @@ def _prepare(options: argparse.Namespace) -> None:
     arguments = dataset.source_arguments(values)
     folder = Path(options.root) / name
     path = dataset.prepared(folder, **arguments)
-    if path.exists() and not options.again:
-        print(f"{path} is there already; nothing to do (--again converts again with these options)")
+    if path.exists() and not options.overwrite:
+        print(f"{path} is there already; nothing to do (--overwrite converts again with these options)")
         return
     print(f"{dataset.title}\nlicence: {dataset.licence}\n{dataset.terms}\n", flush=True)
     if options.folder is not None:
@@ -149,8 +149,8 @@ def _files(options: argparse.Namespace) -> None:
     if len(options.values) != 1 or options.output is None:
         raise ConfigError("give one folder and an output: pc-ewa prepare files FOLDER -o mine.h5")
     folder, output = Path(options.values[0]), Path(options.output)
-    if output.exists() and not options.again:
-        raise DataError(f"{output} is there already; choose another -o, or add --again")
+    if output.exists() and not options.overwrite:
+        raise DataError(f"{output} is there already; choose another -o, or add --overwrite")
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed is {options.seed}; choose one from 0 to {2**32 - 1}")
     from pc_ewa.data.convert import convert

@@ -72,15 +72,30 @@ class PatchEncoder(nn.Module):
 
     def _encode(self, patches: Tensor) -> Tensor:
         """Encode patches (P, K, 3) as tokens (P, C)."""
-        lift, norm, relu, widen = self.first_conv
-        local = widen(_activated(lift(patches), None, norm, relu))
+        local = self._first(patches)
         whole = largest(local)
+        if not is_bare(self.second_conv, nn.Sequential):
+            return largest(_on_rows(self.second_conv, _concatenated(whole, local)))
         mix, norm, relu, project = self.second_conv
         mixed, shift = _mix(mix, whole, local) if is_bare(mix, PointConv) else (mix(_concatenated(whole, local)), None)
         if is_bare(project, PointConv) and is_bare(relu, nn.ReLU):
             weight, bias = cast(PointConv, project).weight.squeeze(-1), cast(PointConv, project).bias
             return norm_relu_linear_largest(mixed, shift, cast(nn.BatchNorm1d, norm), weight, bias)
         return largest(project(_activated(mixed, shift, norm, relu)))
+
+    def _first(self, patches: Tensor) -> Tensor:
+        """Map patches (P, K, 3) to features (P, K, C) of their points."""
+        if not is_bare(self.first_conv, nn.Sequential):
+            return _on_rows(self.first_conv, patches)
+        lift, norm, relu, widen = self.first_conv
+        features: Tensor = widen(_activated(lift(patches), None, norm, relu))
+        return features
+
+
+def _on_rows(layers: nn.Module, x: Tensor) -> Tensor:
+    """Call layers that have hooks, or another class, on features (P, K, C): a batch norm needs rows (P · K, C)."""
+    y: Tensor = layers(x.flatten(0, 1))
+    return y.view(*x.shape[:2], y.shape[1])
 
 
 def _activated(x: Tensor, shift: Tensor | None, norm: nn.Module, relu: nn.Module) -> Tensor:

@@ -106,8 +106,10 @@ class _NormRelu(torch.autograd.Function):
         x, shift, weight, bias, mean, variance = ctx.saved_tensors
         if _needs_torch(grad):
             with torch.enable_grad():
+                inputs = _renamed(x, shift, weight, bias)
+                x, shift, weight, bias = inputs
                 y = _differentiable(x, shift, weight, bias, ctx.eps)
-            return *_gradients(y, (x, shift, weight, bias), grad), None, None, None
+            return *_gradients(y, inputs, grad), None, None, None
         norm = cpu.Norm(weight, bias, mean, variance, ctx.eps)
         # None for mean and variance: both depend on x and shift, whose gradients already contain that part.
         return *cpu.norm_relu_backward(grad.contiguous(), x, shift, norm), None, None, None
@@ -132,9 +134,11 @@ class _Tail(torch.autograd.Function):
         size = x.shape[1]
         if _needs_torch(grad):
             with torch.enable_grad():
+                inputs = _renamed(x, shift, norm_weight, norm_bias, weight, bias)
+                x, shift, norm_weight, norm_bias, weight, bias = inputs
                 features = F.linear(_differentiable(x, shift, norm_weight, norm_bias, ctx.eps), weight, bias)
                 chosen = features.gather(1, winners[:, None].long())[:, 0]
-            first = _gradients(chosen, (x, shift, norm_weight, norm_bias, weight, bias), grad)
+            first = _gradients(chosen, inputs, grad)
             return *first[:4], None, None, None, *first[4:]
         norm, grad = cpu.Norm(norm_weight, norm_bias, mean, variance, ctx.eps), grad.contiguous()
         grad_features, grad_weight = torch.empty_like(x), torch.zeros_like(weight)
@@ -207,6 +211,12 @@ def _differentiable(x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tenso
     """Compute relu(norm(x + shift)) in plain torch, for second derivatives."""
     moved = x if shift is None else x + shift[:, None]
     return F.relu(F.batch_norm(moved.flatten(0, 1), None, None, weight, bias, training=True, eps=eps)).view(x.shape)
+
+
+def _renamed(*inputs: Tensor | None) -> tuple[Any, ...]:
+    """Return the inputs as views of their own, so that the gradient of one contains no path through another."""
+    # A shift may be computed from x. Its own path to x is the caller's graph, which autograd follows anyway.
+    return tuple(None if tensor is None else tensor.view_as(tensor) for tensor in inputs)
 
 
 def _gradients(y: Tensor, inputs: Sequence[Tensor | None], grad: Tensor) -> list[Tensor | None]:

@@ -117,7 +117,7 @@ def _untrained(experiment: Experiment, content: dict[str, Any], class_names: Seq
             )
     torch.manual_seed(stream(experiment.seed, INIT))
     model = create_model(experiment.model.name, **experiment.model.arguments, **decided)
-    return Restored(experiment, list(names), decided, model, clouds or {})
+    return Restored(experiment, list(names), decided, model, clouds or {}, content.get("data"))
 
 
 def _published(experiment: Experiment) -> tuple[Sequence[str] | None, dict[str, Any] | None]:

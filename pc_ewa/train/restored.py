@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pc_ewa.config import Data, Experiment
+from pc_ewa.data.digest import Digest, describe_change
 from pc_ewa.errors import CheckpointError, ConfigError
 from pc_ewa.eval import EvalSettings, Score, evaluate_linear_svm, evaluate_voted
 from pc_ewa.eval.errors import WrongSample, evaluate_errors
@@ -20,9 +21,12 @@ from pc_ewa.streams import stream
 from pc_ewa.train.batches import ROUTED
 from pc_ewa.train.distributed import choose_device
 from pc_ewa.train.objectives import Classify, create_objective
+from pc_ewa.train.setup import digest_of
 from pc_ewa.train.splits import Splits, load_splits
 
 Split = Literal["train", "val", "test"]
+
+OTHER_DATA = "these are not the data that it was trained with: "
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Restored:
         model_arguments: the model arguments that depend on the data.
         model: the model.
         clouds: the result of `Objective.about` on the training data; empty if unknown.
+        data: digest of the data of its training. None if the file has none.
         notes: lines on the file, for the user.
     """
 
@@ -43,6 +48,7 @@ class Restored:
     model_arguments: dict[str, int]
     model: nn.Module
     clouds: dict[str, Any] = field(default_factory=dict)
+    data: Digest | None = None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -66,7 +72,7 @@ class Restored:
 
     def save(self, path: str | Path, format: WeightsFormat = "official") -> None:
         """Write the merged model with its config and class names."""
-        known = (self.class_names, self.model_arguments, self.clouds)
+        known = (self.class_names, self.model_arguments, self.clouds, self.data)
         save_merged(self.model, self.experiment, *known, Path(path), format)
 
     @property
@@ -78,7 +84,7 @@ class Restored:
         return Preprocessing(settings.num_points, stored, settings.sampling, settings.normalize, up_axis)
 
     def splits(self) -> Splits:
-        """Load the experiment's dataset.
+        """Load the experiment's dataset. A note says if it is not that of the training.
 
         Raises:
             CheckpointError: a supervised model of other classes, or of fewer parts.
@@ -95,6 +101,8 @@ class Restored:
             parts = create_objective(self.experiment).model_arguments(splits)["num_parts"]
             if parts > known:
                 raise CheckpointError(f"the checkpoint knows {known} parts, {self.experiment.data.name} has {parts}")
+        if (change := describe_change(self.data, digest_of(splits))) and OTHER_DATA + change not in self.notes:
+            self.notes.append(OTHER_DATA + change)
         return splits
 
     def ask_data(self) -> None:
@@ -196,6 +204,7 @@ def save_merged(
     class_names: list[str],
     model_arguments: dict[str, int],
     clouds: dict[str, Any],
+    data: Digest | None,
     path: Path,
     format: WeightsFormat = "official",
 ) -> None:
@@ -203,7 +212,8 @@ def save_merged(
 
     A model with gated mixtures is written in a layout that only `restore` reads, whatever the format.
     """
-    config, extra = experiment.model_dump(mode="json"), {"model_arguments": model_arguments, "clouds": clouds}
+    config = experiment.model_dump(mode="json")
+    extra = {"model_arguments": model_arguments, "clouds": clouds, "data": data}
     if has_gate(model):
         save_gated(model, path, config, class_names, extra)
     else:

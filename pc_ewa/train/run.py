@@ -209,7 +209,7 @@ class _Run:
             if self.world.is_main:
                 setup, path = self.setup, self.folder.merged(which)
                 names = list(setup.splits.train.class_names)
-                save_merged(merged_model, self.experiment, names, setup.model_arguments, setup.clouds, path)
+                save_merged(merged_model, self.experiment, names, setup.model_arguments, setup.clouds, setup.data, path)
         merged = self._on_test(merged_model)
         first = (unmerged or merged).metrics()
         metrics: dict[str, Any] = {f"test_{name}_unmerged": value for name, value in first.items()}

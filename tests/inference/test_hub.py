@@ -40,6 +40,7 @@ class Hub(SimpleNamespace):
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
     stand_in = Hub(made().save_pretrained(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)  # a name whose first part is a folder here is not looked up
     monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)  # type: ignore[arg-type]
     return stand_in
 
@@ -77,7 +78,8 @@ def test_pushing_uploads_the_folder(hub: Hub) -> None:
         made().push_to_hub("other")
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(Error, match=r"runs/quikstart.*huggingface_hub.*not installed"):
         pc_ewa.load_model("runs/quikstart")

@@ -212,6 +212,25 @@ def test_layers_of_the_encoder_that_were_replaced_or_hooked_are_called(layer: st
         torch.testing.assert_close(replaced, plain, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["first_conv", "second_conv"])
+@pytest.mark.parametrize("training", [True, False])
+def test_hooks_on_the_two_halves_of_the_encoder_are_called(name: str, training: bool) -> None:
+    """They see rows of points, and what they return counts."""
+    torch.manual_seed(0)
+    encoder, seen = PatchEncoder(8, 4).double().train(training), []
+    groups = torch.randn(2, 3, 5, 3).double()
+    plain = encoder(groups)
+    half = encoder.get_submodule(name)
+    handle = half.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape))
+    torch.testing.assert_close(encoder(groups), plain)
+    handle.remove()
+    assert seen == [(2 * 3 * 5, 3 if name == "first_conv" else 16)]
+    half.register_forward_hook(lambda module, inputs, output: 0 * output)
+    changed = encoder(groups)
+    assert torch.equal(changed, changed[:1, :1].expand_as(changed))
+    assert not torch.allclose(changed, plain)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("layer", "other"),

@@ -97,6 +97,22 @@ def test_second_derivatives_are_those_of_plain_torch():
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.parametrize("linear", [False, True])
+def test_second_derivatives_where_shift_and_weights_depend_on_the_features(linear):
+    """The path from the features through their shift is counted once."""
+    torch.manual_seed(0)
+    start, norm, found = torch.randn(6, 4, 3).double(), norm_of(3, torch.float64), []
+    weight, bias = torch.randn(5, 3).double(), torch.randn(5).double()
+    functions = (norm_relu_linear_largest, plain_tail) if linear else (norm_relu, plain_norm_relu)
+    for function in functions:
+        x = start.clone().requires_grad_()
+        layer = (weight * x.mean(), bias + x.sum()) if linear else ()
+        y = function(x, x.cumsum(1).mean(1), norm, *layer)
+        (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        found.append((first, *torch.autograd.grad(first.square().sum(), x)))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def tail(function, x, shift, norm, weight, bias):
     """Output, gradients and statistics of the tail of the encoder, by the fused function or by plain layers."""
     own = copy.deepcopy(norm)

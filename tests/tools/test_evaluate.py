@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 
@@ -55,6 +56,22 @@ def test_keys_of_its_config_can_be_changed(tool: Tool, trained: Any, toy_file: P
     code, out, _ = tool("evaluate", trained.folder / "checkpoints" / "last.pt", f"data.path={moved}", "--split=train")
     assert code == 0
     assert "/21, " in out
+
+
+@pytest.mark.parametrize("name", ["merged_last.pt", "last.pt"])
+def test_other_data_than_those_of_the_training_are_noted(
+    name: str, tool: Tool, trained: Any, toy_file: Path, tmp_path: Path
+) -> None:
+    """A file that was prepared anew under the same name would pass for the old one."""
+    changed = tmp_path / "changed.h5"
+    changed.write_bytes(toy_file.read_bytes())
+    with h5py.File(changed, "r+") as file:
+        file["data"][-1] = -file["data"][-1]  # the last one is of test
+    checkpoint = trained.folder / "checkpoints" / name
+    code, out, _ = tool("evaluate", checkpoint, f"data.path={changed}")
+    assert code == 0
+    assert [line for line in out.splitlines() if line.startswith("note: ") and "test has other points" in line]
+    assert "other points" not in tool("evaluate", checkpoint).out
 
 
 def test_official_files_take_a_config(tool: Tool, trained: Any, toy_config: Path, tmp_path: Path) -> None:

@@ -156,11 +156,11 @@ def test_again(tool: Tool, server: list[str], tmp_path: Path) -> None:
     assert tool(*command, "--accept").code == 0
     assert tool(*command) == (
         0,
-        f"{prepared} is there already; nothing to do (--again converts again with these options)\n",
+        f"{prepared} is there already; nothing to do (--overwrite converts again with these options)\n",
         "",
     )
     before = prepared.stat().st_ino
-    code, out, _ = tool(*command, "--again", "--points", 7)  # from the published files, without the server
+    code, out, _ = tool(*command, "--overwrite", "--points", 7)  # from the published files, without the server
     assert (code, prepared.stat().st_ino == before, len(server)) == (0, False, 2)
     assert f"{prepared}: 5 shapes of 7 points" in out
 
@@ -238,10 +238,10 @@ def test_from_a_folder_with_options(tool: Tool, toy: Dataset, tmp_path: Path) ->
     assert code == 0
     assert f"data.name=toy data.root={tmp_path}/data data.size=all data.fold=3" in out
     (tmp_path / "mine" / "toy_files" / "train" / "cat" / "a.txt").write_text("1 2\n3")
-    code, _, err = tool(*command, "--again")
+    code, _, err = tool(*command, "--overwrite")
     assert (code, err.count("\n")) == (2, 1)
     assert "a.txt" in err
-    code, _, err = tool("prepare_data", "toy", "--root", tmp_path / "data", "--from", tmp_path / "none", "--again")
+    code, _, err = tool("prepare_data", "toy", "--root", tmp_path / "data", "--from", tmp_path / "none", "--overwrite")
     assert (code, err.count("\n")) == (2, 1)
 
 

@@ -38,11 +38,11 @@ def test_own_files(tool: Tool, tmp_path: Path) -> None:
     assert "bad.npy" in out
     assert out.endswith(f"train on it: pc-ewa train own_data data.path={output}\n")
     assert len(read_hdf5(output, "train", name="mine")) == 4
-    assert tool(*command).err == f"error: {output} is there already; choose another -o, or add --again\n"
-    assert tool(*command, "--again").code == 0
+    assert tool(*command).err == f"error: {output} is there already; choose another -o, or add --overwrite\n"
+    assert tool(*command, "--overwrite").code == 0
     for path in (tmp_path / "mine").rglob("[0-9].npy"):
         path.write_bytes(b"")
-    code, _, err = tool(*command, "--again")
+    code, _, err = tool(*command, "--overwrite")
     assert (code, err.count("\n")) == (2, 1)
     assert "no shape could be read; 7 were left out, the first: " in err
 
@@ -90,7 +90,7 @@ def test_near_copies_across_splits_are_told(tool: Tool, tmp_path: Path) -> None:
     assert (code, err) == (0, "")
     assert "note: near-copies: " in out
     assert "--group-by REGEX" in out
-    out = tool(*command, "--again", "--group-by", r"\d+").out
+    out = tool(*command, "--overwrite", "--group-by", r"\d+").out
     assert "near-copies" not in out
 
 
@@ -104,7 +104,7 @@ def test_groups_of_own_files(tool: Tool, tmp_path: Path) -> None:
     parts = [read_hdf5(tmp_path / "mine.h5", split, name="mine").shape_names or () for split in ("train", "test")]
     train, test = ({name[:5] for name in names} for names in parts)
     assert (len(train), len(test), train & test) == (6, 2, set())
-    code, _, err = tool(*command, "(", "--again")
+    code, _, err = tool(*command, "(", "--overwrite")
     assert (code, err.count("\n")) == (2, 1)
     assert "group_by is '(', not a regular expression" in err
     assert tool("prepare_data", "modelnet40", "--group-by", "x", "--root", tmp_path).code == 2
