@@ -24,20 +24,16 @@ def as_markdown(results: Results) -> str:
 
 
 def as_summary(experiments: Sequence[Results]) -> str:
-    """Write a table with one row per experiment (baseline, highlighted variant, verdict), and provenance below it.
-
-    Ablations are not listed.
-    """
+    """Write a table with one row per experiment: baseline, highlighted variant, verdict. Ablations are not listed."""
     rows = [["experiment", "metric (test, last step)", "baseline", "with EWA", "seeds", "verdict, 95 % interval"]]
-    listed = [results for results in experiments if _is_listed(results)]
-    for results in listed:
+    for results in filter(_is_listed, experiments):
         metric, shown = _metric(results), _highlight(results)
         scores = {v: _by_seed(results, v, PRIMARY) for v in (reference(results, shown), shown)}
         found = found_differences(results, shown).get(PRIMARY)
         cells = [f"{results['variants'][v]['title']}: {_cell(s, metric)}" for v, s in scores.items()]
         seeds = str(found.seeds if found else 0)
         rows.append([results["title"], _title(metric), *cells, seeds, f"**{finding(results, shown)}**"])
-    return "\n".join([*table(rows), "", *(f"- {r['title']}: {provenance(r)}" for r in listed)]) + "\n"
+    return "\n".join(table(rows)) + "\n"
 
 
 def as_csv(results: Results) -> str:
