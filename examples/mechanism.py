@@ -1,6 +1,6 @@
 """Why EWA does or does not help: where training goes, how flat it is there, and how far apart the experts are.
 
-    python examples/mechanism.py     # 100 digits, 200 epochs, 10 seeds, 5 arms: a quarter of an hour on one core
+    python examples/mechanism.py     # 100 digits, 200 epochs, 10 seeds, 5 arms: 40 minutes on one core
 
 Trains arms of digits_small.py at one learning rate, the best of dense and EWA there, and measures them on the way and
 at the end. Writes docs/theory/mechanism.json and three figures beside it; docs/theory.md explains them.

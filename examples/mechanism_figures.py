@@ -78,9 +78,8 @@ def against_dense(runs: dict[str, list[Record]], name: str, key: str, place: int
 
 
 def save(path: Path) -> None:
-    """Add legends and write the figure to its file."""
-    for axis in plt.gcf().axes:
-        axis.legend(fontsize=7)
+    """Add a legend, the same for all panels, and write the figure to its file."""
+    plt.gcf().axes[0].legend(fontsize=7)
     plt.tight_layout()
     plt.savefig(path, dpi=110)
     plt.close()

@@ -173,9 +173,11 @@ def test_docs_of_the_theory_show_every_figure(repository: Path) -> None:
 
 
 def test_mechanism_measures_the_models_that_it_trained(
-    toy_vit: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    toy_vit: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mechanism = importlib.import_module("mechanism")
+    for name, fewer in (("DIRECTIONS", 2), ("RADII", [0.0, 0.2]), ("ALONG", [0.0, 0.5, 1.0])):
+        monkeypatch.setattr(mechanism, name, fewer)
     mechanism.main(["--seeds", "2", "--epochs", "2", "--output", str(tmp_path)])
     assert "dense models of two seeds give the same class to" in capsys.readouterr().out
     found = json.loads((tmp_path / "mechanism.json").read_text())
