@@ -69,9 +69,9 @@ class Plan:
         command: the command that repeats the comparison.
 
     Example:
-            >>> plan = load_plan("compare/furniture")
-            >>> plan.run("dense", 0.001, seed=1).folder.as_posix()
-            'runs/compare/furniture/dense/lr_0.001/seed_1'
+        >>> plan = load_plan("compare/furniture")
+        >>> plan.run("dense", 0.001, seed=1).folder.as_posix()
+        'runs/compare/furniture/dense/lr_0.001/seed_1'
     """
 
     def __init__(self, name: str, comparison: Comparison, command: str) -> None:
@@ -157,8 +157,8 @@ def load_plan(path: str | Path, overrides: list[str] | None = None, command: str
         ConfigError: a wrong key or value, in the file or in the changes of a variant.
 
     Example:
-            >>> load_plan("compare/furniture", ["seeds=[0,1]"]).seeds
-            [0, 1]
+        >>> load_plan("compare/furniture", ["seeds=[0,1]"]).seeds
+        [0, 1]
     """
     path = Path(path)
     content = read_yaml(path)

@@ -79,9 +79,9 @@ class Accuracy:
         ValueError: another number of names than of classes.
 
     Example:
-            >>> accuracy = Accuracy(torch.tensor([[3, 1], [0, 4]]), ("chair", "table"))
-            >>> accuracy.describe()
-            'accuracy 87.50% (7/8)'
+        >>> accuracy = Accuracy(torch.tensor([[3, 1], [0, 4]]), ("chair", "table"))
+        >>> accuracy.describe()
+        'accuracy 87.50% (7/8)'
     """
 
     confusion: Tensor

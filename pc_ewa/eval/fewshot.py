@@ -25,8 +25,8 @@ class Fold:
         ValueError: an accuracy outside of 0 to 1.
 
     Example:
-            >>> Fold(way=5, shot=10, fold=0, accuracy_last=0.95).way
-            5
+        >>> Fold(way=5, shot=10, fold=0, accuracy_last=0.95).way
+        5
     """
 
     way: int
@@ -66,8 +66,8 @@ class FewShot:
         ValueError: no folds, or one of them twice.
 
     Example:
-            >>> FewShot([Fold(5, 10, 0, 0.90), Fold(5, 10, 1, 0.94)]).describe()
-            'few-shot accuracy 5-way 10-shot 92.00% ± 2.83%'
+        >>> FewShot([Fold(5, 10, 0, 0.90), Fold(5, 10, 1, 0.94)]).describe()
+        'few-shot accuracy 5-way 10-shot 92.00% ± 2.83%'
     """
 
     folds: Sequence[Fold]

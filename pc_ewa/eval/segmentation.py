@@ -29,9 +29,9 @@ class Segmentation:
         loss: mean negative log-likelihood of the true parts over the points, as in training. None if unknown.
 
     Example:
-            >>> ious, categories = torch.tensor([0.8, 0.6], dtype=torch.float64), torch.tensor([0, 1])
-            >>> Segmentation(ious, categories, ("chair", "lamp"), points_right=7, points=8).describe()
-            'instance mIoU 70.00%, class mIoU 70.00%'
+        >>> ious, categories = torch.tensor([0.8, 0.6], dtype=torch.float64), torch.tensor([0, 1])
+        >>> Segmentation(ious, categories, ("chair", "lamp"), points_right=7, points=8).describe()
+        'instance mIoU 70.00%, class mIoU 70.00%'
     """
 
     ious: Tensor

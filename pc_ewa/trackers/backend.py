@@ -21,8 +21,8 @@ class TrackedRun(NamedTuple):
         resumed_step: optimizer steps done before. Records of later steps, left by an interrupted run, are invalid.
 
     Example:
-            >>> TrackedRun(Path("runs/quickstart"), identity=lambda: "1a2b3c4d", config={}).resumed_step
-            0
+        >>> TrackedRun(Path("runs/quickstart"), identity=lambda: "1a2b3c4d", config={}).resumed_step
+        0
     """
 
     folder: Path
@@ -40,8 +40,8 @@ class Cloud(NamedTuple):
         title: a caption.
 
     Example:
-            >>> Cloud(np.zeros((8, 3)), np.ones((8, 3)), "chair").points.shape
-            (8, 3)
+        >>> Cloud(np.zeros((8, 3)), np.ones((8, 3)), "chair").points.shape
+        (8, 3)
     """
 
     points: Floats
@@ -62,9 +62,9 @@ class Backend(ABC):
         by_default: True for a tracker that is used without its section in the config, too.
 
     Example:
-            >>> from pc_ewa.trackers import TRACKERS
-            >>> [TRACKERS["wandb"].title, TRACKERS["wandb"].by_default]
-            ['Weights & Biases', True]
+        >>> from pc_ewa.trackers import TRACKERS
+        >>> [TRACKERS["wandb"].title, TRACKERS["wandb"].by_default]
+        ['Weights & Biases', True]
     """
 
     title: ClassVar[str]
