@@ -130,6 +130,8 @@ def values(schema: Schema) -> str:
         return "section"
     if "anyOf" in schema:
         return ", or ".join(dict.fromkeys(values(each) for each in schema["anyOf"]))
+    if "const" in schema:
+        return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = schema.get("type", "any")

@@ -137,7 +137,7 @@ class Runs:
         self.path, self.images, self.epochs = path, images, epochs
         self.data = few_digits(images)
         lines = path.read_text().splitlines() if path and path.is_file() else []
-        self.known = {(r["settings"], r["lr"], r["seed"]): r for r in map(json.loads, lines)}
+        self.known = {(r["settings"], r["lr"], r["seed"]): r for r in (parsed(line, path) for line in lines)}
 
     def get(self, name: str, lr: float, seed: int) -> dict[str, Any]:
         """Return a run. It is trained now if the file lacks it."""
@@ -168,6 +168,14 @@ class Runs:
             lr = float(beyond(sorted(scores), side))
             scores[lr] = {str(s): self.get(name, lr, s)["val"] for s in range(seeds)}
         return dict(sorted(scores.items()))
+
+
+def parsed(line: str, path: Path | None) -> Arm:
+    """Read a line of the ledger."""
+    try:
+        return dict(json.loads(line))
+    except (ValueError, TypeError):
+        raise SystemExit(f"{path}: {line[:60]!r}... is not a finished run; take that line out") from None
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 
 if len(sys.argv) != 3 or not sys.argv[2].endswith((".npy", ".xyz", ".txt")):
-    sys.exit(f"{__doc__}\nA mesh is not read: sample points from it first, by pc-ewa prepare.")
+    sys.exit(f"{__doc__}\nOther files are not read here: write the points of yours as lines of x y z, or as .npy.")
 model, file = sys.argv[1:]
 for name in (model, file):
     if not os.path.isfile(name):
@@ -23,7 +23,12 @@ wanted, stored = (about["preprocessing"].get(key) for key in ("num_points", "sto
 if about["task"] != "classify":
     sys.exit(f"{model} is made to {about['task']}; give a classifier")
 
-points = (np.load(file) if file.endswith(".npy") else np.loadtxt(file))[:, :3].astype(np.float64)
+try:
+    points = (np.load(file) if file.endswith(".npy") else np.loadtxt(file, ndmin=2))[:, :3].astype(np.float64)
+except (ValueError, IndexError) as error:
+    sys.exit(f"{file} is not lines of x y z: {error}")
+if len(np.unique(points, axis=0)) < about["min_points"]:
+    sys.exit(f"{file} has fewer than {about['min_points']} distinct points, too few for this model")
 if stored and len(points) != stored:  # as dense as the training data was; chance decides which
     points = points[np.random.default_rng(0).choice(len(points), stored, replace=len(points) < stored)]
 if about["preprocessing"]["normalize"]:  # into the unit sphere

@@ -49,16 +49,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file. If the disk is full, nothing of it is appended.
+    """Append whole lines to a file. If the disk is full, nothing of them is appended.
+
+    A line that lacks its end, as after an editor or a crash, is ended first, so that it spoils no other.
 
     Raises:
         WriteError: the file cannot be written, or is a symbolic link.
     """
     try:
-        with open(path, "ab", opener=_open_no_link) as file:
+        with open(path, "a+b", opener=_open_no_link) as file:
             end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            torn = file.read(1) not in (b"", b"\n")
             try:
-                file.write(text.encode())
+                file.write(b"\n" * torn + text.encode())
                 file.flush()
             except OSError:
                 # Remove a partial line, which would make a JSON Lines file unreadable.

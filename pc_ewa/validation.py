@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pc_ewa.errors import ConfigError
 
@@ -155,14 +155,14 @@ def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, besid
     for step in problem["loc"]:
         # Below a plain value, a text in the location is not a key but the member type of a union that failed.
         if section is None and isinstance(step, str):
-            return ".".join(steps), f"{'.'.join(steps)}={problem['input']!r}: should be {annotation}"
+            return ".".join(steps), f"{'.'.join(steps)}={problem['input']!r}: should be {_allowed(annotation)}"
         steps.append(str(step))
         if section and step in section.model_fields:
             annotation = section.model_fields[step].annotation
             section = next((c for c in (annotation, *get_args(annotation)) if hasattr(c, "model_fields")), None)
     key = ".".join(steps)
     if section and problem["type"] == "extra_forbidden":
-        return key, f"unknown key {key!r}; {nearest(steps[-1], [*section.model_fields, *beside])}"
+        return key, f"unknown key {key!r}; {meant(steps, section, beside)}"
     if problem["type"] == "missing":
         return key, f"{key!r} is missing; set it"
     if problem["type"] in ("model_type", "dataclass_type"):
@@ -175,6 +175,24 @@ def _describe(problem: Any, model: "type[pydantic.BaseModel]", where: str, besid
     if problem["type"] == "value_error":
         return key, f"{key}.{message}".removeprefix(".")
     return key, f"{key}={problem['input']!r}: {message}"
+
+
+def meant(steps: Sequence[str], section: "type[pydantic.BaseModel]", beside: Iterable[str]) -> str:
+    """Return a hint for an unknown key: the section that has a key of this name, or the nearest key."""
+    for name, field in section.model_fields.items():
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if steps[-1] in getattr(kind, "model_fields", ()):
+                return f"did you mean {'.'.join([*steps[:-1], name, steps[-1]])!r}?"
+    return nearest(steps[-1], [*section.model_fields, *beside])
+
+
+def _allowed(annotation: Any) -> str:
+    """Describe a union that has choices by its values, as in "true, false or freely"; another one by its types."""
+    kinds = get_args(annotation)
+    if not any(get_origin(kind) is Literal for kind in kinds):
+        return str(annotation)
+    words = [word for kind in kinds for word in (("true", "false") if kind is bool else map(str, get_args(kind)))]
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _names(kind: Any) -> str:

@@ -75,6 +75,14 @@ def test_links_in_the_place_of_our_files_are_not_followed(tmp_path: Path) -> Non
     assert victim.read_text() == "mine"
 
 
+@pytest.mark.parametrize(("before", "after"), [("", "new\n"), ("a\n", "a\nnew\n"), ("torn", "torn\nnew\n")])
+def test_a_line_is_appended_as_a_line(before: str, after: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(before)
+    append_text(file, "new\n")
+    assert file.read_text() == after
+
+
 def test_an_error_of_the_writer_passes_and_leaves_nothing(tmp_path: Path) -> None:
     def write(file: object) -> None:
         raise KeyboardInterrupt

@@ -37,5 +37,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from pc_ewa.report import write_report
 
     path = Path(options.output) if options.output else Path(options.runs[0]) / "report.html"
-    write_report(options.runs, path)
+    for line in write_report(options.runs, path):
+        print(f"note: {line}")
     print(f"report: {path}")

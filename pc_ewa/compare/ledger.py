@@ -16,6 +16,7 @@ from pc_ewa.compare.plan import Plan, Run
 from pc_ewa.config import Experiment
 from pc_ewa.errors import ConfigError
 from pc_ewa.files import append_text
+from pc_ewa.train.run_folder import FREE
 
 PROVENANCE = ("date", "hardware", "python", "torch")
 _PLACE = ("variant", "value", "seed", "fold")
@@ -108,9 +109,13 @@ class Ledger:
 def settings(experiment: Experiment) -> str:
     """Return a short hash of everything that determines a run: its config and the content of its initial weights.
 
-    Keys that are null do not count, so that a key added by a later version does not invalidate earlier runs.
+    Keys that are null do not count, so that a key added by a later version does not invalidate earlier runs. Nor do
+    keys that change no number.
     """
-    content = _without_null(experiment.model_dump(mode="json", exclude={"output", "wandb", "device"}))
+    content = _without_null(experiment.model_dump(mode="json"))
+    for key in (*FREE, "device", "train.keep"):
+        section, _, name = key.rpartition(".")
+        (content[section] if section else content).pop(name, None)
     starts = [path for path in (experiment.init_from, experiment.tokenizer) if path]
     for key in ("init_from", "tokenizer"):
         content.pop(key, None)
@@ -136,8 +141,23 @@ def _parsed(line: str) -> dict[str, Any] | None:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    sound = isinstance(record, dict) and {*_PLACE, "settings", "summary"} <= record.keys()
-    return record if sound and isinstance(record["summary"], dict) and isinstance(record["seed"], int) else None
+    return record if isinstance(record, dict) and _is_run(record) else None
+
+
+def _is_run(record: Mapping[str, Any]) -> bool:
+    """Return True if a line has what a run has. Anybody may have edited it."""
+    if not {*_PLACE, "settings", "summary"} <= record.keys():
+        return False
+    texts = [record["variant"], record["settings"], *_known(record, *PROVENANCE)]
+    numbers = [record["seed"], *_known(record, "value", "fold")]
+    placed = all(isinstance(text, str) for text in texts) and all(isinstance(n, int | float) for n in numbers)
+    summary = record["summary"]
+    metric = summary.get("main_metric") if isinstance(summary, dict) else None
+    return placed and isinstance(metric, str) and isinstance(summary.get(f"test_{metric}_merged"), int | float)
+
+
+def _known(record: Mapping[str, Any], *keys: str) -> list[Any]:
+    return [record[key] for key in keys if record.get(key) is not None]
 
 
 def _without_null(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pc_ewa.errors import ConfigError
 from pc_ewa.ewa import ExpertAverager, upcycle
 from pc_ewa.models import MODELS
 from pc_ewa.trackers import TRACKERS
-from pc_ewa.validation import arguments_of, check_arguments, choose, describe, nearest
+from pc_ewa.validation import arguments_of, check_arguments, choose, describe, meant
 from pc_ewa.yaml_config import apply_overrides, check_size, read_yaml
 
 # Arguments of models that follow from the data, and are therefore not keys of the config.
@@ -60,7 +60,8 @@ def resolve(content: dict[str, Any]) -> Experiment:
     except pydantic.ValidationError as error:
         problems.append(describe(error, Experiment))
     known = [*Experiment.model_fields, *TRACKERS]
-    problems += [f"unknown key {str(key)!r}; {nearest(str(key), known)}" for key in content if key not in known]
+    unknown = [str(key) for key in content if key not in known]
+    problems += [f"unknown key {key!r}; {meant([key], Experiment, known)}" for key in unknown]
     if problems:
         raise ConfigError("; ".join(problems))
     model = experiment.model

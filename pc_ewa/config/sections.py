@@ -110,8 +110,8 @@ class Augment(_Section):
     """Use one scale factor for all axes."""
     shift: NonNegativeFloat = 0.2
     """Largest translation along each axis."""
-    rotate: bool = False
-    """Rotate by a random angle about the up axis."""
+    rotate: bool | Literal["freely"] = False
+    """true: rotate by a random angle about the up axis; "freely": by any rotation, for scans that lie as they like."""
     jitter: NonNegativeFloat = 0.0
     """Standard deviation of the noise on each point."""
 

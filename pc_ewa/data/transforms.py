@@ -59,6 +59,18 @@ def rotate(points: Tensor, generator: torch.Generator, axis: UpAxis) -> Tensor:
     return torch.stack(coordinates, dim=-1)
 
 
+def rotate_freely(points: Tensor, generator: torch.Generator) -> Tensor:
+    """Rotate each cloud by a uniform random rotation of space, from a normal quaternion (Marsaglia 1972)."""
+    drawn = torch.randn(points.shape[0], 4, dtype=points.dtype, device=points.device, generator=generator)
+    w, x, y, z = (drawn / drawn.norm(dim=1, keepdim=True)).unbind(1)
+    rows = [
+        (1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)),
+        (2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)),
+        (2 * (x * z - y * w), 2 * (y * z + x * w), 1 - 2 * (x * x + y * y)),
+    ]
+    return points @ torch.stack([torch.stack(row, dim=1) for row in rows], dim=2)
+
+
 def jitter(points: Tensor, generator: torch.Generator, std: float = 0.01, clip: float = 0.05) -> Tensor:
     """Add normal noise of standard deviation `std` to every coordinate, clipped to [-clip, clip]."""
     noise = torch.randn(points.shape, dtype=points.dtype, device=points.device, generator=generator)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pc_ewa.bare import is_bare
+
 Init = Literal["copy", "independent"]
 
 
@@ -70,9 +72,11 @@ class ExpertLinear(nn.Module):
 def maps_groups(ffn: nn.Module) -> bool:
     """Return True if an FFN maps groups (N, S, C) at once when its linear layers are stacked.
 
-    All of its parameters must belong to `nn.Linear`s.
+    All of its parameters must belong to `nn.Linear`s, of which none has a hook: the stacked layers have none.
     """
     linears = [m for m in ffn.modules() if type(m) is nn.Linear]
+    if not all(is_bare(linear, nn.Linear) for linear in linears):
+        return False
     held = {id(parameter) for linear in linears for parameter in linear.parameters()}
     if not linears or next(ffn.buffers(), None) is not None or any(id(p) not in held for p in ffn.parameters()):
         return False

@@ -1,6 +1,7 @@
 """Recognition of FFNs by their layers, and of layers that experts cannot have."""
 
 from collections import Counter
+from types import FunctionType
 from typing import NamedTuple
 
 from torch import nn
@@ -75,6 +76,12 @@ def why_no_expert(name: str, ffn: nn.Module) -> str | None:
             return f"{where} is a {size} {depthwise}convolution, which mixes neighbouring tokens"
         if isinstance(layer, _BatchNorm) and layer.track_running_stats:
             return f"{where} is a {type(layer).__name__}, whose running statistics experts would not share"
+        if isinstance(vars(layer).get("forward"), FunctionType):
+            # A copy of the module would keep the function, which calls the layer that it was made for.
+            return (
+                f"{where} has a forward that was put on this one object, and all experts would call it in place of "
+                "their own; change its class, or use a hook"
+            )
         if hasattr(layer, "base_layer"):
             # The effective weight is W + B A, and mean(B A) is not mean(B) mean(A): averaging the factors would not
             # average the function.

@@ -20,6 +20,8 @@ DESCRIPTION = "pc_ewa.json"  # the metadata in a .pt2
 class OnnxModel(nn.Module):
     """An ONNX file in onnxruntime, on the CPU. It is called like the network that it was exported from.
 
+    A file with 8-bit weights gets its clouds one by one, so that no answer depends on the other clouds of a batch.
+
     Args:
         source: the path of the file, or its content.
         threads: number of threads for one call. None uses the number of torch.
@@ -47,6 +49,9 @@ class OnnxModel(nn.Module):
         except Exception as error:  # the exceptions of onnxruntime have no public base class
             name = "the exported model" if isinstance(source, bytes) else source
             raise CheckpointError(f"onnxruntime cannot load {name}: {' '.join(str(error).split())[:200]}") from None
+        # 8-bit activations have one scale for the whole input of a layer: an outlier among the clouds of a batch would
+        # round all others more coarsely.
+        self.one_by_one = bool(self.metadata.get("int8"))
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -55,6 +60,11 @@ class OnnxModel(nn.Module):
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Map clouds (B, N, 3), and categories (B,) for a segmenter, to scores."""
+        if self.one_by_one and len(tensors[0]) > 1:
+            return torch.cat([self._run(*(tensor[i : i + 1] for tensor in tensors)) for i in range(len(tensors[0]))])
+        return self._run(*tensors)
+
+    def _run(self, *tensors: Tensor) -> Tensor:
         names = [node.name for node in self.session.get_inputs()]
         return torch.from_numpy(self.session.run(None, dict(zip(names, map(array, tensors), strict=True)))[0])
 

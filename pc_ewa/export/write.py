@@ -23,8 +23,8 @@ from pc_ewa.package import missing_package, version_of
 
 ENDINGS = (".onnx", ".pt2")
 
-# Nodes whose weights become 8-bit integers. Their inputs are quantised at run time, by their largest value. That can
-# cost accuracy, so it has to be measured.
+# Nodes whose weights become 8-bit integers. Their inputs are quantised at run time, by the largest value of all clouds
+# of a call. That can cost accuracy, so it has to be measured, one cloud a call.
 _QUANTIZED = ["MatMul", "Gemm"]
 
 
@@ -171,7 +171,8 @@ def quantize(
 ) -> Quantized | None:
     """Write an ONNX file with 8-bit weights, a quarter of the size (dynamic quantisation of the linear layers).
 
-    The outputs of the model change, and its accuracy may change.
+    The outputs of the model change, and its accuracy may change. Give the file one cloud a call: in a batch each answer
+    depends on the other clouds, because they share the scale of the 8-bit activations. `OnnxModel` does so.
 
     Args:
         source: a file of `export_onnx`.
@@ -200,11 +201,12 @@ def quantize(
         small = Path(folder) / "small.onnx"
         quantize_dynamic(source, small, weight_type=QuantType.QInt8, op_types_to_quantize=_QUANTIZED)
         proto = onnx.load(small)
+    _set_metadata(proto, metadata)
     scores = None
     if measure:
         scores = Quantized(measure(OnnxModel(source)), measure(OnnxModel(proto.SerializeToString())))
-        metadata["metrics"] = {"float32": scores.exact.metrics(), "int8": scores.int8.metrics()}
-    _set_metadata(proto, metadata)
+        metrics = {"float32": scores.exact.metrics(), "int8": scores.int8.metrics()}
+        _set_metadata(proto, metadata | {"metrics": metrics})
     write_whole(path, lambda file: file.write(proto.SerializeToString()))
     return scores
 

@@ -119,6 +119,8 @@ def find(source: str | Path) -> Path:
     """
     # os.path takes every name. pathlib raises if a name is too long, or begins with "~" and an unknown user.
     path, name = Path(os.path.expanduser(source)), str(source)
+    if os.path.isfile(path) and path.suffix.lower() in (*EXTENSIONS, ".h5", ".hdf5"):
+        raise CheckpointError(f"{path} holds shapes, not a model; the model comes first")
     if os.path.isfile(path) or os.path.isfile(path / CONFIG):
         return path
     checkpoint = checkpoint_of(path)

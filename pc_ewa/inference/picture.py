@@ -8,6 +8,7 @@ from pc_ewa.data import UpAxis
 from pc_ewa.inference.clouds import Input, present
 from pc_ewa.inference.predictions import PartPrediction, Prediction
 from pc_ewa.models.base import Preprocessing
+from pc_ewa.text import printable
 from pc_ewa.viz import Panel, Scene, upright
 from pc_ewa.viz.colours import by_height, kind_colours, kind_legend
 from pc_ewa.viz.scene import Floats
@@ -35,13 +36,24 @@ def predicted_scene(
         if isinstance(prediction, PartPrediction):
             most = max(most, int(prediction.parts.max()) + 1)
             place = upright(prediction.points, preprocessing.up_axis or "y")
-            panels.append(Panel(_unit(place), kind_colours(prediction.parts.numpy()), prediction.category))
+            panels.append(
+                Panel(
+                    _unit(place), kind_colours(prediction.parts.numpy()), f"{prediction.category}\n{_name(prediction)}"
+                )
+            )
         else:
             place = upright(present(by_name[prediction.name], preprocessing, up).points, preprocessing.up_axis or "y")
-            panels.append(Panel(place, by_height(place), f"{prediction.label} {prediction.probability:.0%}"))
+            panels.append(
+                Panel(place, by_height(place), f"{prediction.label} {prediction.probability:.0%}\n{_name(prediction)}")
+            )
     more = f" of {len(found)}" if len(found) > MOST else ""
     legend = kind_legend([f"part {part}" for part in range(most)])
     return Scene(f"predictions, {len(panels)}{more}", panels, legend)
+
+
+def _name(prediction: Prediction | PartPrediction) -> str:
+    """Return the last part of the name of a cloud, which is the path of its file if it has one."""
+    return printable(prediction.name.replace("\\", "/").rsplit("/", 1)[-1], 40)
 
 
 def _unit(points: Floats) -> Floats:

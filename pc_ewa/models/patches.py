@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from pc_ewa.ops.patch_layers import PART, is_bare, largest, norm_relu, norm_relu_linear_largest
+from pc_ewa.bare import has_hooks, is_bare
+from pc_ewa.ops.patch_layers import PART, largest, norm_relu, norm_relu_linear_largest
 
 
 def position_embedding(dim: int) -> nn.Sequential:
@@ -68,13 +69,16 @@ class PatchEncoder(nn.Module):
         # patches.
         norms = [module for module in self.modules() if isinstance(module, _BatchNorm)]
         takes_statistics = any(norm.training or norm.running_mean is None for norm in norms)
-        return patches.device.type == "cpu" and not takes_statistics and not torch.compiler.is_compiling()
+        # A hook inside expects the features of all patches.
+        hooked = any(has_hooks(module) for module in self.modules() if module is not self)
+        on_cpu = patches.device.type == "cpu"
+        return on_cpu and not takes_statistics and not hooked and not torch.compiler.is_compiling()
 
     def _encode(self, patches: Tensor) -> Tensor:
         """Encode patches (P, K, 3) as tokens (P, C)."""
         local = self._first(patches)
         whole = largest(local)
-        if not is_bare(self.second_conv, nn.Sequential):
+        if not _is_built_by_us(self.second_conv):
             return largest(_on_rows(self.second_conv, _concatenated(whole, local)))
         mix, norm, relu, project = self.second_conv
         mixed, shift = _mix(mix, whole, local) if is_bare(mix, PointConv) else (mix(_concatenated(whole, local)), None)
@@ -85,15 +89,20 @@ class PatchEncoder(nn.Module):
 
     def _first(self, patches: Tensor) -> Tensor:
         """Map patches (P, K, 3) to features (P, K, C) of their points."""
-        if not is_bare(self.first_conv, nn.Sequential):
+        if not _is_built_by_us(self.first_conv):
             return _on_rows(self.first_conv, patches)
         lift, norm, relu, widen = self.first_conv
         features: Tensor = widen(_activated(lift(patches), None, norm, relu))
         return features
 
 
+def _is_built_by_us(layers: nn.Module) -> bool:
+    """Return True for a half of the encoder that nobody has hooked or lengthened."""
+    return is_bare(layers, nn.Sequential) and len(cast(nn.Sequential, layers)) == 4
+
+
 def _on_rows(layers: nn.Module, x: Tensor) -> Tensor:
-    """Call layers that have hooks, or another class, on features (P, K, C): a batch norm needs rows (P · K, C)."""
+    """Call layers that were changed on features (P, K, C): a batch norm needs rows (P · K, C)."""
     y: Tensor = layers(x.flatten(0, 1))
     return y.view(*x.shape[:2], y.shape[1])
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pc_ewa.bare import has_hooks, is_bare
 from pc_ewa.ops import cpu
 from pc_ewa.ops.dispatch import backend
 from pc_ewa.ops.registry import forward_mode
@@ -43,7 +44,7 @@ def plain_norm_relu(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> Te
     """Compute `norm_relu` in plain torch."""
     moved = x if shift is None else x + shift[:, None]
     # A hook may keep the output of the norm, and torch forbids to change it under a backward hook.
-    return F.relu(norm(moved.flatten(0, 1)), inplace=not _has_hooks(norm)).view(x.shape)
+    return F.relu(norm(moved.flatten(0, 1)), inplace=not has_hooks(norm)).view(x.shape)
 
 
 def norm_relu_linear_largest(
@@ -167,23 +168,6 @@ class _Largest(torch.autograd.Function):
         return cpu.largest_backward(grad.contiguous(), winners, ctx.size)
 
 
-def is_bare(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Return True for a module of this very class without hooks, which may be computed without being called.
-
-    Adapters such as LoRA put another class in its place; pruning and weight norm put hooks on it.
-    """
-    return type(module) is kind and "forward" not in vars(module) and not _has_hooks(module)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Return True if calling the module calls more than its forward: hooks of its own, or of all modules."""
-    own = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    of_all = nn.modules.module
-    forward = of_all._global_forward_hooks, of_all._global_forward_pre_hooks
-    backward = of_all._global_backward_hooks, of_all._global_backward_pre_hooks
-    return any(own) or any(forward) or any(backward)
-
-
 def _contiguous(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> tuple[Tensor | None, ...]:
     """Return the inputs as the kernels read them: through plain pointers, without strides."""
     # Before `apply`: inside of it the copies would not be in the graph of a second derivative.
@@ -191,10 +175,10 @@ def _contiguous(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> tuple[
 
 
 def _needs_torch(grad: Tensor) -> bool:
-    """Return True if a backward pass must be plain torch: for second derivatives, and for many gradients at once."""
+    """Return True if a backward pass must be plain torch: for second derivatives, batched and traced gradients."""
     # `is_grads_batched` wraps gradients in one way, torch.vmap in another. Neither has memory for a kernel to read.
     wrapped = torch._C._functorch.is_legacy_batchedtensor(grad) or torch._C._functorch.is_functorch_wrapped_tensor(grad)
-    return torch.is_grad_enabled() or bool(wrapped)
+    return torch.is_grad_enabled() or bool(wrapped) or not _is_readable(grad)
 
 
 def _parts(x: Tensor) -> Iterator[slice]:
@@ -232,28 +216,40 @@ def _is_fused(x: Tensor, shift: Tensor | None, norm: nn.BatchNorm1d) -> bool:
         return False
     if shift is not None and shift.shape != (x.shape[0], x.shape[2]):
         return False  # plain torch broadcasts it, or says that it cannot; a kernel would read beyond its end
-    tensors = (shift, norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return all(tensor is None or (tensor.dtype == x.dtype and not tensor.is_neg()) for tensor in tensors)
+    of_norm = [t for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var) if t is not None]
+    if any(tensor.shape != (x.shape[2],) for tensor in of_norm):
+        return False  # plain torch says so
+    return all(t.dtype == x.dtype and not t.is_neg() for t in [*of_norm, *([] if shift is None else [shift])])
 
 
 def _has_kernels(x: Tensor) -> bool:
     """Return True for tensors that the compiled kernels can read, outside of traced code and forward-mode AD."""
     if torch.compiler.is_compiling():  # first: what follows would break the graph
         return False
-    # `type(x) is Tensor`: a subclass, such as a DTensor or a fake tensor, need not have its data at data_ptr().
-    readable = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and type(x) is Tensor
-    # A tensor with the negative bit is a view of memory with the opposite numbers, also after contiguous().
-    readable = readable and x.dim() == 3 and not x.is_neg()
+    fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.dim() == 3
+    transformed = torch._C._are_functorch_transforms_active()
+    return fits and not transformed and _is_readable(x) and backend("cpu").name == "cpu"
+
+
+def _is_readable(x: Tensor) -> bool:
+    """Return True if a kernel may read a tensor through a pointer, which nothing that follows the operators sees."""
+    # `type(x) is Tensor`: a subclass, such as a DTensor or a fake tensor, need not have its data at data_ptr(). A
+    # tensor with the negative bit is a view of memory with the opposite numbers, also after contiguous().
+    plain = type(x) is Tensor and not x.is_neg()
     # A dispatch mode, such as that of make_fx, sees no kernel that is called through a pointer.
     traced = torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-    transformed = forward_mode() or torch._C._are_functorch_transforms_active()
-    return readable and not traced and not transformed and backend("cpu").name == "cpu"
+    return plain and not traced and not forward_mode()
 
 
 def _takes_statistics(norm: nn.BatchNorm1d) -> bool:
     """Return True for a plain batch norm without hooks that normalises by the statistics of its batch."""
     # The kernel replaces the call of the module, so a subclass (SyncBatchNorm) or a hook would be ignored.
-    return is_bare(norm, nn.BatchNorm1d) and norm.affine and (norm.training or norm.running_mean is None)
+    if not (is_bare(norm, nn.BatchNorm1d) and norm.affine):
+        return False
+    tracked = (norm.running_mean, norm.running_var, norm.num_batches_tracked)
+    if norm.training and norm.track_running_stats and any(tensor is None for tensor in tracked):
+        return False  # torch has rules of its own for a part of them
+    return norm.training or norm.running_mean is None
 
 
 @torch.no_grad()

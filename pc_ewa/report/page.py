@@ -18,12 +18,15 @@ _HERE = Path(__file__).parent
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
-def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
+def write_report(folders: Sequence[str | Path], path: str | Path) -> list[str]:
     """Write the report page. The file is written completely or not at all.
 
     Args:
         folders: run folders, finished or not.
         path: the HTML file to write.
+
+    Returns:
+        Lines on what the page lacks and why, such as the pictures of a run whose data have changed.
 
     Raises:
         ConfigError: a folder without a run, or a file that cannot be written.
@@ -37,7 +40,9 @@ def write_report(folders: Sequence[str | Path], path: str | Path) -> None:
     """
     path, runs = Path(path), [RunFolder(folder) for folder in folders]
     check_report([run.path for run in runs], path)
-    write_text(path, page(runs))
+    missing: list[str] = []
+    write_text(path, page(runs, missing))
+    return missing
 
 
 def report_after(folder: str | Path) -> tuple[Path | None, str]:
@@ -69,10 +74,10 @@ def check_report(folders: Sequence[Path], path: Path) -> None:
         raise ConfigError(f"{path} cannot be written; choose a file in a folder that is there")
 
 
-def page(runs: Sequence[RunFolder]) -> str:
-    """Return the HTML of the page."""
+def page(runs: Sequence[RunFolder], missing: list[str]) -> str:
+    """Return the HTML of the page. Lines on what it lacks go to `missing`."""
     title = " and ".join(run.path.absolute().name for run in runs[:3]) + (" and others" if len(runs) > 3 else "")
-    body = list(_body(runs))
+    body = list(_body(runs, missing))
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("page.css", "viewer.js"))
     head = join(
         [
@@ -86,7 +91,7 @@ def page(runs: Sequence[RunFolder]) -> str:
     return f"<!doctype html>\n{element('html', element('head', head), content, lang='en')}\n"
 
 
-def _body(runs: Sequence[RunFolder]) -> Iterator[Html]:
+def _body(runs: Sequence[RunFolder], missing: list[str]) -> Iterator[Html]:
     if len(runs) > 1:
         yield element("h1", f"{len(runs)} runs")
         yield section("Comparison", _comparison(runs))
@@ -98,6 +103,7 @@ def _body(runs: Sequence[RunFolder]) -> Iterator[Html]:
         about = (experiment.model.name, experiment.data.name, experts, f"seed {experiment.seed}")
         yield element("p", ", ".join(about))
         yield from run_sections(run, pictures)
+        missing += [f"{run.path}: the page has no classes and pictures: {why}" for why in pictures.missing]
 
 
 def _comparison(runs: Sequence[RunFolder]) -> Html:

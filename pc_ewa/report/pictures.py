@@ -30,6 +30,7 @@ class Pictures:
 
     def __init__(self, run: RunFolder) -> None:
         self.run = run
+        self.missing: list[str] = []  # reasons why the page lacks pictures
         # Two: reading the config alone must work for a run that has no checkpoint yet.
         self._config = Subjects([str(run.path)], _HERE, "test", with_model=False)
         self._subjects = Subjects([str(run.path)], _HERE, "test")

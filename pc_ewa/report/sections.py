@@ -53,7 +53,8 @@ def run_sections(run: RunFolder, pictures: Pictures) -> Iterator[Html]:
         for title, scene in pictures.scenes():
             yield section(title, live(scene))
     except Error as error:  # such as data that have been moved: the rest of the page is worth having
-        yield section("Pictures", element("p", f"None: {error}", class_="note"))
+        pictures.missing.append(str(error))
+        yield section("Classes and pictures", element("p", f"Missing: {error}", class_="note"))
     if summary is not None:
         yield section("Costs", costs(summary))
     yield section("Config and environment", *details(run))

@@ -107,7 +107,9 @@ def sample_points(
 
 def augment(points: Tensor, how: Augment, up_axis: UpAxis, generator: torch.Generator) -> Tensor:
     """Apply the augmentations of the experiment, in the order rotate, scale and shift, jitter."""
-    if how.rotate:
+    if how.rotate == "freely":
+        points = transforms.rotate_freely(points, generator)
+    elif how.rotate:
         points = transforms.rotate(points, generator, up_axis)
     if how.scale or how.shift:
         points = transforms.scale_and_translate(points, generator, how.scale or (1.0, 1.0), how.shift, how.isotropic)

@@ -23,8 +23,8 @@ def check_compile(experiment: Experiment, world: World) -> None:
     """Check that the model can be compiled with `train.compile`, before any work.
 
     Raises:
-        ConfigError: a sharded model; CUDA graphs with gradient accumulation or several processes; or a machine without
-        the compiler that torch.compile needs.
+        ConfigError: a sharded model; checkpointed activations; CUDA graphs with gradient accumulation or several
+        processes; or a machine without the compiler that torch.compile needs.
     """
     mode, train = experiment.train.compile, experiment.train
     if mode is None:
@@ -32,6 +32,8 @@ def check_compile(experiment: Experiment, world: World) -> None:
     asked = f"train.compile={mode}"
     if train.sharding != "none" and world.size > 1:
         raise ConfigError(f"{asked} with train.sharding={train.sharding}: shards are not compiled; set one to none")
+    if train.checkpoint_activations:
+        raise ConfigError(f"{asked} with train.checkpoint_activations=true: torch cannot compile it; set one off")
     if mode in _GRAPHS and world.device.type == "cuda" and (train.accumulate > 1 or world.size > 1):
         what = f"train.accumulate={train.accumulate}" if train.accumulate > 1 else f"{world.size} processes"
         raise ConfigError(f"{asked} with {what}: CUDA graphs hold the gradients of one pass; use train.compile=default")

@@ -57,7 +57,8 @@ def refuse_other_data(content: Mapping[str, Any], data: Digest, checkpoints: Che
     """Raise CheckpointError if the run of a checkpoint was trained on other data than these."""
     if change := describe_change(content.get("data"), data):
         raise CheckpointError(
-            f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or choose another output"
+            f"{checkpoints.folder} holds a run on other data: {change}; bring back its data, or begin another run with "
+            f"these: output={checkpoints.folder.parent}_2"
         )
 
 

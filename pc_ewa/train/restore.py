@@ -15,9 +15,11 @@ from pc_ewa.models.checkpoints.bounds import no_larger_than, refuse_depth
 from pc_ewa.models.checkpoints.keys import COUNTER, fit_head, rename_keys
 from pc_ewa.models.checkpoints.read import check_finite, read_content
 from pc_ewa.streams import stream
+from pc_ewa.text import printable
 from pc_ewa.train.batches import INIT
 from pc_ewa.train.objectives import Pretrain, create_objective
 from pc_ewa.train.restored import Restored, Split
+from pc_ewa.train.run_folder import RunFolder
 from pc_ewa.train.setup import put_experts
 from pc_ewa.train.splits import load_splits
 from pc_ewa.yaml_config import apply_overrides
@@ -78,6 +80,12 @@ def restore(
         raise CheckpointError(f"{path} has more classes than the {len(class_names)} that were named; name them all")
     if note:
         restored.notes.append(note)
+    run = RunFolder(Path(path).parent.parent)
+    if isinstance(progress := content.get("progress"), dict) and run.config_path.is_file() and not run.is_finished:
+        restored.notes.append(
+            f"{run.path} has not come to its end, this is step {printable(str(progress.get('step')))}; the command "
+            "that began it goes on"
+        )
     if "averaged_models" in content and experiment.average:
         restored.notes.append(f"averaged weights ({experiment.average.kind}), which the run reports, not the live ones")
     return restored

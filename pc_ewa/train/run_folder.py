@@ -20,7 +20,7 @@ from pc_ewa.yaml_config import parse_yaml
 
 # Keys of a config that may change when a run resumes. None of them changes a number: the folder may be moved,
 # checkpoints are whole however the model was sharded, and trackers only read.
-_FREE = ("output", "train.sharding", *TRACKERS)
+FREE = ("output", "train.sharding", *TRACKERS)
 # Old names of keys in summaries and results, and the current ones.
 _RENAMED = {
     "headline": "main_metric",
@@ -78,7 +78,7 @@ class RunFolder:
             return
         there, asked = _flat(self.config()), _flat(yaml.safe_load(dump(experiment)))
         different = [key for key in sorted({*there, *asked}) if there.get(key) != asked.get(key)]
-        different = [key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in _FREE)]
+        different = [key for key in different if not any(f"{key}.".startswith(f"{free}.") for free in FREE)]
         if different:
             changes = ", ".join(f"{k}={there.get(k)} there, {asked.get(k)} asked" for k in different[:3])
             remedy = "choose another output or delete it"

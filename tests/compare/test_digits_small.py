@@ -26,6 +26,13 @@ def script(repository: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def test_a_damaged_line_of_the_ledger_is_named(script: ModuleType, tmp_path: Path) -> None:
+    ledger = tmp_path / "digits.runs.jsonl"
+    ledger.write_text('{"arm": "den')
+    with pytest.raises(SystemExit, match=r"digits\.runs\.jsonl: .*not a finished run"):
+        script.Runs(ledger, 100, 1)
+
+
 @pytest.fixture
 def quick(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script with 40 images to validate and 40 to test, and models of width 8."""

@@ -133,6 +133,42 @@ def test_runs_of_other_settings_do_not_count(
     assert len(ledger()) == 4  # those of both settings
 
 
+def test_a_line_without_its_end_spoils_no_other(plan: Make, trainer: Callable[[str], None]) -> None:
+    """As after an editor, or after `cat` of two ledgers."""
+    trainer(WRITE)
+    made = plan("sweep=null", "seeds=[0]")
+    compare(made, OPTIONS)
+    lines = (SAVE / "toys.runs.jsonl").read_text().splitlines()
+    Path("runs").rename("elsewhere")
+    (SAVE / "toys.runs.jsonl").write_text(lines[0])
+    ran()
+    compare(made, OPTIONS)
+    assert len(ran()) == 1
+    assert len(ledger()) == 2
+
+
+EDITS = [
+    {"variant": ["dense"]}, {"seed": "0"}, {"value": "x"}, {"fold": {}}, {"date": 5}, {"settings": None},
+    {"summary": []}, {"summary": {}}, {"summary": {"main_metric": "accuracy", "test_accuracy_merged": "x"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("edit", EDITS, ids=str)
+def test_an_edited_line_is_named_before_anything_is_restored(
+    edit: dict[str, Any], plan: Make, trainer: Callable[[str], None]
+) -> None:
+    trainer(WRITE)
+    made = plan("sweep=null", "seeds=[0]")
+    compare(made, OPTIONS)
+    records = [json.loads(line) for line in (SAVE / "toys.runs.jsonl").read_text().splitlines()]
+    records[1] |= edit
+    (SAVE / "toys.runs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    Path("runs").rename("elsewhere")
+    with pytest.raises(ConfigError, match=r"saved/toys.runs.jsonl, line 2: not a finished run"):
+        compare(made, OPTIONS)
+    assert not Path("runs").exists() or not [*Path("runs").rglob("summary.json")]
+
+
 @pytest.mark.parametrize("line", ["{", "[]", '{"variant": "dense"}', "null"])
 def test_a_damaged_line_is_one_line(plan: Make, line: str) -> None:
     made = plan("sweep=null")
@@ -148,6 +184,8 @@ def test_the_settings_are_all_that_a_run_depends_on(plan: Make) -> None:
     assert settings(first) == settings(first.model_copy(update={"output": "elsewhere"}))
     moved = first.data.model_copy(update={"root": "elsewhere"})
     assert settings(first) == settings(first.model_copy(update={"data": moved}))
+    free = ["tensorboard={}", "wandb=null", "train.keep=5", "train.sharding=fsdp", "device=cpu"]
+    assert settings(first) == settings(plan(changes=free).resolve(made.run("ewa", 1e-3, 0)))
     runs = (made.run("ewa", 1e-2, 0), made.run("ewa", 1e-3, 1), made.run("dense", 1e-3, 0))
     hashes = {settings(first), *(settings(made.resolve(run)) for run in runs)}
     start = Path("start.pt")

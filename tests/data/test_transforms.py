@@ -14,6 +14,7 @@ from pc_ewa.data.transforms import (
     random_index,
     random_subset,
     rotate,
+    rotate_freely,
     scale_and_translate,
     subsample_eval,
     subsample_train,
@@ -23,6 +24,7 @@ from pc_ewa.data.transforms import (
 RANDOM: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "scale_and_translate": scale_and_translate,
     "rotate": lambda points, generator: rotate(points, generator, "z"),
+    "rotate_freely": rotate_freely,
     "jitter": jitter,
     "random_subset": lambda points, generator: random_subset(points, 20, generator),
     "subsample_train": lambda points, generator: subsample_train(points, 20, generator),
@@ -136,6 +138,17 @@ def test_rotation_angles_cover_the_circle() -> None:
     turned = rotate(torch.tensor([[[1.0, 0.0, 0.0]]]).repeat(4000, 1, 1), seeded(), "z")[:, 0]
     quarter = torch.atan2(turned[:, 1], turned[:, 0]).div(torch.pi / 2).floor().long() + 2
     assert torch.bincount(quarter, minlength=4).min() > 900
+
+
+def test_free_rotations_are_rotations_that_cover_the_sphere() -> None:
+    basis = rotate_freely(torch.eye(3, dtype=torch.float64).repeat(4000, 1, 1), seeded())
+    torch.testing.assert_close(basis @ basis.mT, torch.eye(3, dtype=torch.float64).expand_as(basis))
+    assert torch.linalg.det(basis).sub(1).abs().max() < 1e-9
+    # Each coordinate of a uniform point on the sphere is uniform in [-1, 1] (Archimedes).
+    for coordinates in basis.flatten(1).T:
+        counts = torch.histc(coordinates, 4, -1, 1)
+        assert counts.min() > 900
+        assert counts.max() < 1100
 
 
 def test_jitter_has_its_deviation_and_limit() -> None:

@@ -235,6 +235,29 @@ def quantised() -> nn.Module:
     return ffn
 
 
+def patched() -> nn.Module:
+    """An FFN whose first layer got another forward, which calls the layer that it was made for."""
+    ffn = nn.Sequential(nn.Linear(C, H), nn.GELU(), nn.Linear(H, C))
+    before = ffn[0].forward
+    ffn[0].forward = lambda x: 2 * before(x)
+    return ffn
+
+
+@pytest.mark.parametrize("place", ["0", "2", ""])
+@pytest.mark.parametrize("kind", ["forward_hook", "forward_pre_hook"])
+def test_hooks_inside_of_an_ffn_are_called(kind: str, place: str) -> None:
+    torch.manual_seed(0)
+    ffn, x = nn.Sequential(nn.Linear(C, H), nn.GELU(), nn.Linear(H, C)).double(), torch.randn(2, 6, C).double()
+    double = {"forward_hook": lambda _, inputs, y: 2 * y, "forward_pre_hook": lambda _, inputs: (2 * inputs[0],)}
+    getattr(ffn.get_submodule(place), f"register_{kind}")(double[kind])
+    model = nn.ModuleDict({"mlp": ffn})
+    expected = model["mlp"](x)
+    upcycle(model, 2, "all", ffn="mlp")
+    torch.testing.assert_close(model.train()["mlp"](x), expected)  # copies, so that the routes do not matter
+    torch.testing.assert_close(model.eval()["mlp"](x), expected)
+    torch.testing.assert_close(merge_experts(model)["mlp"](x), expected)
+
+
 CANNOT: dict[str, tuple[Build, str]] = {
     "depthwise": (Depthwise, "its dwconv is a 3x3 depthwise convolution, which mixes neighbouring tokens"),
     "response norm": (
@@ -251,6 +274,7 @@ CANNOT: dict[str, tuple[Build, str]] = {
     ),
     "counts": (Counting, "in training it writes to its offset"),
     "adapter": (lambda: nn.Sequential(Adapter(nn.Linear(C, H)), nn.GELU(), nn.Linear(H, C)), r"its 0 is an adapter"),
+    "forward of one object": (patched, r"its 0 has a forward that was put on this one object"),
     "integers": (quantised, r"its 0\.weight is not a floating-point number"),
 }
 

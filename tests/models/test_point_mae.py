@@ -231,6 +231,22 @@ def test_hooks_on_the_two_halves_of_the_encoder_are_called(name: str, training: 
     assert not torch.allclose(changed, plain)
 
 
+@pytest.mark.parametrize("layer", ["first_conv", "first_conv.1", "second_conv.3"])
+def test_a_hook_sees_all_patches_at_once(layer: str) -> None:
+    """In evaluation patches pass in parts of 128, unless somebody watches."""
+    encoder, seen = PatchEncoder(8, 4).eval(), []
+    encoder.get_submodule(layer).register_forward_hook(lambda module, inputs, output: seen.append(output.numel()))
+    encoder(torch.randn(1, 300, 2, 3))
+    assert seen == [300 * 2 * 8] if layer == "first_conv" else len(seen) == 1
+
+
+def test_layers_may_be_added_to_a_half_of_the_encoder() -> None:
+    encoder, groups = PatchEncoder(8, 4).eval(), torch.randn(1, 3, 5, 3)
+    plain = encoder(groups)
+    encoder.first_conv.append(nn.Identity())
+    torch.testing.assert_close(encoder(groups), plain)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     ("layer", "other"),

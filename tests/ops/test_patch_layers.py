@@ -158,6 +158,58 @@ def test_second_derivatives_of_the_tail_are_those_of_plain_torch():
     torch.testing.assert_close(found[0], found[1])
 
 
+@pytest.mark.parametrize("tracked", [True, False])
+def test_norms_of_another_width_are_refused_and_not_read_beyond_their_end(tracked):
+    norm = torch.nn.BatchNorm1d(8, track_running_stats=tracked)
+    with pytest.raises((RuntimeError, ValueError)):
+        norm_relu(torch.randn(4, 8, 16), None, norm)
+    assert not tracked or norm.num_batches_tracked <= 1
+
+
+@pytest.mark.parametrize("gone", ["running_mean", "running_var", "num_batches_tracked"])
+def test_norms_that_lack_a_part_of_their_statistics_are_left_to_torch(gone):
+    x, norm = torch.randn(4, 8, 3), norm_of(3, torch.float32).train()
+    setattr(norm, gone, None)
+    own, other = copy.deepcopy(norm), copy.deepcopy(norm)
+    try:
+        expected = plain_norm_relu(x, None, own)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        with pytest.raises(type(error)):
+            norm_relu(x, None, other)
+    else:
+        assert torch.equal(norm_relu(x, None, other), expected)
+
+
+def gradients_by(way, function, x):
+    """The gradient of x for a gradient of the output that is not plain memory."""
+    x = x.clone().requires_grad_()
+    y = function(x)
+    if way == "negative":
+        return torch.autograd.grad(y, x, torch._neg_view(torch.ones_like(y)))[0]
+    if way == "traced":
+        make = torch.fx.experimental.proxy_tensor.make_fx(lambda g: torch.autograd.grad(y, x, g, retain_graph=True)[0])
+        return make(torch.zeros_like(y))(torch.ones_like(y))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(torch.ones_like(y), torch.full_like(y, 2))
+        return torch.autograd.forward_ad.unpack_dual(torch.autograd.grad(y, x, dual)[0]).tangent
+
+
+@pytest.mark.parametrize("way", ["negative", "traced", "dual"])
+@pytest.mark.parametrize("name", ["largest", "norm_relu", "tail"])
+def test_gradients_that_a_kernel_cannot_read(way, name):
+    torch.manual_seed(0)
+    x, norm, weight, bias = torch.randn(6, 4, 3).double(), norm_of(3, torch.float64), torch.randn(5, 3), torch.randn(5)
+    ours, plain = {
+        "largest": (largest, lambda x: x.max(dim=1).values),
+        "norm_relu": (lambda x: norm_relu(x, None, norm), lambda x: plain_norm_relu(x, None, norm)),
+        "tail": (
+            lambda x: norm_relu_linear_largest(x, None, norm, weight.double(), bias.double()),
+            lambda x: plain_tail(x, None, norm, weight.double(), bias.double()),
+        ),
+    }[name]
+    torch.testing.assert_close(gradients_by(way, ours, x), gradients_by(way, plain, x))
+
+
 def test_norms_that_are_frozen_or_in_evaluation_are_left_to_torch():
     x, norm = torch.randn(4, 8, 3), norm_of(3, torch.float32).eval()
     fused, plain = both(x, None, norm)

@@ -73,6 +73,15 @@ def test_the_file_is_measured_on_the_test_set(
     assert "accuracy" not in tool("export", trained.folder, "-o", tmp_path / "b.onnx", "--int8", "--split", "none").out
 
 
+def test_8_bits_give_each_cloud_its_answer_whatever_else_is_in_the_batch(exported: Path, tmp_path: Path) -> None:
+    quantize(exported, tmp_path / "a.onnx")
+    small, generator = OnnxModel(tmp_path / "a.onnx"), torch.Generator().manual_seed(1)
+    clouds = torch.cat([KINDS["random"](3, 48, generator), 100 * KINDS["random"](1, 48, generator)])
+    alone = torch.cat([small(cloud[None]) for cloud in clouds])
+    assert torch.equal(small(clouds), alone)
+    assert small(clouds[:0]).shape == (0, 3)
+
+
 def test_8_bits_change_the_scores_a_little(exported: Path, tmp_path: Path) -> None:
     assert quantize(exported, tmp_path / "a.onnx") is None
     clouds = KINDS["random"](8, 48, torch.Generator().manual_seed(1))

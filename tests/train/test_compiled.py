@@ -69,6 +69,11 @@ def test_an_unknown_mode_is_one_line(toy_config: Path) -> None:
     ("overrides", "world", "message"),
     [
         (("train.compile=default", "train.sharding=fsdp"), World(0, 2, CPU), "train.sharding=fsdp: shards"),
+        (
+            ("train.compile=default", "train.checkpoint_activations=true"),
+            World(0, 1, CPU),
+            "checkpoint_activations=true",
+        ),
         (("train.compile=reduce-overhead", "train.accumulate=2"), World(0, 1, GPU), "train.accumulate=2: CUDA graphs"),
         (("train.compile=max-autotune",), World(0, 2, GPU), "2 processes: CUDA graphs"),
     ],

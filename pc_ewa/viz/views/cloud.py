@@ -14,13 +14,13 @@ from pc_ewa.viz.scene import Floats, Panel, Scene, upright
 from pc_ewa.viz.view import View
 
 
-def cloud(files: Sequence[Path], *, points: int = 4096, up_axis: UpAxis = "y", seed: int = 0) -> Scene:
+def cloud(files: Sequence[Path], *, points: int = 4096, up: UpAxis = "y", seed: int = 0) -> Scene:
     """Show the shapes in files, each centred, scaled into the unit sphere and coloured by height.
 
     Args:
         files: point clouds, or meshes, whose surface is sampled uniformly.
         points: the most points of a shape. A larger cloud is subsampled at random.
-        up_axis: the axis that points up in the files.
+        up: the axis that points up in the files, for files of `prepare files` z unless you said otherwise.
         seed: of the sampling.
 
     Raises:
@@ -29,7 +29,7 @@ def cloud(files: Sequence[Path], *, points: int = 4096, up_axis: UpAxis = "y", s
     """
     panels = []
     for path in files:
-        shape = _unit(upright(_read(path, points, seed), up_axis))
+        shape = _unit(upright(_read(path, points, seed), up))
         panels.append(Panel(shape, by_height(shape), path.name))
     return Scene(files[0].name if len(files) == 1 else f"{len(files)} files", panels)
 
