@@ -1,7 +1,7 @@
 """Classify a cloud with an exported model, without pc-ewa: numpy and onnxruntime are enough.
 
 pc-ewa export runs/quickstart -o furniture.onnx
-python examples/onnx_predict.py furniture.onnx chair.xyz    # lines of x y z, or an array in .npy
+python examples/onnx_predict.py furniture.onnx examples/chair.xyz    # lines of x y z, or an array in .npy
 """
 
 import json

@@ -8,7 +8,6 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from pages import REPOSITORY, Block, blocks, commands, problem
@@ -79,7 +78,7 @@ def test_every_command_in_a_sentence_is_one_that_there_is(span: str, monkeypatch
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: Any) -> Path:
     """What the code of the pages takes for given: a shape, an official file, a finished run."""
     monkeypatch.chdir(tmp_path)
-    np.savetxt(tmp_path / "chair.xyz", np.random.RandomState(0).rand(200, 3))
+    (tmp_path / "examples").symlink_to(REPOSITORY / "examples")
     model = pc_ewa.create_model("point_mae", decoder_depth=1, **SMALL)
     state = {f"module.{key}": value for key, value in model.state_dict().items()}
     torch.save({"base_model": state, "epoch": 1}, tmp_path / "pretrain.pth")

@@ -20,7 +20,6 @@ from pc_ewa.benchmark.model_steps import (
     OFFICIAL,
     OFFICIAL_KEPT,
     SAVING,
-    has_bf16,
     models,
     training_steps,
 )
@@ -29,7 +28,7 @@ from pc_ewa.config import Experiment
 from pc_ewa.ewa import merge_experts, upcycle
 from pc_ewa.flops import flops_of
 from pc_ewa.heap import give_freed_memory_back, keep_freed_memory
-from pc_ewa.train.distributed import World
+from pc_ewa.train.distributed import World, has_bf16
 from pc_ewa.train.setup import build
 
 MERGED, AVERAGING, PEAK = "ours, merged from experts", "averaging of the experts alone", "matrix product"
@@ -144,6 +143,7 @@ def _training(found: Found, experiment: Experiment, world: World, word: str, pla
     }
     averager = build(experiment, world).averager
     assert averager is not None
+    averager.detach()  # it is called alone
     calls[AVERAGING] = (True, averager.step)
     scores = _race(calls, plan)
     flops = flops_of(steps[DENSE])

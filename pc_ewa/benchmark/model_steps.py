@@ -11,7 +11,7 @@ from pc_ewa.benchmark.official_style import OfficialClassifier
 from pc_ewa.benchmark.step import timed_step
 from pc_ewa.config import Experiment
 from pc_ewa.models import create_model
-from pc_ewa.train.distributed import World
+from pc_ewa.train.distributed import World, has_bf16
 from pc_ewa.train.finite import GradientGuard
 from pc_ewa.train.loop import train_step
 from pc_ewa.train.setup import Setup, build
@@ -22,11 +22,6 @@ BF16 = ", bf16"
 NUM_CLASSES = 40
 
 Calls = dict[str, Callable[[], Any]]
-
-
-def has_bf16() -> bool:
-    """Return True for a CPU with instructions for bf16. Without AVX-512, bf16 is several times slower than fp32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def models(experiment: Experiment) -> tuple[nn.Module, nn.Module]:

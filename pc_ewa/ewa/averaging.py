@@ -175,9 +175,17 @@ class ExpertAverager:
                 it is 1.
 
         Raises:
-            ValueError: the model was merged, so that these experts are no longer in it; or the schedule is "lr" and no
-                learning rate is given.
+            ValueError: the averager is attached, and would average twice a step; the model was merged, so that these
+                experts are no longer in it; or the schedule is "lr" and no learning rate is given.
         """
+        if self._hook:
+            raise ValueError(
+                "the averager is attached, and averages after each optimizer.step() by itself; leave one out"
+            )
+        self._step(lr, unless)
+
+    @torch.no_grad()
+    def _step(self, lr: float | None, unless: Tensor | None = None) -> None:
         if any(layer.merged for layer in self.layers.values()):
             raise ValueError(
                 "the model was merged: this optimizer and this averager still hold its experts, which are no longer in "
@@ -186,6 +194,14 @@ class ExpertAverager:
         share_rate = self.share_rate_at(self.steps_done, lr)
         self._lr = lr
         self.steps_done += 1
+        for layer in self.layers.values():
+            layer.averaged = True
+        if self.rate.total_steps is not None and self.steps_done == self.rate.total_steps + 1:
+            warnings.warn(
+                f"more than total_steps={self.rate.total_steps} optimizer steps: the schedule has ended too early; "
+                "give the number of all optimizer steps of the training",
+                stacklevel=2,
+            )
         if self.steps_done % self.every:
             return
         if share_rate == 0:
@@ -241,9 +257,9 @@ class ExpertAverager:
         found_inf = getattr(optimizer, "found_inf", None)
         lr = self._learning_rate(optimizer) if self.rate.schedule == "lr" else None
         if found_inf is None or not self._reads_found_inf:
-            self.step(lr, unless=found_inf)
+            self._step(lr, unless=found_inf)
         elif not bool(found_inf):
-            self.step(lr)
+            self._step(lr)
 
 
 def _unwrapped(optimizer: object) -> Optimizer:

@@ -1,6 +1,7 @@
 """Conversion of a dense model to mixtures of experts and back, in place."""
 
 import logging
+import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -102,6 +103,8 @@ def merge_experts(model: Model) -> Model:
     Returns:
         The model itself.
 
+    Warns if experts were trained in this process without an averager.
+
     Raises:
         ValueError: a gated or a sharded mixture (see `whole_copy`), or the model is itself an `ExpertFFN`; call its
             `fuse()`.
@@ -116,6 +119,12 @@ def merge_experts(model: Model) -> Model:
     if isinstance(model, ExpertFFN):
         raise ValueError("the model is itself one mixture; ffn = model.fuse() returns its merged FFN")
     mixtures = _ungated(model)
+    if apart := [name for name, mixture in mixtures.items() if _never_averaged(mixture)]:
+        warnings.warn(
+            f"{len(apart)} of {len(mixtures)} mixtures were trained here without averaging, such as {apart[0]}: the "
+            "mean of experts that are far apart is another function; was ExpertAverager(...).attach(optimizer) left out?",
+            stacklevel=2,
+        )
     if mixtures and is_sharded(model):
         raise ValueError(
             f"the {type(model).__name__} is sharded over processes, and none of them has all of its weights; call "
@@ -129,6 +138,13 @@ def merge_experts(model: Model) -> Model:
         for flag, value in module.__dict__.pop(_FAST_PATHS_BEFORE, {}).items():
             setattr(module, flag, value)
     return model
+
+
+def _never_averaged(mixture: Mixture) -> bool:
+    """Return True if the experts of a mixture were trained in this process and no averager has seen them."""
+    # Gradients stay after the last step of a usual loop; a model that was loaded has none.
+    trained = any(parameter.grad is not None for parameter in mixture.experts.parameters())
+    return trained and not mixture.averaged
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Tensor]:

@@ -43,6 +43,7 @@ class Mixture(nn.Module):
         experts: the FFN with each of its parameters stacked to (N, ...), under its former name.
         form: the width of a token, and the axis of its features.
         merged: True once `merge_experts` has removed it from its model.
+        averaged: True once an averager has taken a step with it in this process.
 
     Raises:
         ValueError: fewer than 2 experts, an unknown init, or an FFN that does not map token by token.
@@ -54,6 +55,7 @@ class Mixture(nn.Module):
     """
 
     merged = False
+    averaged = False
 
     def __init__(self, ffn: nn.Module, num_experts: int, init: Init) -> None:
         super().__init__()

@@ -166,6 +166,11 @@ def _with_absent_processes(error: RuntimeError, world: World) -> Exception:
     return TrainingError(f"{who} not answer, frozen or dead; {remedy}")
 
 
+def has_bf16() -> bool:
+    """Return True for a CPU with instructions for bf16. Without AVX-512, bf16 is several times slower than fp32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def choose_device(device: str, local_rank: int | None = None) -> torch.device:
     """Turn "auto" (a GPU when there is one), "cpu", "cuda" or "cuda:1" into a device that exists and has our ops.
 

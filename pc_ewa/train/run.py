@@ -101,8 +101,15 @@ def check(experiment: Experiment, processes: int = 1) -> str:
     parts = "/".join(str(len(split)) for split in setup.splits if isinstance(split, Clouds))
     return (
         f"config, data ({parts} samples) and run folder {folder.path} ({state}) are in order: "
+        f"{experiment.model.name} of {_count(at_inference(setup.model)):,} parameters{_experts_in(setup.model)}, "
         f"{setup.total_steps} steps; nothing was trained"
     )
+
+
+def _experts_in(model: nn.Module) -> str:
+    """Describe the mixtures that a model trains with."""
+    layers = expert_layers(model)
+    return f" trained with {len(layers)} mixtures ({_count(model):,})" if layers else " without experts"
 
 
 def _finished(folder: RunFolder, summary: dict[str, Any]) -> str:
@@ -142,6 +149,7 @@ class _Run:
             self.seconds["setup"] = time.perf_counter() - began
             train(self.setup, self.experiment, self.world, progress, self.folder.checkpoints, tracker)
             self.seconds["train"] = progress.seconds
+            tracker.line(f"training has ended; measuring on {len(self.setup.splits.test)} test samples")
             summary = self.summary(progress)
             tracker.summary(summary)
             tracker.line("\n" + describe_summary(summary))

@@ -21,7 +21,7 @@ from pc_ewa.streams import stream
 from pc_ewa.train.activations import checkpoint_activations
 from pc_ewa.train.batches import INIT, Batches
 from pc_ewa.train.compiled import check_compile
-from pc_ewa.train.distributed import World
+from pc_ewa.train.distributed import World, has_bf16
 from pc_ewa.train.finite import GradientGuard, can_defer
 from pc_ewa.train.objectives import Objective, create_objective
 from pc_ewa.train.optim import create_optimizer, learning_rate, official_learning_rate
@@ -111,6 +111,11 @@ def build(experiment: Experiment, world: World) -> Setup:
         f"{extra}) on {world.size} x {world.device.type}{sharded}"
         f"{f', compiled ({train.compile})' if train.compile else ''}"
     )
+    if train.precision == "bf16" and world.device.type == "cpu" and not has_bf16():
+        notes.append(
+            "train.precision=bf16: this CPU has no instructions for it, and emulates it several times slower than fp32 "
+            "runs; add train.precision=fp32"
+        )
     if 20 * (left := len(splits.train) % train.batch_size) > len(splits.train):
         notes.append(
             f"{left} of {len(splits.train)} training samples sit out each epoch, others in each: "

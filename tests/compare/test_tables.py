@@ -60,7 +60,7 @@ def test_stale_pages_are_found_written_and_then_fresh(
     assert first[0].startswith("before\n<!-- results -->\n| experiment")
     assert first[0].endswith("<!-- /results -->\nafter\n")
     assert "old" not in first[0]
-    assert "Digits: `python examples/digits.py`; seeds 0, 1; 2026-01-31; an abacus" in first[0]
+    assert "`python examples/digits.py`; seeds 0, 1; 2026-01-31; an abacus" in first[1]
     assert "+10.0 points on each of 2 seeds: no interval" in first[1]
     assert "![Digits: curves](results/digits.png)" in first[1]
     assert tables("--check") == 0

@@ -179,7 +179,7 @@ def test_one_averager_serves_layers_of_different_sizes(mixture: Mixture) -> None
             r"schedule='linear' with start=0\.0, stop=1\.0 needs total_steps",
         ),
         ({"total_steps": None, "stop": 0.5}, r"schedule='constant' with start=0\.0, stop=0\.5 needs total_steps"),
-        ({"total_steps": 0}, r"total_steps=0; it must be at least 1"),
+        ({"total_steps": 0}, r"total_steps=0; it must be an integer of at least 1"),
         ({"start": 0.5, "stop": 0.5}, r"start=0\.5, stop=0\.5; they must satisfy 0 <= start < stop <= 1"),
         ({"start": -0.1}, r"start=-0\.1, stop=1\.0; they must satisfy"),
         ({"stop": 1.5}, r"start=0\.0, stop=1\.5; they must satisfy"),

@@ -260,3 +260,45 @@ def test_a_number_of_experts_of_a_wrong_type_is_refused(transformer: Build, coun
 def test_a_state_that_is_no_mapping_is_refused(transformer: Build, state: Any) -> None:
     with pytest.raises(ValueError, match="is not the state of an averager"):
         ExpertAverager(upcycle(transformer(), 2), 0.3, "constant").load_state_dict(state)
+
+
+def test_a_loop_without_an_averager_is_told_at_the_merge(transformer: Build) -> None:
+    """Experts that were never averaged lie apart, and their mean is another function."""
+    model = upcycle(transformer(), 2, "all")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    train(model, optimizer)
+    with pytest.warns(UserWarning, match="2 of 2 mixtures were trained here without averaging") as caught:
+        merge_experts(model)
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        merge_experts(upcycle(transformer(), 2, "all"))  # not trained here
+        model = upcycle(transformer(), 2, "all")
+        averager = ExpertAverager(model, 0.0, "constant")
+        train(model, torch.optim.SGD(model.parameters(), 0.1))
+        averager.step()  # β = 0 on purpose
+        merge_experts(model)
+
+
+def test_an_attached_averager_is_not_called_too(transformer: Build) -> None:
+    model = upcycle(transformer(), 2, "all")
+    averager = ExpertAverager(model, 0.3, "constant").attach(torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(ValueError, match="attached"):
+        averager.step()
+    averager.detach()
+    averager.step()
+    assert averager.steps_done == 1
+
+
+def test_more_steps_than_planned_are_told_once(transformer: Build) -> None:
+    model = upcycle(transformer(), 2, "all")
+    averager = ExpertAverager(model, 0.3, total_steps=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        averager.step()
+        averager.step()
+    with pytest.warns(UserWarning, match="total_steps=2"):
+        averager.step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        averager.step()

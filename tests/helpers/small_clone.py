@@ -77,6 +77,8 @@ def make(clone: Path) -> None:
     for file in (*_CLOUDS, *(f"my_shapes/{name}/{i}.ply" for name in ("a", "b") for i in range(5))):
         (clone / file).parent.mkdir(parents=True, exist_ok=True)
         (clone / file).write_bytes(MESHES["plain.off"] if file.endswith(".off") else CLOUDS["cloud.ply"])
+    (clone / "examples").mkdir()
+    shutil.copy(REPOSITORY / "examples" / "chair.xyz", clone / "examples")
 
 
 def _shrunken(content: dict[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,7 @@ def test_it_holds_mixtures_in_its_blocks_and_merges_them(clouds: Clouds) -> None
     assert list(expert_layers(model)) == [f"blocks.blocks.{i}.mlp" for i in range(3)]
     torch.testing.assert_close(model(points), before, rtol=0, atol=1e-12)
     model.train()(points).sum().backward()
+    model.zero_grad()
     assert list(merge_experts(model).state_dict()) == keys
 
 

@@ -216,14 +216,14 @@ def test_a_run_whose_data_are_gone_still_has_a_page(trained: Any, tmp_path: Path
 def test_after_a_run_there_is_a_line_whatever_happens(
     trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: "page")
+    monkeypatch.setattr("pc_ewa.report.page.page", lambda runs, missing: "page")
     run = tmp_path / "run"
     shutil.copytree(trained.folder, run)
     assert report_after(run) == (run / "report.html", f"report page: {run / 'report.html'}")
     assert (run / "report.html").read_text() == "page"
     assert report_after(tmp_path / "none")[1].startswith("no report page: ")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setattr("pc_ewa.report.page.page", lambda runs: __import__("matplotlib"))
+    monkeypatch.setattr("pc_ewa.report.page.page", lambda runs, missing: __import__("matplotlib"))
     assert "matplotlib" in report_after(run)[1]
 
 

@@ -112,7 +112,7 @@ def test_several_pictures_and_a_sheet_of_files(show: Show, tmp_path: Path, train
         (tmp_path / f"{name}.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
     assert show("cloud", "a.xyz", "b.xyz", "-o", "both.png")[0] == 0
     assert show("cloud", "a.xyz", "b.xyz", "-o", "a.png", "-o", "b.svg", "points=2")[0] == 0
-    assert show("cloud", tmp_path, "up_axis=z", "-o", "folder.png")[0] == 0
+    assert show("cloud", tmp_path, "up=y", "-o", "folder.png")[0] == 0
     assert {path.name for path in tmp_path.glob("*.[ps][nv]g")} == {"both.png", "a.png", "b.svg", "folder.png"}
 
 

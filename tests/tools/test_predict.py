@@ -151,7 +151,7 @@ def test_a_picture_shows_each_cloud_with_its_answer(tool: Tool, model: Path, sca
     scene = predicted_scene(found, clouds, loaded.preprocessing, None)
     assert len(scene.panels) == min(len(found), 24)
     for panel, prediction in zip(scene.panels, found, strict=False):
-        assert panel.title == f"{prediction.label} {prediction.probability:.0%}"
+        assert panel.title == f"{prediction.label} {prediction.probability:.0%}\n{Path(prediction.name).name}"
         assert panel.points.shape == (16, 3)
     assert "sheet.gif" in tool("predict", model, scans, "--picture", "sheet.gif").err
 

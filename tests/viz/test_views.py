@@ -53,7 +53,7 @@ def make(name: str, *models: nn.Module, clouds: Clouds | None = None, **given: A
 def test_cloud_reads_files_and_samples_meshes(tmp_path: Any) -> None:
     (tmp_path / "a.xyz").write_text("0 0 0\n0 0 4\n1 0 0\n")
     (tmp_path / "b.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
-    scene = make("cloud", files=[tmp_path / "a.xyz", tmp_path / "b.off"], points=50, up_axis="z")
+    scene = make("cloud", files=[tmp_path / "a.xyz", tmp_path / "b.off"], points=50)
     assert [panel.title for panel in scene.panels] == ["a.xyz", "b.off"]
     assert [len(panel.points) for panel in scene.panels] == [3, 50]
     heights = scene.panels[0].points[:, 1]

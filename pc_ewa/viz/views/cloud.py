@@ -14,13 +14,13 @@ from pc_ewa.viz.scene import Floats, Panel, Scene, upright
 from pc_ewa.viz.view import View
 
 
-def cloud(files: Sequence[Path], *, points: int = 4096, up: UpAxis = "y", seed: int = 0) -> Scene:
+def cloud(files: Sequence[Path], *, points: int = 4096, up: UpAxis = "z", seed: int = 0) -> Scene:
     """Show the shapes in files, each centred, scaled into the unit sphere and coloured by height.
 
     Args:
         files: point clouds, or meshes, whose surface is sampled uniformly.
         points: the most points of a shape. A larger cloud is subsampled at random.
-        up: the axis that points up in the files, for files of `prepare files` z unless you said otherwise.
+        up: the axis that points up in the files; the default is that of `pc-ewa prepare files`.
         seed: of the sampling.
 
     Raises:
