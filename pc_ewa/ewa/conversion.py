@@ -121,8 +121,8 @@ def merge_experts(model: Model) -> Model:
     mixtures = _ungated(model)
     if apart := [name for name, mixture in mixtures.items() if _never_averaged(mixture)]:
         warnings.warn(
-            f"{len(apart)} of {len(mixtures)} mixtures were trained here without averaging, such as {apart[0]}: the "
-            "mean of experts that are far apart is another function; was ExpertAverager(...).attach(optimizer) left out?",
+            f"{len(apart)} of {len(mixtures)} mixtures were trained here without averaging, such as {apart[0]}; was "
+            "ExpertAverager(...).attach(optimizer) left out? The mean of experts that are far apart is another function",
             stacklevel=2,
         )
     if mixtures and is_sharded(model):

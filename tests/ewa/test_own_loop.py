@@ -267,7 +267,7 @@ def test_a_loop_without_an_averager_is_told_at_the_merge(transformer: Build) -> 
     model = upcycle(transformer(), 2, "all")
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     train(model, optimizer)
-    with pytest.warns(UserWarning, match="2 of 2 mixtures were trained here without averaging") as caught:
+    with pytest.warns(UserWarning, match="4 of 4 mixtures were trained here without averaging") as caught:
         merge_experts(model)
     assert len(caught) == 1
     with warnings.catch_warnings():
