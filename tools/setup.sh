@@ -30,9 +30,12 @@ setup() {
   # torch first and by its exact pin: no other package can then bring a second one.
   local pip=("$PYTHON" -m pip install --disable-pip-version-check --no-compile)
   [ -t 1 ] || pip+=(--quiet)  # on a terminal pip shows its progress bars
+  echo "  torch ..."
   "${pip[@]}" "$(torch_pin)" || fail "torch could not be installed; see above"
+  echo "  the other packages ..."
   "${pip[@]}" $(printf -- '-r %s ' "${missing[@]}") || fail "the requirements could not be installed; see above"
   "${pip[@]}" --no-deps -e . || fail "the package could not be installed; see above"
+  echo "  compiling ..."
   # pip compiles on one core, this on all. Errors are ignored: some packages contain files for other Python versions.
   "$PYTHON" -m compileall -qq -j 0 "$("$PYTHON" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" || true
   for file in "${missing[@]}"; do
