@@ -201,7 +201,7 @@ def _report_ignored(folder: Path) -> None:
     """Print the kinds of files that were ignored because their format is not supported."""
     from pc_ewa.data.formats.kinds import advice
     from pc_ewa.data.formats.readers import EXTENSIONS
-    from pc_ewa.data.own_files import unread_kinds
+    from pc_ewa.data.own_folder import unread_kinds
 
     unknown = unread_kinds(folder)
     if unknown:

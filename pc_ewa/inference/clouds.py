@@ -15,7 +15,7 @@ from pc_ewa import ops
 from pc_ewa.data import UpAxis
 from pc_ewa.data.folders import walk
 from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
-from pc_ewa.data.own_files import near_origin, sample_shape
+from pc_ewa.data.shapes import near_origin, sample_shape
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.models.base import Preprocessing

@@ -9,6 +9,7 @@ import numpy as np
 from pc_ewa.data.hdf5 import read_hdf5
 
 Tool = Callable[..., Any]
+POINTS = "".join(f"{i} {i % 3} {i % 5}\n" for i in range(20))
 
 
 def test_a_class_whose_test_shapes_cannot_be_read_is_named(tool: Tool, tmp_path: Path) -> None:
@@ -51,7 +52,7 @@ def test_files_of_other_kinds_are_named(tool: Tool, tmp_path: Path) -> None:
     for label in ("cup", "mug"):
         (tmp_path / "mine" / label).mkdir(parents=True)
         for i in range(3):
-            (tmp_path / "mine" / label / f"{i}.xyz").write_text("0 0 0\n1 0 0\n0 1 0\n")
+            (tmp_path / "mine" / label / f"{i}.xyz").write_text(POINTS)
     (tmp_path / "mine" / "cup" / "cup.GLB").touch()
     (tmp_path / "mine" / "mug" / "notes.md").touch()
     (tmp_path / "mine" / ".git").mkdir()
@@ -63,12 +64,12 @@ def test_files_of_other_kinds_are_named(tool: Tool, tmp_path: Path) -> None:
 
 def test_notes_and_names_are_printed_clean(tool: Tool, tmp_path: Path) -> None:
     bidi = "cup\u202e"
-    for name in ("Mug/1", "Mug/2", "mug/1", "mug/2", "pen/1", f"{bidi}/1", "cup/1.x\u202e"):
+    for name in ("Mug/1", "Mug/2", "mug/1", "mug/2", "pen/1", f"{bidi}/1", f"{bidi}/2", "cup/1.x\u202e"):
         path = tmp_path / "mine" / (name if "." in name else f"{name}.xyz")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("0 0 0\n1 0 0\n0 1 0\n")
+        path.write_text(POINTS)
     (tmp_path / "mine/cup/1.xyz").write_text("0 0 nan\n")
-    (tmp_path / "mine/cup/2.xyz").write_text("0 0 1\n")
+    (tmp_path / "mine/cup/2.xyz").write_text(POINTS)
     (tmp_path / "mine" / bidi / "bad\u202e.xyz").write_text("0\n")
     code, out, err = tool("prepare_data", "files", tmp_path / "mine", "-o", tmp_path / "mine.h5")
     assert (code, err) == (0, "")
