@@ -14,10 +14,10 @@ from typing import get_args
 from pc_ewa.data.clouds import Clouds, UpAxis
 from pc_ewa.data.dataset import Dataset
 from pc_ewa.data.formats.kinds import refuse_unreadable
-from pc_ewa.data.formats.readers import Shape, read_shape
+from pc_ewa.data.formats.readers import Shape
 from pc_ewa.data.own_folder import find
 from pc_ewa.data.own_splits import check_classes, drawn_splits, told_splits
-from pc_ewa.data.shapes import near_origin, sample_shape
+from pc_ewa.data.shapes import near_origin, read_scan, sample_shape
 from pc_ewa.data.source import Item, Sample, Source
 from pc_ewa.errors import ConfigError
 
@@ -135,7 +135,7 @@ def _check_options(stored_points: int, up_axis: str, test_fraction: float, seed:
 
 
 def _read(path: Path, name: str, stored_points: int, seen: Callable[[str, Shape], None] | None) -> Sample:
-    shape = near_origin(read_shape(path), path)
+    shape = near_origin(read_scan(path), path)
     if seen is not None:
         seen(name, shape)
     return sample_shape(shape, stored_points, name, path)

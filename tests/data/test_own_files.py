@@ -288,7 +288,7 @@ def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.Monkey
     [
         ("empty.xyz", "", None),
         ("nan.xyz", "0 0 0\nnan 0 0\n", "nan among the coordinates"),
-        ("huge.xyz", "0 0 1e300\n", r"coordinates up to 1e\+300"),
+        ("huge.xyz", "".join(f"{i} 0 1e300\n" for i in range(10)), r"coordinates up to 1e\+300"),
         ("flat.off", "OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n", "no area"),
         ("cut.off", SQUARE[:20], "ends early"),
     ],
@@ -311,7 +311,7 @@ def test_a_cloud_has_some_distinct_points(tmp_path: Path, distinct: int, repeate
     if distinct >= FEWEST_POINTS:
         assert len(opened.clouds("train").batch([0])[0][0].unique(dim=0)) == distinct
         return
-    with pytest.raises(DataError, match=rf"a/few\.xyz: {distinct} distinct point.*{FEWEST_POINTS} or more"):
+    with pytest.raises(DataError, match=rf"a/few\.xyz has {distinct} distinct point.*{FEWEST_POINTS} or more"):
         opened.clouds("train")
 
 
