@@ -188,16 +188,20 @@ def _files(options: argparse.Namespace) -> None:
 
 def _report_training(output: Path, points: int) -> None:
     """Print the command that trains on a file, or how many points its model needs."""
-    from pc_ewa.config import load_experiment
-    from pc_ewa.config.resolve import largest_need
+    from pc_ewa.yaml_config import read_yaml
 
-    experiment = load_experiment("own_data")
-    key, needed = largest_need(experiment.model.arguments)
-    if points < needed:
-        print(f"\nnote: own_data needs shapes of {needed} points or more, as {key}={needed}; give --points {needed}")
-        return
-    fewer = [f"data.num_points={points}"] if points < experiment.data.num_points else []
-    print(f"\ntrain on it: pc-ewa train own_data {shlex.join([f'data.path={output}', *fewer])}")
+    arguments = [f"data.path={output}"]
+    if points < read_yaml("own_data")["data"]["num_points"]:
+        # Imported only here, because to resolve the config takes two seconds.
+        from pc_ewa.config import load_experiment
+        from pc_ewa.config.resolve import largest_need
+
+        key, needed = largest_need(load_experiment("own_data").model.arguments)
+        if points < needed:
+            print(f"\nnote: own_data needs {needed} points of each shape or more, as {key}={needed}: --points {needed}")
+            return
+        arguments.append(f"data.num_points={points}")
+    print(f"\ntrain on it: pc-ewa train own_data {shlex.join(arguments)}")
 
 
 def _report(path: Path) -> None:

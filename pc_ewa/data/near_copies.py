@@ -1,6 +1,6 @@
 """Detection of copies of one object in a folder of shapes.
 
-Copies in two splits inflate the score, and the labels of copies in two classes contradict each other. A copy is detected
+Copies in two splits inflate the score, and the labels of copies in two classes contradict each other. A copy is found
 by its geometry, which may be moved, rotated, mirrored or scaled, or by a name such as `cup_copy`.
 """
 

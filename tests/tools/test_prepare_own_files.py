@@ -165,7 +165,7 @@ def test_training_is_not_advised_on_what_cannot_be_trained_on(tool: Tool, tmp_pa
         assert f"{folder / 'parts'}, which has bolt, nut" in out or arguments[0] != folder
     out = tool(*command, folder / "parts", "--points", "10").out
     assert "train on it" not in out
-    assert "note: own_data needs shapes of 32 points or more" in out
+    assert "note: own_data needs 32 points" in out
     assert "--points 32" in out
 
 
