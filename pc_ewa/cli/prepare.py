@@ -3,6 +3,7 @@
 from __future__ import annotations  # as in package.py
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -15,8 +16,7 @@ from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.text import printable
 
 if TYPE_CHECKING:
-    from pc_ewa.data.convert import Converted
-    from pc_ewa.data.dataset import Archive
+    from pc_ewa.data.dataset import Archive, Dataset
 
 DESCRIPTION = """\
 Download a dataset and convert it to one file that loads at once, or convert your own shapes to such a file."""
@@ -32,8 +32,6 @@ examples:
 Then train with data.name=modelnet40, or data.name=hdf5 data.path=mine.h5.
 
 A download needs your consent to the terms of the dataset. Its digest is checked. If stopped, it continues later."""
-
-_LISTED = 20  # skipped files in the report
 
 
 def create_parser() -> Parser:
@@ -89,10 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _prepare(options: argparse.Namespace) -> None:
     """Download and unpack if necessary, convert, and print the contents of the new file."""
     from pc_ewa.data.convert import convert
-    from pc_ewa.data.prepare import get_source, listed
-    from pc_ewa.validation import choose
+    from pc_ewa.data.prepare import get_source
 
-    name, dataset = options.name, choose("dataset", options.name, listed())
+    name, dataset = options.name, _chosen(options)
     if options.output is not None:
         raise ConfigError(f"-o is for files; {name} goes to its folder in --root, where training finds it")
     if options.group_by is not None:
@@ -118,6 +115,21 @@ def _prepare(options: argparse.Namespace) -> None:
     _report(path)
     settings = {"name": name, "root": options.root} | values
     print(f"\ntraining needs only this file: {' '.join(f'data.{key}={settings[key]}' for key in settings)}")
+
+
+def _chosen(options: argparse.Namespace) -> Dataset:
+    """Look the dataset up. Suggest `files` for a folder of the user's shapes."""
+    from pc_ewa.data.prepare import listed
+    from pc_ewa.validation import nearest
+
+    datasets = listed()
+    if options.name in datasets:
+        return datasets[options.name]
+    hint = nearest(options.name, [*datasets, "files"])
+    folder = next((word for word in (options.name, *options.values) if os.path.isdir(word)), None)
+    if folder is not None:
+        hint = f"did you mean: pc-ewa prepare files {shlex.join([folder, '-o', options.output or 'mine.h5'])}"
+    raise ConfigError(f"unknown dataset {options.name!r}; {hint}")
 
 
 def _say(line: str) -> None:
@@ -148,35 +160,48 @@ def _files(options: argparse.Namespace) -> None:
     """Convert a folder of the user's own shapes."""
     if len(options.values) != 1 or options.output is None:
         raise ConfigError("give one folder and an output: pc-ewa prepare files FOLDER -o mine.h5")
-    folder, output = Path(options.values[0]), Path(options.output)
+    folder, output, points = Path(options.values[0]), Path(options.output), options.points or 2048
+    from pc_ewa.data.hdf5 import SUFFIXES
+    from pc_ewa.data.prepare_files import describe_files, prepare_files
+
+    if output.suffix.lower() not in SUFFIXES:
+        raise ConfigError(f"-o {output} is for an HDF5 file; end its name in {' or '.join(SUFFIXES)}")
     if output.exists() and not options.overwrite:
         raise DataError(f"{output} is there already; choose another -o, or add --overwrite")
     if not 0 <= options.seed < 2**32:
         raise ConfigError(f"--seed is {options.seed}; choose one from 0 to {2**32 - 1}")
-    from pc_ewa.data.convert import convert
-    from pc_ewa.data.near_copies import NearCopies
-    from pc_ewa.data.own_files import source as own_source
-    from pc_ewa.data.own_splits import lost_classes
-
-    copies = NearCopies()
-    shapes = own_source(
+    prepared = prepare_files(
         folder,
-        stored_points=options.points or 2048,
+        output,
+        num_points=points,
         up_axis=options.up,
         test_fraction=options.test_fraction,
         seed=options.seed,
         group_by=options.group_by,
-        seen=copies.add,
     )
-    done = convert(shapes, output, dtype="float32", skip_defects=True)  # units may differ from file to file
     _report(output)
-    _report_skipped(done)
-    _report_ignored(folder)
-    skipped = {name for name, _ in done.skipped}
-    kept = [item for item in shapes.items if item.name not in skipped]
-    for note in (*shapes.notes, *lost_classes(shapes.items, kept, shapes.class_names), *copies.notes(kept)):
-        print(f"\nnote: {printable(note, None)}")
-    print(f"\ntrain on it: pc-ewa train own_data {shlex.quote(f'data.path={output}')}")
+    for paragraph in describe_files(prepared):
+        print("", *(printable(line, None) for line in paragraph), sep="\n")
+    if not prepared.lacks:
+        _report_training(output, points)
+
+
+def _report_training(output: Path, points: int) -> None:
+    """Print the command that trains on a file, or how many points its model needs."""
+    from pc_ewa.yaml_config import read_yaml
+
+    arguments = [f"data.path={output}"]
+    if points < read_yaml("own_data")["data"]["num_points"]:
+        # Imported only here, because to resolve the config takes two seconds.
+        from pc_ewa.config import load_experiment
+        from pc_ewa.config.resolve import largest_need
+
+        key, needed = largest_need(load_experiment("own_data").model.arguments)
+        if points < needed:
+            print(f"\nnote: own_data needs {needed} points of each shape or more, as {key}={needed}: --points {needed}")
+            return
+        arguments.append(f"data.num_points={points}")
+    print(f"\ntrain on it: pc-ewa train own_data {shlex.join(arguments)}")
 
 
 def _report(path: Path) -> None:
@@ -186,29 +211,6 @@ def _report(path: Path) -> None:
     line, rows = describe(path)
     print(line)
     _print_table(rows, right=True)
-
-
-def _report_skipped(done: Converted) -> None:
-    if done.skipped:
-        print(f"\nskipped {len(done.skipped):,} that cannot be used:")
-        for name, reason in done.skipped[:_LISTED]:
-            print(f"  {printable(reason if name in reason else f'{name}: {reason}', None)}")
-        if len(done.skipped) > _LISTED:
-            print(f"  and {len(done.skipped) - _LISTED:,} more")
-
-
-def _report_ignored(folder: Path) -> None:
-    """Print the kinds of files that were ignored because their format is not supported."""
-    from pc_ewa.data.formats.kinds import advice
-    from pc_ewa.data.formats.readers import EXTENSIONS
-    from pc_ewa.data.own_files import unread_kinds
-
-    unknown = unread_kinds(folder)
-    if unknown:
-        kinds = ", ".join(f"{printable(name)} ({count})" for name, count in unknown.most_common(_LISTED))
-        print(f"\nignored files of other kinds: {kinds}; read are {' '.join(EXTENSIONS)}")
-        if remedy := advice(unknown):
-            print(remedy)
 
 
 def _key_values(values: list[str]) -> dict[str, Any]:

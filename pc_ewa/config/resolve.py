@@ -1,6 +1,7 @@
 """Resolve a YAML file with `key=value` overrides to an experiment that is validated as a whole before the run."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +85,27 @@ def resolve(content: dict[str, Any]) -> Experiment:
     )
 
 
+def largest_need(arguments: Mapping[str, Any]) -> tuple[str, int]:
+    """Return the key that decides how many points a cloud must have for a model with these arguments, and the number.
+
+    Example:
+        >>> pc_ewa.config.resolve.largest_need({"num_groups": 64, "group_size": 32})
+        ('model.num_groups', 64)
+    """
+    values = {name: arguments.get(name, 0) for name in ("group_size", "num_groups", "levels")}
+    needs = {name: max(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    name = max(needs, key=needs.__getitem__)
+    return f"model.{name}", needs[name]
+
+
 def _check_fit(model_class: type[Any], arguments: dict[str, Any], experiment: Experiment) -> None:
     """Refuse combinations of keys that would otherwise fail only during the run."""
     probe = experiment.probe
     for where, data in (("data", experiment.data), *([("probe.data", probe.data)] if probe else [])):
-        for name in ("group_size", "num_groups", "levels"):
-            value = arguments.get(name, 0)
-            if (max(value) if isinstance(value, tuple) else value) > data.num_points:
-                raise ConfigError(f"model.{name}={value} is above {where}.num_points={data.num_points}; lower it")
+        key, needed = largest_need(arguments)
+        if needed > data.num_points:
+            value = arguments[key.removeprefix("model.")]
+            raise ConfigError(f"{key}={value} is above {where}.num_points={data.num_points}; lower it")
     if arguments.get("queue_size", math.inf) < experiment.train.batch_size:
         raise ConfigError(
             f"model.queue_size={arguments['queue_size']} is below train.batch_size={experiment.train.batch_size}, the "

@@ -1,12 +1,13 @@
-"""Detection of copies of one object in a folder of shapes. Copies in two splits inflate the score.
+"""Detection of copies of one object in a folder of shapes.
 
-A copy is detected by its geometry, which may be moved, rotated, mirrored or scaled, or by a name such as `cup_copy`.
+Copies in two splits inflate the score, and the labels of copies in two classes contradict each other. A copy is found
+by its geometry, which may be moved, rotated, mirrored or scaled, or by a name such as `cup_copy`.
 """
 
 import re
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from os.path import splitext
 
 import numpy as np
@@ -23,6 +24,7 @@ from pc_ewa.text import printable
 _TOLERANCE = 1e-4
 # Points or triangles that are measured. A larger shape is strided, so its copies in another order are not detected.
 _MOST_POINTS = 1 << 17
+_LISTED = 5  # pairs in a message
 
 # Words that programs and people add to the name of a copy.
 _COPY, _TURNED = "copy|kopie|copie", "rot|rotated?|mirror(?:ed)?|flip(?:ped)?"
@@ -42,7 +44,7 @@ class NearCopies:
         >>> copies = NearCopies()
         >>> opened = source("scans", seen=copies.add)  # doctest: +SKIP
         >>> convert(opened, "scans.h5")  # doctest: +SKIP
-        >>> copies.notes(opened.items)  # doctest: +SKIP
+        >>> copies.notes(opened.items, opened.class_names)  # doctest: +SKIP
     """
 
     def __init__(self) -> None:
@@ -54,32 +56,22 @@ class NearCopies:
         kind = (shape.faces is not None, len(shape.vertices if shape.faces is None else shape.faces))
         self._measures[kind].append((name, _measure(shape)))
 
-    def notes(self, items: Iterable[Item]) -> list[str]:
+    def notes(self, items: Iterable[Item], class_names: Sequence[str]) -> list[str]:
         """Return notes about copies for the user, one line per kind of evidence.
 
         Args:
             items: the shapes in use; other measured shapes are ignored.
+            class_names: name of the class of each label.
         """
         used = {item.name: item for item in items}
+        alike = ([used[name] for name in group if name in used] for group in self._alike())
+        groups = [group for group in alike if group]
         twins = _twins(used)
-        alike = _across([used[name] for name in group if name in used] for group in self._alike())
-        named = _across([*_named_as_copies(used.values()), *([used[name] for name in group] for group in twins)])
-        # Report each shape once; the geometry is the stronger evidence.
-        named = {name: first for name, first in named.items() if name not in alike}
-        notes = []
-        for found, how in ((alike, "all but equal to"), (named, "by name a copy of")):
-            if found:
-                pair = " and ".join(f"{printable(name)} ({used[name].split})" for name in next(iter(found.items())))
-                notes.append(
-                    f"near-copies: {_shapes(found)} {how} one of another split, such as {pair}; a score on these means "
-                    "little; keep copies in one split: --group-by REGEX, where splits are drawn"
-                )
-        if twins:
-            pair = " and ".join(printable(name) for name in twins[0][:2])
-            notes.append(
-                f"stored twice: {_shapes(twins)} there in two formats, such as {pair}, and count twice; keep one"
-            )
-        return notes
+        return [
+            *_contradictions(groups, class_names),
+            *_leaks(used, [same for group in groups for same in _by_label(group)], twins),
+            *_stored_twice(twins),
+        ]
 
     def _alike(self) -> list[list[str]]:
         return [group for measured in self._measures.values() for group in _group(measured)]
@@ -173,6 +165,57 @@ def _without_marks(stem: str) -> tuple[str, str]:
             if bare and bare != stem:
                 stem, sign = bare, "word" if "word" in (sign, kind) else kind
     return stem, sign
+
+
+def _by_label(group: Iterable[Item]) -> list[list[Item]]:
+    """Return the shapes of a group that have the same label, the most frequent label first."""
+    labels: dict[int, list[Item]] = defaultdict(list)
+    for item in group:
+        labels[item.label].append(item)
+    return sorted(labels.values(), key=len, reverse=True)
+
+
+def _contradictions(groups: Iterable[Sequence[Item]], class_names: Sequence[str]) -> list[str]:
+    """Return a note on copies with different labels, whatever their split."""
+    pairs: list[tuple[Item, Item]] = []
+    for first, *others in map(_by_label, groups):
+        pairs += ((first[0], item) for other in others for item in other)
+    if not pairs:
+        return []
+    shown = "; ".join(
+        " and ".join(f"{printable(item.name)} ({printable(class_names[item.label])}, {item.split})" for item in pair)
+        for pair in pairs[:_LISTED]
+    )
+    more = f"; and {len(pairs) - _LISTED:,} more" if len(pairs) > _LISTED else ""
+    return [
+        f"contradictory labels: {_shapes(pairs)} all but equal to one of another class, up to position, size, rotation "
+        f"and reflection: {shown}{more}; correct the label, or remove one"
+    ]
+
+
+def _leaks(used: Mapping[str, Item], groups: Iterable[Sequence[Item]], twins: Iterable[Sequence[str]]) -> list[str]:
+    """Return notes on copies in two splits, by their geometry and by their names."""
+    alike = _across(groups)
+    named = _across([*_named_as_copies(used.values()), *([used[name] for name in group] for group in twins)])
+    # Report each shape once; the geometry is the stronger evidence.
+    named = {name: first for name, first in named.items() if name not in alike}
+    notes = []
+    for found, how in ((alike, "all but equal to"), (named, "by name a copy of")):
+        if found:
+            pair = " and ".join(f"{printable(name)} ({used[name].split})" for name in next(iter(found.items())))
+            notes.append(
+                f"near-copies: {_shapes(found)} {how} one of another split, such as {pair}; a score on these means "
+                "little; keep copies in one split: --group-by REGEX, where splits are drawn"
+            )
+    return notes
+
+
+def _stored_twice(twins: Sequence[Sequence[str]]) -> list[str]:
+    """Return a note on shapes that exist in two formats."""
+    if not twins:
+        return []
+    pair = " and ".join(printable(name) for name in twins[0][:2])
+    return [f"stored twice: {_shapes(twins)} there in two formats, such as {pair}, and count twice; keep one"]
 
 
 def _across(groups: Iterable[Sequence[Item]]) -> dict[str, str]:

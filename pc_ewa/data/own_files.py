@@ -6,33 +6,23 @@ beside the classes, one path a line. split_names.py has the accepted synonyms. W
 
 import logging
 import os
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
-import numpy as np
-
 from pc_ewa.data.clouds import Clouds, UpAxis
 from pc_ewa.data.dataset import Dataset
-from pc_ewa.data.folders import IGNORED, entries, walk
-from pc_ewa.data.formats.kinds import advice, refuse_unreadable
-from pc_ewa.data.formats.meshes import sample_surface
-from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
-from pc_ewa.data.own_splits import Found, check_classes, drawn_splits, is_by_split, random_of, told_splits
-from pc_ewa.data.source import Item, Sample, Source, resize
-from pc_ewa.data.split_names import SPLITS
-from pc_ewa.errors import ConfigError, DataError
+from pc_ewa.data.formats.kinds import refuse_unreadable
+from pc_ewa.data.formats.readers import Shape
+from pc_ewa.data.own_folder import find
+from pc_ewa.data.own_splits import check_classes, drawn_splits, told_splits
+from pc_ewa.data.shapes import near_origin, read_scan, sample_shape
+from pc_ewa.data.source import Item, Sample, Source
+from pc_ewa.errors import ConfigError
 
 NAME = "files"
-_KNOWN = " ".join(EXTENSIONS)
 _MAX_POINTS = 1 << 20
-# Largest coordinate, whose square float32 can still represent.
-_LARGEST = 1e15
-# Distance from the origin, in sizes of the shape, above which a shape is centred before the cast to float32. In map
-# coordinates float32 would round its points to a visible grid.
-_FAR = 1000
 
 log = logging.getLogger(__name__)
 
@@ -103,20 +93,19 @@ def source(
 
     Raises:
         ConfigError: a value that is not allowed, or `group_by` for a folder that defines its splits.
-        DataError: no shapes, a class without shapes or without training shapes, contradictory splits, or lists that
-            name missing files.
+        DataError: no shapes, a class without training shapes, contradictory splits, or lists that name missing files.
         MissingPackageError: files of a kind whose reader needs an extra that is not installed.
     """
     _check_options(stored_points, up_axis, test_fraction, seed)
     folder = Path(os.path.expanduser(folder))
-    found = _find(folder)
+    found, notes = find(folder)
     refuse_unreadable(file.path for file in found.values())
     splits = told_splits(folder, found)
     if splits is None:
         splits = drawn_splits(found, test_fraction, seed, group_by)
     elif group_by is not None:
         raise ConfigError(f"group_by is for splits that are drawn, but {folder} defines its splits; leave it out")
-    notes = check_classes(folder, found, splits)
+    notes += check_classes(folder, found, splits)
     classes = tuple(sorted({file.label for file in found.values()}))
     read = partial(_read, stored_points=stored_points, seen=seen)
     return Source(
@@ -146,98 +135,10 @@ def _check_options(stored_points: int, up_axis: str, test_fraction: float, seed:
 
 
 def _read(path: Path, name: str, stored_points: int, seen: Callable[[str, Shape], None] | None) -> Sample:
-    shape = near_origin(read_shape(path), path)
+    shape = near_origin(read_scan(path), path)
     if seen is not None:
         seen(name, shape)
     return sample_shape(shape, stored_points, name, path)
-
-
-def near_origin(shape: Shape, where: str | Path) -> Shape:
-    """Move a shape that is far from the origin to it, in float64. `where` begins the message of an error.
-
-    Raises:
-        DataError: coordinates too large for any sensible unit.
-    """
-    points = shape.vertices
-    if np.abs(points).max() > _LARGEST:
-        raise DataError(f"{where}: coordinates up to {np.abs(points).max():.1g}; store it in a sensible unit")
-    low, high = points.min(0), points.max(0)
-    if 0 < (high - low).max() < np.abs((low + high) / 2).max() / _FAR:
-        return shape._replace(vertices=points - (low + high) / 2)
-    return shape
-
-
-def sample_shape(shape: Shape, count: int, seed: str, where: str | Path) -> Sample:
-    """Sample `count` points of a shape: from the surface of a mesh, or from the points of a cloud.
-
-    Args:
-        shape: a shape near the origin, as returned by `near_origin`.
-        count: number of points.
-        seed: text that seeds the draw, which is the same on every machine.
-        where: beginning of the message of an error.
-
-    Raises:
-        DataError: a mesh without a surface.
-    """
-    points, faces = shape
-    if faces is None:
-        return resize(Sample(points.astype(np.float32)), count, seed=seed)
-    try:
-        sampled = sample_surface(points, faces, count, random_of(seed))
-    except ValueError as error:
-        raise DataError(f"{where}: {error}; repair the mesh, or store it without faces as a point cloud") from error
-    return Sample(sampled.astype(np.float32))
-
-
-def unread_kinds(folder: Path) -> Counter[str]:
-    """Count the files in a folder that no reader supports, by extension."""
-    kinds: Counter[str] = Counter()
-    for place, below, names in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(IGNORED)]
-        files = (Path(place, name) for name in names if not name.startswith(IGNORED))
-        kinds.update(file.suffix.lower() or file.name for file in files if file.is_file())
-    return Counter({kind: count for kind, count in kinds.items() if kind not in EXTENSIONS})
-
-
-def _to_convert(folder: Path) -> str:
-    """Return advice to convert the unsupported files of a folder, as the end of a message."""
-    remedy = advice(unread_kinds(folder))
-    return f"; {remedy}" if remedy else ""
-
-
-def _find(folder: Path) -> dict[str, Found]:
-    """Return every file with a supported extension in a folder of a class, by its path from `folder`, sorted."""
-    if not os.path.isdir(folder):
-        raise DataError(f"{folder} is not a folder; check its name")
-    tops = {entry.name: entry.path for entry in entries(folder) if entry.kind == "folder"}
-    paths = {name: path for top, place in tops.items() for name, path in walk(place, top, EXTENSIONS)}
-    if not paths:
-        raise DataError(
-            f"{folder} has no shapes in folders of classes, such as chair/one.ply; known are {_KNOWN}"
-            f"{_to_convert(folder)}"
-        )
-    by_split = is_by_split(folder, paths)
-    found: dict[str, Found] = {}
-    # Sorted, because the order of a directory differs between file systems and would change the drawn splits.
-    for name in sorted(paths):
-        top, below, *deeper = name.split("/")
-        if by_split:
-            found[name] = Found(paths[name], below, SPLITS[top.lower()])
-        else:
-            found[name] = Found(paths[name], top, SPLITS.get(below.lower()) if deeper else None)
-    if by_split:
-        tops = {
-            entry.name: entry.path
-            for top, place in tops.items()
-            if top.lower() in SPLITS
-            for entry in entries(place)
-            if entry.kind == "folder"
-        }
-    for name in sorted(tops.keys() - {file.label for file in found.values()}):
-        raise DataError(
-            f"{tops[name]} has no shapes; add files that end in one of {_KNOWN}, or remove it{_to_convert(tops[name])}"
-        )
-    return found
 
 
 DATASET = Dataset(

@@ -1,14 +1,14 @@
 """The splits of a folder of the user's shapes: defined by the folder, or drawn."""
 
+import hashlib
 import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from pc_ewa.data.folders import entries
 from pc_ewa.data.source import Item
@@ -65,12 +65,6 @@ def told_splits(folder: Path, found: Mapping[str, Found]) -> dict[str, str] | No
     return {name: evaluation if split == "eval" else split for name, split in splits.items()}
 
 
-def random_of(name: str, *more: int) -> np.random.RandomState:
-    """Return a random generator seeded by a name and numbers."""
-    # RandomState, not default_rng: NEP 19 freezes its stream for all versions of numpy.
-    return np.random.RandomState([*more, *name.encode("utf-8")])
-
-
 def _told(folder: Path, found: Mapping[str, Found]) -> dict[str, str]:
     """Return the splits as defined by folders."""
     splits = {name: file.split for name, file in found.items() if file.split}
@@ -122,67 +116,80 @@ def drawn_splits(
 ) -> dict[str, str]:
     """Draw a test split at random, as a share of each class. Shapes of one group stay together.
 
+    A file that is added to a class or removed moves at most one other shape of that class; with groups of different
+    sizes, seldom more than one group.
+
     Raises:
         ConfigError: `group_by` is not a regular expression, matches no name, or puts all shapes into one group.
     """
-    groups = _groups(found, group_by)
+    keys = _group_keys(found, group_by)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name, key in keys.items():
+        groups[key].append(name)
     splits: dict[str, str] = {}
     for label in sorted({file.label for file in found.values()}):
         names = [name for name, file in found.items() if file.label == label]
         share = min(max(round(test_fraction * len(names)), 1), len(names) - 1) if test_fraction else 0
-        # One stream per class, so that files added to one class do not change the draw of the others.
-        for i in random_of(label, seed).permutation(len(names)):
-            group = groups[names[i]]
-            # The group was drawn already, by another of its shapes in this class or in another class.
-            if group[0] in splits:
-                continue
-            mine = [name for name in group if found[name].label == label]
-            tests = sum(splits.get(name) == "test" for name in names)
-            # A group that exceeds the share is taken if the result is nearer to the share than without it.
-            is_test = 2 * (share - tests) >= len(mine) if tests or len(mine) > share else tests < share
-            # Never the whole class: it needs a shape to train on.
-            is_test = is_test and tests + len(mine) < len(names)
-            splits.update(dict.fromkeys(group, "test" if is_test else "train"))
+        # Groups that have shapes in another class too may be drawn already.
+        tests = sum(splits.get(name) == "test" for name in names)
+        undrawn, full = {keys[name] for name in names if name not in splits}, False
+        for key in sorted(undrawn, key=partial(_rank, seed)):
+            size = sum(found[name].label == label for name in groups[key])
+            # Take a group that exceeds the share if the result is nearer to the share than without it, but never the
+            # whole class: it needs a shape to train on.
+            is_test = not full and 2 * (share - tests) >= size and tests + size < len(names)
+            # Filling up with smaller groups would move those whenever another group grows.
+            full |= tests > 0 and not is_test
+            splits.update(dict.fromkeys(groups[key], "test" if is_test else "train"))
+            tests += size if is_test else 0
     return {name: splits[name] for name in found}
 
 
-def _groups(found: Mapping[str, Found], group_by: str | None) -> dict[str, list[str]]:
-    """Return the group of each shape: the names of the shapes that go to the same split."""
+def _rank(seed: int, key: str) -> bytes:
+    """Return the rank of a group, a random number that depends on nothing but its key and the seed."""
+    # A generator would draw all ranks anew for each added file: shapes would move from test to train, and weights
+    # that were trained on the old split would be tested on shapes that they have seen.
+    return hashlib.sha256(f"{seed}/{key}".encode()).digest()
+
+
+def _group_keys(found: Mapping[str, Found], group_by: str | None) -> dict[str, str]:
+    """Return the key of the group of each shape. Shapes with the same key go to the same split."""
+    # A name that is a group by itself begins with a slash, which keeps it apart from any matched text.
+    alone = {name: f"/{name}" for name in found}
     if group_by is None:
-        return {name: [name] for name in found}
+        return alone
     try:
         pattern = re.compile(group_by)
     except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(f"group_by is {group_by!r:.60}, not a regular expression: {error}; correct it") from error
-    groups: dict[str, list[str]] = defaultdict(list)
-    keys = {}
-    for name in found:
-        match = pattern.search(name)
-        # A name without a match is a group by itself; the slash keeps its key apart from any matched text.
-        keys[name] = f"/{name}" if match is None else str(match[1] if pattern.groups else match[0])
-        groups[keys[name]].append(name)
-    if all(key == f"/{name}" for name, key in keys.items()):
+    matches = {name: pattern.search(name) for name in found}
+    keys = alone | {name: str(match[1 if pattern.groups else 0]) for name, match in matches.items() if match}
+    if keys == alone:
         example = printable(next(iter(found)))
         raise ConfigError(
             f"group_by is {group_by!r:.60}, which finds nothing in any name, such as {example}; correct it"
         )
-    if len(groups) == 1:
+    if len(set(keys.values())) == 1:
         raise ConfigError(f"group_by is {group_by!r:.60}, which puts all shapes into one group; correct it")
-    return {name: groups[key] for name, key in keys.items()}
+    return keys
 
 
 def lost_classes(items: Sequence[Item], kept: Sequence[Item], class_names: Sequence[str]) -> list[str]:
-    """Return a note for each split in which a class has lost all of its shapes, as none could be read."""
-    before, after = ({(item.split, class_names[item.label]) for item in some} for some in (items, kept))
-    lost = {split: sorted(label for part, label in before - after if part == split) for split, _ in before - after}
-    return [
-        f"no {split} shape of {listed(labels)} is left, as none can be read; correct the files and prepare again"
-        for split, labels in sorted(lost.items())
-    ]
+    """Return notes on the classes that unreadable files have left without any shape, or without one in a split."""
+    gone = {item.label for item in items} - {item.label for item in kept}
+    notes = []
+    if gone:
+        labels = listed(class_names[label] for label in gone)
+        notes.append(f"left out, as no training shape can be read: {labels}; correct the files and prepare again")
+    before, after = ({(item.split, item.label) for item in some if item.label not in gone} for some in (items, kept))
+    for lost in sorted({split for split, _ in before - after}):
+        labels = listed(class_names[label] for split, label in before - after if split == lost)
+        notes.append(f"no {lost} shape of {labels} is left, as none can be read; correct the files and prepare again")
+    return notes
 
 
 def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str, str]) -> list[str]:
-    """Check the classes, and return notes for the user: names alike but for case, one class, no test shape.
+    """Check the classes, and return notes for the user: names alike but for case, no test shape.
 
     Raises:
         DataError: a class without a training shape.
@@ -202,8 +209,6 @@ def check_classes(folder: Path, found: Mapping[str, Found], splits: Mapping[str,
     notes = [
         f"classes that differ only in case: {listed(twins)}; give them one name if they are one" for twins in alike
     ]
-    if len(classes) == 1:
-        notes.append(f"all shapes are of one class, {listed(classes)}: a classifier has nothing to tell apart")
     untested = [label for label in classes if not counts[label, "test"]]
     if untested and len(untested) < len(classes):
         notes.append(f"no test shape of {listed(untested)}: accuracy ignores {'it' if len(untested) == 1 else 'them'}")

@@ -14,8 +14,8 @@ from torch import Tensor
 from pc_ewa import ops
 from pc_ewa.data import UpAxis
 from pc_ewa.data.folders import walk
-from pc_ewa.data.formats.readers import EXTENSIONS, Shape, read_shape
-from pc_ewa.data.own_files import near_origin, sample_shape
+from pc_ewa.data.formats.readers import EXTENSIONS, Shape
+from pc_ewa.data.shapes import near_origin, read_scan, sample_shape
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings
 from pc_ewa.models.base import Preprocessing
@@ -140,7 +140,7 @@ def _of_folder(folder: Path) -> list[Input]:
     found = sorted(walk(folder, str(folder), EXTENSIONS))
     if not found:
         raise DataError(f"{folder} has no clouds or meshes; known are {' '.join(EXTENSIONS)}")
-    return [Input(name, partial(read_shape, path)) for name, path in found]
+    return [Input(name, partial(read_scan, path)) for name, path in found]
 
 
 def _of_file(path: Path) -> Input:
@@ -149,7 +149,7 @@ def _of_file(path: Path) -> Input:
     if path.suffix.lower() not in EXTENSIONS:
         raise DataError(f"{path} has an unknown format; known are {' '.join(EXTENSIONS)}")
     # Bytes in a path that are not UTF-8 become surrogates, which can be neither printed nor written.
-    return Input(str(path).encode("utf-8", "replace").decode(), partial(read_shape, path))
+    return Input(str(path).encode("utf-8", "replace").decode(), partial(read_scan, path))
 
 
 def _numbers(points: Tensor) -> NDArray[Any]:

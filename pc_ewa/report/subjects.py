@@ -14,6 +14,7 @@ from pc_ewa.bundled import bundled_configs, bundled_models, find_config
 from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.data import DATASETS, Clouds, MissingSplitError, load_dataset
 from pc_ewa.data.formats.readers import EXTENSIONS
+from pc_ewa.data.hdf5 import SUFFIXES
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings, Score
 from pc_ewa.models.checkpoints.read import read_content
@@ -186,7 +187,7 @@ class Subjects:
         """Return the data section for a dataset name, a prepared file or a folder. None for other sources."""
         if self._source in DATASETS:
             return {"name": self._source}
-        if self._path.suffix in (".h5", ".hdf5"):
+        if self._path.suffix in SUFFIXES:
             return {"name": "hdf5", "path": self._source}
         return {"name": "files", "path": self._source} if self._path.is_dir() else None
 

@@ -13,6 +13,7 @@ from pc_ewa.data.near_copies import NearCopies
 from pc_ewa.data.source import Item, Sample
 
 Array = NDArray[np.float64]
+NAMES = [chr(label) for label in range(128)]  # of the labels that `notes` gives
 CUBE = np.array([(x, y, z) for x in (5.0, 6) for y in (0.0, 2) for z in (0.0, 3)])
 SIDES = np.array([*map(int, "013032475467051045237276026064157173")]).reshape(-1, 3)
 
@@ -37,7 +38,7 @@ def notes(*shapes: tuple[str, str, Shape | Array]) -> list[str]:
     for name, split, shape in shapes:
         copies.add(name, shape if isinstance(shape, Shape) else Shape(shape))
         items.append(Item(name, ord(name[0]), split, nothing))
-    return copies.notes(items)
+    return copies.notes(items, NAMES)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +154,38 @@ def test_all_are_counted_and_one_pair_is_named_clean() -> None:
     assert found[0].isprintable()
 
 
+@pytest.mark.parametrize("splits", [("train", "train"), ("train", "test"), ("test", "test")])
+def test_copies_under_two_labels_contradict_each_other(splits: tuple[str, str]) -> None:
+    (found,) = notes(
+        ("bolt/1.ply", splits[0], cloud(0)),
+        ("nut/7.ply", splits[1], turned(cloud(0)) * 25.4),
+        ("nut/8.ply", "train", cloud(1)),
+    )
+    assert found.startswith("contradictory labels: 1 shape is")
+    assert f"bolt/1.ply (b, {splits[0]}) and nut/7.ply (n, {splits[1]})" in found
+
+
+def test_the_rarer_labels_are_suspected_and_copies_of_one_label_still_leak() -> None:
+    contradiction, leak = notes(
+        *(("a/1.ply", "train", cloud(0)), ("b/1.ply", "train", cloud(0)), ("b/2.ply", "test", cloud(0))),
+        *(("c/1.ply", "val", cloud(0)), ("c/2.ply", "train", cloud(1)), ("d/2.ply", "train", cloud(1))),
+    )
+    assert "3 shapes are" in contradiction
+    for pair in (
+        "b/1.ply (b, train) and a/1.ply (a, train)",
+        "b/1.ply (b, train) and c/1.ply (c, val)",
+        "c/2.ply (c, train) and d/2.ply (d, train)",
+    ):
+        assert pair in contradiction
+    assert "near-copies: 1 shape is" in leak
+    assert "b/2.ply (test) and b/1.ply (train)" in leak
+
+
 def test_shapes_that_were_not_used_do_not_count() -> None:
     copies = NearCopies()
     copies.add("a/1.ply", Shape(cloud(0)))
     copies.add("a/2.ply", Shape(cloud(0)))
-    assert copies.notes([Item("a/1.ply", 0, "train", nothing)]) == []
+    assert copies.notes([Item("a/1.ply", 0, "train", nothing)], NAMES) == []
 
 
 def test_different_objects_are_no_copies() -> None:
@@ -185,4 +213,4 @@ def test_many_equal_shapes_take_no_time() -> None:
     for i in range(2000):
         copies.add(str(i), shape)
     items = [Item(str(i), 0, ("train", "test")[i % 2], nothing) for i in range(2000)]
-    assert "1,000 shapes are" in copies.notes(items)[0]
+    assert "1,000 shapes are" in copies.notes(items, NAMES)[0]

@@ -2,6 +2,7 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pc_ewa.data import MissingSplitError, read_hdf5
 from pc_ewa.data.convert import convert
 from pc_ewa.data.own_files import load, source
+from pc_ewa.data.shapes import FEWEST_POINTS
 from pc_ewa.data.source import Source
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.package import MissingPackageError
@@ -92,7 +94,7 @@ def test_the_same_on_every_machine(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert list(splits(again).items()) == list(splits(first).items())
     assert torch.equal(again.clouds("train").points, clouds)
     tests = [name for name, split in splits(first).items() if split == "test"]
-    assert tests == ["chair/3.off", "table/4.xyz", "table/9.xyz"]  # frozen: other values mean other test sets
+    assert tests == ["chair/1.off", "table/2.xyz", "table/4.xyz"]  # frozen: other values mean other test sets
     assert splits(source(folder, seed=1)) != splits(first)
 
 
@@ -136,8 +138,8 @@ def test_folders_of_splits_above_the_classes(tmp_path: Path) -> None:
     }
     assert len(load("val", Path(), path=str(tmp_path))) == 1
     (tmp_path / "test/lamp").mkdir()
-    with pytest.raises(DataError, match=r"test/lamp has no shapes"):
-        source(tmp_path)
+    assert source(tmp_path).class_names == ("chair", "train")
+    assert any("lamp" in note for note in source(tmp_path).notes)
 
 
 def test_folders_of_splits_inside_the_classes(tmp_path: Path) -> None:
@@ -207,9 +209,24 @@ def test_folders_without_shapes(folder: Path, tmp_path: Path) -> None:
     put(tmp_path / "none", "chair/1.glb", "1.ply", text="?")
     with pytest.raises(DataError, match=r"none has no shapes.*\.ply \.pcd .* \.npy.*\.glb is not read: "):
         source(tmp_path / "none")
-    put(folder, "bed/1.glb", text="?")
-    with pytest.raises(DataError, match=r"mine/bed has no shapes; add files that end in one of \.ply.*\.glb is not"):
-        source(folder)
+    put(tmp_path / "cups", "1.ply", "2.ply")
+    with pytest.raises(DataError, match="cups is itself a class, give the folder above"):
+        source(tmp_path / "cups")
+
+
+def test_classes_without_shapes_and_files_in_no_class_are_left_out_with_a_note(folder: Path) -> None:
+    before = source(folder)
+    put(folder, "bed/1.glb", "loose.STL", "scan.xyz", "test.glb", text="?")
+    (folder / "void").mkdir()
+    after = source(folder)
+    assert (after.class_names, splits(after)) == (before.class_names, splits(before))
+    loose, empty = (note for note in after.notes if "left out" in note)
+    assert all(name in loose for name in ("loose.STL", "scan.xyz"))
+    assert "test.glb" not in loose
+    assert all(name in empty for name in ("bed", "void", ".glb is not read"))
+    put(folder, "train.txt", "val.txt", text="table/1.xyz\nchair/1.off\nlamp/deep/er/1.TXT")
+    (folder / "val.txt").write_text("table/2.xyz")
+    assert not any(name in note for note in source(folder).notes for name in ("train.txt", "val.txt"))
 
 
 def test_a_missing_reader_is_named_before_anything_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +288,7 @@ def test_a_folder_that_cannot_be_listed(folder: Path, monkeypatch: pytest.Monkey
     [
         ("empty.xyz", "", None),
         ("nan.xyz", "0 0 0\nnan 0 0\n", "nan among the coordinates"),
-        ("huge.xyz", "0 0 1e300\n", r"coordinates up to 1e\+300"),
+        ("huge.xyz", "".join(f"{i} 0 1e300\n" for i in range(10)), r"coordinates up to 1e\+300"),
         ("flat.off", "OFF\n3 1 0\n0 0 0\n1 1 1\n2 2 2\n3 0 1 2\n", "no area"),
         ("cut.off", SQUARE[:20], "ends early"),
     ],
@@ -286,12 +303,46 @@ def test_damaged_shapes_are_named_when_they_are_read(folder: Path, name: str, te
     assert [shape for shape, _ in converted.skipped] == [f"table/{name}"]
 
 
-def test_one_point_is_a_cloud_and_far_ones_keep_their_shape(tmp_path: Path) -> None:
-    put(tmp_path, "a/one.xyz", text="1 2 3\n")
-    put(tmp_path, "a/map.txt", text="4500000.125 500000.25 100\n4500000.375 500000.5 101\n")
-    far, one = source(tmp_path, stored_points=2, test_fraction=0).clouds("train").batch([0, 1])[0]
-    assert one.tolist() == [[1, 2, 3]] * 2
-    assert far.tolist() == [[-0.125, -0.125, -0.5], [0.125, 0.125, 0.5]]
+@pytest.mark.parametrize("distinct", [1, 2, FEWEST_POINTS - 1, FEWEST_POINTS])
+@pytest.mark.parametrize("repeated", [1, 500])
+def test_a_cloud_has_some_distinct_points(tmp_path: Path, distinct: int, repeated: int) -> None:
+    put(tmp_path, "a/few.xyz", text="".join(f"{i} 0 1\n" for i in range(distinct)) * repeated)
+    opened = source(tmp_path, test_fraction=0)
+    if distinct >= FEWEST_POINTS:
+        assert len(opened.clouds("train").batch([0])[0][0].unique(dim=0)) == distinct
+        return
+    with pytest.raises(DataError, match=rf"a/few\.xyz has {distinct} distinct point.*{FEWEST_POINTS} or more"):
+        opened.clouds("train")
+
+
+def test_clouds_far_away_keep_their_shape(tmp_path: Path) -> None:
+    put(tmp_path, "a/map.txt", text="".join(f"{4500000 + i / 8} 500000.25 100\n" for i in range(10)))
+    (far,) = source(tmp_path, stored_points=10, test_fraction=0).clouds("train").batch([0])[0]
+    assert far.tolist() == [[i / 8 - 0.5625, 0, 0] for i in range(10)]
+
+
+def test_a_class_that_cannot_be_read_is_left_out_of_the_file(tmp_path: Path) -> None:
+    """Shapes of the class in another split are left out too, and labels of the classes behind it are moved up."""
+    put(tmp_path / "in", *(f"{split}/{label}/1.xyz" for split in ("train", "test") for label in "abc"))
+    (tmp_path / "in/train/a/1.xyz").write_text("?")
+    (tmp_path / "in/test/c/1.xyz").write_text("?")
+    for name in ("a.h5", "b.h5"):
+        dtype: Literal["int16", "float32"] = "int16" if name == "a.h5" else "float32"
+        done = convert(source(tmp_path / "in"), tmp_path / name, dtype=dtype, skip_defects=True)
+        assert (done.shapes, sorted(name for name, _ in done.skipped)) == (
+            3,
+            ["test/a/1.xyz", "test/c/1.xyz", "train/a/1.xyz"],
+        )
+        train, test = (read_hdf5(tmp_path / name, split, name="mine") for split in ("train", "test"))
+        assert train.class_names == test.class_names == ("b", "c")
+        assert (train.shape_names, train.labels.tolist()) == (("train/b/1.xyz", "train/c/1.xyz"), [0, 1])
+        assert (test.shape_names, test.labels.tolist()) == (("test/b/1.xyz",), [0])
+        stored = np.loadtxt(tmp_path / "in/train/c/1.xyz", dtype=np.float32)
+        assert np.allclose(train.batch([1])[0][0][:40], stored, atol=1e-4)
+    (tmp_path / "in/train/b/1.xyz").write_text("?")
+    (tmp_path / "in/train/c/1.xyz").write_text("?")
+    with pytest.raises(DataError, match="no shape could be read"):
+        convert(source(tmp_path / "in"), tmp_path / "none.h5", skip_defects=True)
 
 
 def test_converted_it_is_the_same(folder: Path, tmp_path: Path) -> None:

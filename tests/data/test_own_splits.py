@@ -2,16 +2,23 @@
 
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pc_ewa.data.own_files import load, source
+from pc_ewa.data.own_splits import Found, drawn_splits
 from pc_ewa.data.source import Source
 from pc_ewa.errors import ConfigError, DataError
 
+POINTS = "".join(f"{i} {i % 3} {i % 5}\n" for i in range(10))
 
-def put(folder: Path, *names: str, text: str = "0 0 0\n") -> Path:
+
+def put(folder: Path, *names: str, text: str = POINTS) -> Path:
     for name in names:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,6 +153,14 @@ def test_classes_that_differ_only_in_case(tmp_path: Path) -> None:
 def test_a_folder_above_the_splits_is_one_class(tmp_path: Path) -> None:
     (note,) = source(classes(tmp_path, "shapes/train", "shapes/test")).notes
     assert "one class, shapes" in note
+    assert f"did you mean {tmp_path / 'shapes'}, which has a, b?" in note
+
+
+@pytest.mark.parametrize("names", [("cup/1", "cup/2"), ("cup/old/1", "cup/2"), ("cup/train/1", "cup/test/1")])
+def test_one_class_without_classes_below(tmp_path: Path, names: tuple[str, ...]) -> None:
+    (note,) = source(put(tmp_path, *(f"{name}.xyz" for name in names))).notes
+    assert "one class, cup" in note
+    assert "did you mean" not in note
 
 
 def test_without_a_test_split_no_class_is_called_untested(tmp_path: Path) -> None:
@@ -179,6 +194,44 @@ def test_a_group_never_takes_all_shapes_of_a_class(tmp_path: Path) -> None:
         drawn = splits(source(tmp_path, group_by=r"(\d+)_", seed=seed, test_fraction=0.9))
         assert {split for name, split in drawn.items() if name.startswith("cup")} >= {"train"}
         assert drawn["pen/9_a.xyz"] == "train"
+
+
+def files(names: Iterable[str], turned: bool = False) -> dict[str, Found]:
+    return {name: Found(Path(name), name.split("/")[0], None) for name in sorted(names, reverse=turned)}
+
+
+SETS = st.sets(st.tuples(st.sampled_from("abc"), st.integers(0, 30)), min_size=2)
+
+
+@settings(deadline=None, max_examples=100)
+@given(shapes=SETS, fraction=st.floats(0, 0.99), seed=st.integers(0, 2**32 - 1), data=st.data())
+def test_a_file_more_or_less_moves_at_most_one_other_of_its_class(
+    shapes: set[tuple[str, int]], fraction: float, seed: int, data: st.DataObject
+) -> None:
+    names = {f"{label}/{i}.stl" for label, i in shapes}
+    less = names - {data.draw(st.sampled_from(sorted(names)))}
+    (changed,) = names - less
+    after, before = (drawn_splits(files(some), fraction, seed) for some in (names, less))
+    moved = {name for name in less if before[name] != after[name]}
+    assert len(moved) <= 1
+    assert all(name[0] == changed[0] for name in moved)
+    assert drawn_splits(files(names, turned=True), fraction, seed) == after
+
+
+def test_a_view_more_seldom_moves_another_object() -> None:
+    random = np.random.RandomState(0)
+    moved = []
+    for seed in range(200):
+        names = {
+            f"{label}/{label}{i}_{view}.stl" for label in "ab" for i in range(20) for view in range(random.choice(5))
+        }
+        names -= (new := {f"a/a{random.choice(25)}_9.stl"})
+        before, after = (drawn_splits(files(some), 0.2, seed, r"/(.+)_") for some in (names, names | new))
+        changed = {name.split("_")[0] for name in names if before[name] != after[name]}
+        assert all(name[0] == "a" for name in changed)
+        moved.append(len(changed))
+    assert max(moved) <= 2
+    assert moved.count(0) > 150
 
 
 @pytest.mark.parametrize(

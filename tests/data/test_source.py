@@ -119,10 +119,13 @@ def test_nothing_left_is_an_error(tmp_path: Path) -> None:
         convert(source(()), tmp_path / "toy.h5")
 
 
-def test_a_class_of_which_nothing_is_left_says_why(tmp_path: Path) -> None:
-    broken = source(change=lambda i, points: points[:0] if i % 2 == 0 else None)
-    with pytest.raises(DataError, match=r"empty class, no training shape of: a; .*; 2 were left out, the first: toy"):
-        convert(broken, tmp_path / "toy.h5", skip_defects=True)
+def test_a_class_without_a_training_shape_is_left_out(tmp_path: Path) -> None:
+    broken = source(change=lambda i, points: points[:0] if i == 1 else None)
+    done = convert(broken, tmp_path / "toy.h5", skip_defects=True)
+    assert (done.shapes, [name for name, _ in done.skipped]) == (2, ["1", "3"])
+    kept = read_hdf5(tmp_path / "toy.h5", "train", name="toy")
+    assert (kept.class_names, kept.shape_names) == (("a",), ("0", "2"))
+    assert kept.part_labels([1])[0].tolist() == [*range(6)]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:

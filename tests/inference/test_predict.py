@@ -10,7 +10,7 @@ import torch
 from shape_files import CLOUDS, MESHES, POINTS, npy
 
 import pc_ewa
-from pc_ewa.data import load_dataset
+from pc_ewa.data import load_dataset, shapes
 from pc_ewa.errors import ConfigError, DataError, OutputError
 from pc_ewa.eval import EvalSettings, evaluate_classifier
 from pc_ewa.eval.batches import EvalBatch
@@ -65,7 +65,10 @@ def test_a_prediction_has_a_class_and_probabilities(cloud: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", [*MESHES, *CLOUDS])
-def test_every_format_is_read_and_clouds_answer_as_their_array(name: str, tmp_path: Path) -> None:
+def test_every_format_is_read_and_clouds_answer_as_their_array(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "FEWEST_POINTS", len(POINTS))
     path = tmp_path / name
     path.write_bytes((MESHES | CLOUDS)[name])
     model = classifier()
@@ -91,6 +94,14 @@ def test_clouds_of_any_size_are_taken(count: int, stored: int | None) -> None:
     first, again = model.predict(points), model.predict(torch.from_numpy(points.astype(np.float64)))
     assert torch.equal(first.logits, again.logits)
     assert torch.isfinite(first.logits).all()
+
+
+def test_a_file_with_a_few_numbers_is_not_a_cloud(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("1 2 3\n4 5 6\n" * 20)
+    with pytest.raises(
+        DataError, match=rf"notes\.txt has 2 distinct points, and a cloud {shapes.FEWEST_POINTS} or more"
+    ):
+        classifier().predict(tmp_path / "notes.txt")
 
 
 def test_lists_batches_and_folders_give_lists_in_order(cloud: np.ndarray, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from shape_files import CLOUDS, MESHES, POINTS, npy
 
 import pc_ewa
+from pc_ewa.data import shapes
 from pc_ewa.data.formats.readers import read_shape
 from pc_ewa.inference import as_inputs
 from pc_ewa.inference.picture import predicted_scene
@@ -20,6 +21,11 @@ from pc_ewa.models.base import Preprocessing
 
 Tool = Callable[..., Any]
 SIZES: dict[str, Any] = {"dim": 12, "depth": 3, "num_heads": 3, "num_groups": 4, "group_size": 4, "encoder_width": 8}
+
+
+@pytest.fixture(autouse=True)
+def five_points_are_a_cloud(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "FEWEST_POINTS", len(POINTS))
 
 
 @pytest.fixture(scope="module")
