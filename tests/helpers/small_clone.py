@@ -12,7 +12,7 @@ import torch
 import yaml
 from checkpoint_files import save_base_model
 from pages import REPOSITORY
-from shape_files import CLOUDS, MESHES
+from shape_files import MESHES
 from small_models import SMALL
 
 from pc_ewa import cli
@@ -61,6 +61,14 @@ _GIVEN = {
 }
 
 
+def _ply(name: str) -> bytes:
+    """A cloud of 20 points, another one for each name."""
+    points = np.random.RandomState([*name.encode()]).rand(20, 3)
+    header = "ply\nformat ascii 1.0\nelement vertex 20\n" + "".join(f"property float {axis}\n" for axis in "xyz")
+    rows = "".join(f"{x} {y} {z}\n" for x, y, z in points)
+    return f"{header}end_header\n{rows}".encode()
+
+
 def make(clone: Path) -> None:
     """Write configs, datasets and shapes to an empty folder. The model is the bundled one."""
     for name, path in bundled_configs().items():
@@ -76,7 +84,7 @@ def make(clone: Path) -> None:
         convert(_shapes(classes, file), clone / file)
     for file in (*_CLOUDS, *(f"my_shapes/{name}/{i}.ply" for name in ("a", "b") for i in range(5))):
         (clone / file).parent.mkdir(parents=True, exist_ok=True)
-        (clone / file).write_bytes(MESHES["plain.off"] if file.endswith(".off") else CLOUDS["cloud.ply"])
+        (clone / file).write_bytes(MESHES["plain.off"] if file.endswith(".off") else _ply(file))
     (clone / "examples").mkdir()
     shutil.copy(REPOSITORY / "examples" / "chair.xyz", clone / "examples")
 
