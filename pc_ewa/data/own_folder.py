@@ -77,8 +77,8 @@ def _is_loose(entry: Entry) -> bool:
 def _loose(names: list[str]) -> list[str]:
     if not names:
         return []
-    lie, them = ("lies", "it") if len(names) == 1 else ("lie", "them")
-    return [f"left out, as {them} {lie} in no class folder: {listed(names)}; move shapes into the folder of a class"]
+    lie = "it lies" if len(names) == 1 else "they lie"
+    return [f"left out, as {lie} in no class folder: {listed(names)}; move shapes into the folder of a class"]
 
 
 def _empty(tops: dict[str, Path], found: dict[str, Found]) -> list[str]:

@@ -132,6 +132,7 @@ def test_what_is_of_no_use_is_told_and_left_out(tool: Tool, tmp_path: Path) -> N
     assert "skipped 3 that cannot be used" in out
     assert "nut/notes.txt has 2 distinct points" in out
     left_out = [line for line in out.splitlines() if line.startswith("note: left out")]
+    assert "as it lies in no class folder" in left_out[0]
     assert [next(name for name in ("loose.npy", "empty", "washer") if name in line) for line in left_out] == [
         "loose.npy",
         "empty",
