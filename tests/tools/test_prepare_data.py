@@ -55,7 +55,9 @@ def toy_zip() -> bytes:
     with zipfile.ZipFile(memory, "w") as archive:
         for i, name in enumerate(("train/cat/a", "train/dog/b", "test/cat/c", "test/dog/d", "train/dog/e")):
             lines = np.random.RandomState(i).uniform(-1, 1, (20, 3))
-            archive.writestr(f"toy_files/{name}.txt", "\n".join(" ".join(map(str, line)) for line in lines))
+            # A ZipInfo has a fixed date: the bytes, and so the digest, do not depend on the clock.
+            file = zipfile.ZipInfo(f"toy_files/{name}.txt")
+            archive.writestr(file, "\n".join(" ".join(map(str, line)) for line in lines))
     return memory.getvalue()
 
 
