@@ -191,7 +191,8 @@ def _allowed(annotation: Any) -> str:
     kinds = get_args(annotation)
     if not any(get_origin(kind) is Literal for kind in kinds):
         return str(annotation)
-    words = [word for kind in kinds for word in (("true", "false") if kind is bool else map(str, get_args(kind)))]
+    choices = {bool: ("true", "false"), type(None): ("null",)}
+    words = [str(word) for kind in kinds for word in choices.get(kind) or get_args(kind) or (kind.__name__,)]
     return f"{', '.join(words[:-1])} or {words[-1]}"
 
 

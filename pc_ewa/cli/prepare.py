@@ -161,11 +161,11 @@ def _files(options: argparse.Namespace) -> None:
     if len(options.values) != 1 or options.output is None:
         raise ConfigError("give one folder and an output: pc-ewa prepare files FOLDER -o mine.h5")
     folder, output, points = Path(options.values[0]), Path(options.output), options.points or 2048
-    from pc_ewa.data.hdf5 import SUFFIXES
+    from pc_ewa.data.formats.readers import PREPARED
     from pc_ewa.data.prepare_files import describe_files, prepare_files
 
-    if output.suffix.lower() not in SUFFIXES:
-        raise ConfigError(f"-o {output} is for an HDF5 file; end its name in {' or '.join(SUFFIXES)}")
+    if output.suffix.lower() not in PREPARED:
+        raise ConfigError(f"-o {output} is for an HDF5 file; end its name in {' or '.join(PREPARED)}")
     if output.exists() and not options.overwrite:
         raise DataError(f"{output} is there already; choose another -o, or add --overwrite")
     if not 0 <= options.seed < 2**32:

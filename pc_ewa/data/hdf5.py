@@ -18,7 +18,6 @@ from pc_ewa.data.layout import DEFAULT_SPLITS, Layout
 from pc_ewa.errors import DataError
 from pc_ewa.text import printable
 
-SUFFIXES = (".h5", ".hdf5")
 _STORED_TYPES = ("int16", "float16", "float32")
 
 

@@ -122,7 +122,7 @@ def merge_experts(model: Model) -> Model:
     if apart := [name for name, mixture in mixtures.items() if _never_averaged(mixture)]:
         warnings.warn(
             f"{len(apart)} of {len(mixtures)} mixtures were trained here without averaging, such as {apart[0]}; was "
-            "ExpertAverager(...).attach(optimizer) left out? The mean of experts that far apart is another function",
+            "ExpertAverager(...).attach(optimizer) left out? The mean of experts so far apart is another function",
             stacklevel=2,
         )
     if mixtures and is_sharded(model):

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 Schedule = Literal["constant", "linear", "cosine", "lr"]
@@ -36,7 +37,7 @@ class ShareRate:
         always = self.schedule in ("constant", "lr") and (self.start, self.stop) == (0.0, 1.0)
         if self.total_steps is None and not always:
             raise ValueError(f"schedule={self.schedule!r} with start={self.start}, stop={self.stop} needs total_steps")
-        if self.total_steps is not None and not (isinstance(self.total_steps, int) and self.total_steps >= 1):
+        if self.total_steps is not None and not (isinstance(self.total_steps, Integral) and self.total_steps >= 1):
             raise ValueError(f"total_steps={self.total_steps!r}; it must be an integer of at least 1")
         if not 0 <= self.start < self.stop <= 1:
             raise ValueError(f"start={self.start}, stop={self.stop}; they must satisfy 0 <= start < stop <= 1")

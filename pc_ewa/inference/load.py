@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from pc_ewa.bundled import bundled_models
 from pc_ewa.data import DATASETS, own_files
-from pc_ewa.data.formats.readers import EXTENSIONS
+from pc_ewa.data.formats.readers import EXTENSIONS, PREPARED
 from pc_ewa.errors import CheckpointError, ConfigError, Error
 from pc_ewa.ewa import has_gate
 from pc_ewa.inference.folder import CONFIG, check_names, checked_parts, read_folder
@@ -119,7 +119,7 @@ def find(source: str | Path) -> Path:
     """
     # os.path takes every name. pathlib raises if a name is too long, or begins with "~" and an unknown user.
     path, name = Path(os.path.expanduser(source)), str(source)
-    if os.path.isfile(path) and path.suffix.lower() in (*EXTENSIONS, ".h5", ".hdf5"):
+    if os.path.isfile(path) and path.suffix.lower() in (*EXTENSIONS, *PREPARED):
         raise CheckpointError(f"{path} holds shapes, not a model; the model comes first")
     if os.path.isfile(path) or os.path.isfile(path / CONFIG):
         return path

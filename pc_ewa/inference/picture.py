@@ -36,16 +36,12 @@ def predicted_scene(
         if isinstance(prediction, PartPrediction):
             most = max(most, int(prediction.parts.max()) + 1)
             place = upright(prediction.points, preprocessing.up_axis or "y")
-            panels.append(
-                Panel(
-                    _unit(place), kind_colours(prediction.parts.numpy()), f"{prediction.category}\n{_name(prediction)}"
-                )
-            )
+            colours, answer = kind_colours(prediction.parts.numpy()), prediction.category
+            panels.append(Panel(_unit(place), colours, f"{answer}\n{_name(prediction)}"))
         else:
             place = upright(present(by_name[prediction.name], preprocessing, up).points, preprocessing.up_axis or "y")
-            panels.append(
-                Panel(place, by_height(place), f"{prediction.label} {prediction.probability:.0%}\n{_name(prediction)}")
-            )
+            answer = f"{prediction.label} {prediction.probability:.0%}"
+            panels.append(Panel(place, by_height(place), f"{answer}\n{_name(prediction)}"))
     more = f" of {len(found)}" if len(found) > MOST else ""
     legend = kind_legend([f"part {part}" for part in range(most)])
     return Scene(f"predictions, {len(panels)}{more}", panels, legend)

@@ -53,12 +53,12 @@ def report_after(folder: str | Path) -> tuple[Path | None, str]:
     """
     path = Path(folder) / "report.html"
     try:
-        write_report([folder], path)
+        missing = write_report([folder], path)
     except ModuleNotFoundError as error:
         return None, f"no report page: {missing_package(error, 'pc-ewa report', 'compare') or error}"
     except Error as error:
         return None, f"no report page: {error}"
-    return path, f"report page: {path}"
+    return path, "; ".join([f"report page: {path}", *missing])
 
 
 def check_report(folders: Sequence[Path], path: Path) -> None:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from pc_ewa.bundled import bundled_configs, bundled_models, find_config
 from pc_ewa.config import Experiment, load_experiment, resolve
 from pc_ewa.data import DATASETS, Clouds, MissingSplitError, load_dataset
-from pc_ewa.data.formats.readers import EXTENSIONS
-from pc_ewa.data.hdf5 import SUFFIXES
+from pc_ewa.data.formats.readers import EXTENSIONS, PREPARED
 from pc_ewa.errors import ConfigError, DataError
 from pc_ewa.eval import EvalSettings, Score
 from pc_ewa.models.checkpoints.read import read_content
@@ -187,7 +186,7 @@ class Subjects:
         """Return the data section for a dataset name, a prepared file or a folder. None for other sources."""
         if self._source in DATASETS:
             return {"name": self._source}
-        if self._path.suffix in SUFFIXES:
+        if self._path.suffix.lower() in PREPARED:
             return {"name": "hdf5", "path": self._source}
         return {"name": "files", "path": self._source} if self._path.is_dir() else None
 

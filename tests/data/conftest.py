@@ -1,9 +1,10 @@
-"""A sound file in our layout, to read and to damage."""
+"""A sound file in our layout, and a folder of one's own shapes: to read and to damage."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from shape_folders import put
 
 from pc_ewa.data import write_hdf5
 
@@ -24,3 +25,14 @@ def path(tmp_path: Path) -> Path:
         licence="CC0",
     )
     return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten tables, five chairs, one lamp, and what a computer leaves about."""
+    folder = tmp_path / "mine"
+    put(folder, *(f"table/{i}.xyz" for i in range(10)), *(f"chair/{i}.off" for i in range(5)), "lamp/deep/er/1.TXT")
+    put(
+        folder, "table/notes.md", "table/.hidden.xyz", ".git/config.txt", "__MACOSX/table/0.xyz", "readme.txt", text="?"
+    )
+    return folder

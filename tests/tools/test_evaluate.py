@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,15 @@ def test_keys_of_its_config_can_be_changed(tool: Tool, trained: Any, toy_file: P
     code, out, _ = tool("evaluate", trained.folder / "checkpoints" / "last.pt", f"data.path={moved}", "--split=train")
     assert code == 0
     assert "/21, " in out
+
+
+def test_a_run_that_has_not_come_to_its_end_is_told(tool: Tool, trained: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(trained.folder, run)
+    assert "note: " not in tool("evaluate", run / "checkpoints" / "last.pt").out
+    (run / "summary.json").unlink()
+    out = tool("evaluate", run / "checkpoints" / "last.pt").out
+    assert [line for line in out.splitlines() if line.startswith(f"note: {run} ") and "step 4;" in line]
 
 
 @pytest.mark.parametrize("name", ["merged_last.pt", "last.pt"])

@@ -115,6 +115,23 @@ def test_the_example_needs_no_pc_ewa_and_predicts_as_evaluation_does(
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("a.ply", "?", "Other files are not read"),
+        ("a.txt", "1;2;3\n", "not lines of x y z"),
+        ("a.xyz", "1 2 3\n", "fewer than"),
+    ],
+)
+def test_the_example_refuses_what_is_no_cloud(
+    name: str, text: str, reason: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).write_text(text)
+    monkeypatch.setattr(sys, "argv", ["onnx_predict.py", str(exported), str(tmp_path / name)])
+    with pytest.raises(SystemExit, match=reason):
+        runpy.run_path(str(REPOSITORY / "examples" / "onnx_predict.py"), run_name="__main__")
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="the optional package nodejs is not installed")
 def test_the_page_presents_a_ply_as_evaluation_does(exported: Path, trained: Any, tmp_path: Path) -> None:
     clouds = load_dataset("hdf5", "test", path=trained.experiment.data.arguments["path"])

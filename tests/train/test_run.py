@@ -4,6 +4,7 @@ import fcntl
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def test_the_log_tells_what_the_terminal_told(
         "plan: 4 steps of 8 samples (2 epochs) on 1 x cpu",
         "5 of 21 training samples sit out each epoch",
         "step 2/4 (epoch 1): validation accuracy",
+        "training has ended; measuring on 12 test samples",
         "with experts",
         "test accuracy, last step",
         "test accuracy, best by validation (step ",
@@ -122,6 +124,22 @@ def test_the_log_tells_what_the_terminal_told(
         "standard error",
     ):
         assert part in printed.out
+
+
+@pytest.mark.parametrize("emulated", [True, False])
+def test_bf16_on_a_cpu_that_emulates_it_is_told(
+    experiment: MakeExperiment, emulated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pc_ewa.train.setup.has_bf16", lambda: not emulated)
+    for precision in ("bf16", "fp32"):
+        notes = build(experiment(f"train.precision={precision}"), World(0, 1, torch.device("cpu"))).notes
+        assert any("train.precision=fp32" in note for note in notes) == (emulated and precision == "bf16")
+
+
+def test_a_check_tells_the_sizes(experiment: MakeExperiment) -> None:
+    assert "without experts" in check(experiment("ewa=null"))
+    dense, experts = (int(n.replace(",", "")) for n in re.findall(r"([\d,]{4,})[ )]", check(experiment("ewa={}")))[:2])
+    assert 0 < dense < experts
 
 
 def test_the_table_says_what_all_right_or_none_right_proves(trained: Any) -> None:

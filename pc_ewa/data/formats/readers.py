@@ -41,6 +41,7 @@ _PARSERS: dict[str, Callable[[bytes], _Cloud | tuple[_Cloud, Lists | None]]] = {
     ".laz": parse_las,
 }
 EXTENSIONS = tuple(_PARSERS)
+PREPARED = (".h5", ".hdf5")  # of a file with a whole dataset, which `pc-ewa prepare` writes
 
 
 class Shape(NamedTuple):
